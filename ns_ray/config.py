@@ -1,0 +1,461 @@
+"""The settings of a run: one pydantic model per stage, YAML in, `--set a.b=c` on top.
+
+Knows nothing about torch or ray. Unknown keys are errors that suggest the nearest key;
+every other check lives beside the field it guards.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import yaml
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+from ns_ray.errors import ConfigError, nearest
+
+NoiseName = Literal["randaugment", "erase", "crop", "flip", "dropout", "stochastic_depth"]
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+class Settings(BaseModel):
+    """Base of all settings: unknown keys are refused, values are immutable."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+S = TypeVar("S", bound=Settings)
+
+
+class DataConfig(Settings):
+    """Which images. A source is a folder per class, a flat folder (unlabeled), a CSV or Parquet
+    table, WebDataset tars, a packed corpus, or a named set: digits, fashion-mnist, cifar10."""
+
+    labeled: str
+    """Source of the labeled images."""
+    unlabeled: tuple[str, ...] = ("rest",)
+    """Sources of the pile; labels in them are ignored. `rest` stands for the labeled images that
+    `labels` and `validation_size` leave over."""
+    validation: str | None = None
+    """Source of the validation images. null: held out of the labeled images, stratified."""
+    test: str | None = None
+    """Source of the test images, scored once at the end. null: no test."""
+    labels: int | None = Field(default=None, ge=2)
+    """Train on this many labeled images only, drawn per class by seed. null: all."""
+    validation_size: float = Field(default=0.1, gt=0)
+    """How much to hold out when `validation` is null: a fraction below 1, else a number of images.
+    """
+    max_rejected: Fraction = 0.1
+    """Exit 3 when more than this fraction of a source cannot be read."""
+    max_pixels: int = Field(default=178_956_970, ge=1)
+    """Reject images with more pixels (Pillow's own limit against decompression bombs)."""
+    rows_per_shard: int = Field(default=1024, ge=1)
+    """Images in one shard of a packed corpus: the unit of labeling, retry and resume."""
+
+    @field_validator("unlabeled", mode="before")
+    @classmethod
+    def _one_is_a_list(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str) else value
+
+
+class NoiseConfig(Settings):
+    """Student noise (paper section 2). On in training only; never while labeling or evaluating."""
+
+    randaugment: str | None = "rand-m9-mmax30-n2-p1.0"
+    """timm's RandAugment string. `p1.0` applies every drawn operation and `mmax30` lifts the cap
+    on the magnitude: plain `rand-m27-n2` is silently magnitude 10 at probability 0.5. null: off."""
+    erase: Fraction = 0.0
+    """Probability of erasing a random rectangle (timm's RandomErasing; stands in for Cutout)."""
+    crop_scale: tuple[float, float] | None = (0.08, 1.0)
+    """Area range of the random resized crop. null: no resized crop."""
+    crop_padding: Annotated[float, Field(ge=0.0, lt=0.5)] = 0.0
+    """Shift by padding this fraction of the image size on each side (reflected) and cropping back;
+    the usual augmentation of small images, used instead of `crop_scale`."""
+    flip: Fraction = 0.5
+    """Probability of a horizontal flip."""
+    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.2
+    """Dropout before the classifier."""
+    stochastic_depth: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.2
+    """Drop rate of the last block; linear over the blocks (survival 0.8 in the paper)."""
+    off_labeled: tuple[NoiseName, ...] = ()
+    """Noises that labeled images do without."""
+    off_unlabeled: tuple[NoiseName, ...] = ()
+    """Noises that pseudo-labeled images do without (the paper's ablation)."""
+
+    @field_validator("randaugment")
+    @classmethod
+    def _timm_string(cls, value: str | None) -> str | None:
+        if value is not None and not value.startswith("rand"):
+            raise ValueError(f"{value!r} is not a RandAugment string such as rand-m9-mmax30-n2-p1.0")
+        return value
+
+    @model_validator(mode="after")
+    def _one_crop(self) -> "NoiseConfig":
+        if self.crop_scale is not None:
+            low, high = self.crop_scale
+            if not 0 < low <= high <= 1:
+                raise ValueError(f"crop_scale {self.crop_scale} must be 0 < low <= high <= 1")
+        return self
+
+
+class TrainConfig(Settings):
+    """How a model is trained. Epochs, steps and the schedule count labeled images."""
+
+    epochs: float = Field(default=50, gt=0)
+    """Passes over the labeled images."""
+    batch_size: int = Field(default=64, ge=1)
+    """Labeled images per optimizer step, over all workers."""
+    unlabeled_ratio: float = Field(default=3, ge=0)
+    """Pseudo-labeled images per labeled image in a step."""
+    unlabeled_weight: float | None = Field(default=None, ge=0)
+    """Weight w in the loss (L_labeled + w * L_unlabeled) / (1 + w). null: the ratio, which makes
+    it the mean over the concatenated batch. 1 is Algorithm 1 of the paper, up to scale."""
+    optimizer: str = "sgd"
+    """A timm optimizer name."""
+    lr: float = Field(default=0.05, gt=0)
+    """Peak learning rate."""
+    weight_decay: float = Field(default=5e-4, ge=0)
+    optimizer_args: dict[str, Any] = Field(default_factory=dict)
+    """Further arguments of timm's create_optimizer_v2, such as {momentum: 0.9, eps: 0.001}."""
+    schedule: Literal["cosine", "step", "constant"] = "cosine"
+    """Learning rate after the warm-up: cosine to 0, or times `decay_rate` each `decay_epochs`."""
+    warmup_epochs: float = Field(default=0, ge=0)
+    """Linear warm-up from 0."""
+    decay_epochs: float = Field(default=2.4, gt=0)
+    decay_rate: Fraction = 0.97
+    label_smoothing: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1
+    """On hard targets only (labels, and pseudo-labels when `select.targets` is hard)."""
+    ema_decay: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.999
+    """Decay of the averaged weights, ramped as min(decay, (1 + t) / (10 + t))."""
+    clip_grad: float | None = Field(default=None, gt=0)
+    """Largest gradient norm. null: no clipping."""
+    accumulate: int = Field(default=1, ge=1)
+    """Forward passes per optimizer step; each takes its share of the batch."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """auto: bf16 on CUDA, fp32 elsewhere (depthwise backward passes are slow in bf16 on CPUs)."""
+    checkpoint_seconds: float = Field(default=60, ge=0)
+    """Least time between two checkpoints. 0: after every logged step."""
+    log_steps: int = Field(default=20, ge=1)
+    """Optimizer steps between two rows of metrics."""
+    noise: NoiseConfig = NoiseConfig()
+
+
+class ModelConfig(Settings):
+    """One model of the run: the first teacher or a student."""
+
+    model: str | None = None
+    """A timm model name."""
+    pretrained: str | None = None
+    """Start weights: a timm tag, or the folder of a bundle. null: from scratch."""
+    bundle: str | None = None
+    """First teacher only: use this bundle and train nothing."""
+    model_args: dict[str, Any] = Field(default_factory=dict)
+    """Further arguments of timm.create_model."""
+    image_size: int | None = Field(default=None, ge=8)
+    """Side of the square input in pixels. null: the model's own."""
+    crop_pct: float | None = Field(default=None, gt=0, le=1)
+    """Share of the short side that the evaluation crop keeps. null: the model's own."""
+    init: Literal["scratch", "teacher"] = "scratch"
+    """teacher: start from the teacher's weights (same architecture only)."""
+    train: dict[str, Any] = Field(default_factory=dict)
+    """Overrides of the run's `train` settings for this model, such as {epochs: 100}."""
+
+    @model_validator(mode="after")
+    def _model_or_bundle(self) -> "ModelConfig":
+        if (self.model is None) == (self.bundle is None):
+            raise ValueError("give either `model` (a timm name) or `bundle` (a folder)")
+        return self
+
+
+class LabelConfig(Settings):
+    """How the teacher labels the pile."""
+
+    batch_size: int = Field(default=64, ge=1)
+    """Images in one forward pass."""
+    dense_classes: int = Field(default=1000, ge=1)
+    """Store the whole probability vector up to this many classes, the top `top_k` above."""
+    top_k: int = Field(default=100, ge=1)
+    """Probabilities kept per image above `dense_classes` classes; the rest is shared out."""
+    min_teacher_top1: Fraction = 0.0
+    """Refuse to label with a teacher whose validation accuracy is below this."""
+
+
+class SelectConfig(Settings):
+    """Which pseudo-labels train the student (paper section 3.1)."""
+
+    threshold: Fraction = 0.3
+    """Keep images whose top probability is above this."""
+    per_class: int | Literal["auto"] | None = "auto"
+    """At most this many rows per predicted class, highest confidence first; rarer classes are
+    filled up with copies. auto: the mean over the classes. null: no balancing."""
+    max_copies: int = Field(default=5, ge=1)
+    """Most copies of one image. 1: rare classes are not filled up."""
+    targets: Literal["soft", "hard"] = "soft"
+    """Train on the teacher's probabilities, or on its arg-max."""
+    temperature: float = Field(default=1.0, gt=0)
+    """Soft targets are p^(1/temperature), renormalized; below 1 sharpens."""
+    reassign: bool = False
+    """From the second generation on, keep the first selection and only re-label it."""
+
+    @field_validator("per_class")
+    @classmethod
+    def _positive(cls, value: int | str | None) -> int | str | None:
+        if isinstance(value, int) and value < 1:
+            raise ValueError("per_class must be at least 1, `auto` or null")
+        return value
+
+
+class AcceptConfig(Settings):
+    """When a student replaces its teacher: decided on validation images."""
+
+    max_p: Annotated[float, Field(gt=0.0, le=1.0)] = 0.5
+    """Accept when the one-sided paired (McNemar) test that the student is better gives p of at
+    most this. 0.5: more images gained than lost; 0.05: significantly better; 1: always."""
+    otherwise: Literal["keep_teacher", "continue", "stop"] = "keep_teacher"
+    """A refused student: the old teacher labels again, it teaches all the same, or the run ends."""
+
+
+class EvaluateConfig(Settings):
+    """How models are scored."""
+
+    batch_size: int = Field(default=64, ge=1)
+    top_k: int = Field(default=5, ge=1)
+    """The k of top-k accuracy (less with fewer classes)."""
+
+
+class ResourcesConfig(Settings):
+    """Where the work runs. Changing these does not change what a run computes, but for the order
+    of images. null means: from the machine or the cluster."""
+
+    num_workers: int = Field(default=1, ge=1)
+    """Training workers (DDP)."""
+    cpus_per_worker: float | None = Field(default=None, gt=0)
+    gpus_per_worker: float | None = Field(default=None, ge=0)
+    loaders: int | None = Field(default=None, ge=0)
+    """Processes per worker that decode and augment. 0: a thread of the worker does."""
+    label_actors: int | None = Field(default=None, ge=1)
+    """Teacher actors that label in parallel."""
+    cpus_per_actor: float | None = Field(default=None, gt=0)
+    gpus_per_actor: float | None = Field(default=None, ge=0)
+    max_failures: int = Field(default=3, ge=-1)
+    """Restarts of a training whose worker or node was lost. -1: no limit."""
+
+
+class RunConfig(Settings):
+    """A whole run."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    """Folder of the run below `storage`: letters, digits, dot, dash and underscore."""
+    storage: str = "runs"
+    """A folder, or an s3:// or gs:// URI."""
+    seed: int = Field(default=0, ge=0)
+    data: DataConfig
+    teacher: ModelConfig
+    students: tuple[ModelConfig, ...] = Field(min_length=1)
+    label: LabelConfig = LabelConfig()
+    select: SelectConfig = SelectConfig()
+    train: TrainConfig = TrainConfig()
+    accept: AcceptConfig = AcceptConfig()
+    control: bool = False
+    """Also train the last student's architecture, steps and noise on labeled images only."""
+    evaluate: EvaluateConfig = EvaluateConfig()
+    resources: ResourcesConfig = ResourcesConfig()
+
+    @model_validator(mode="after")
+    def _students_are_trained(self) -> "RunConfig":
+        for i, student in enumerate(self.students):
+            if student.bundle is not None:
+                raise ValueError(f"students.{i}.bundle: only the teacher can come as a bundle")
+        for place, model in [
+            ("teacher", self.teacher),
+            *[(f"students.{i}", s) for i, s in enumerate(self.students)],
+        ]:
+            try:
+                train_config(self.train, model)
+            except ConfigError as error:
+                raise ValueError(f"{place}.train: {error}") from None
+        return self
+
+
+def train_config(base: TrainConfig, model: ModelConfig) -> TrainConfig:
+    """The run's training settings with one model's overrides laid over them."""
+    merged = _merge(base.model_dump(mode="json"), model.train)
+    return validate(TrainConfig, merged)
+
+
+def recipe_names() -> list[str]:
+    """Names of the YAML recipes inside the package."""
+    folder = resources.files("ns_ray") / "recipes"
+    return sorted(f.name.removesuffix(".yaml") for f in folder.iterdir() if f.name.endswith(".yaml"))
+
+
+def load_recipe(name: str, overrides: Iterable[str] = ()) -> RunConfig:
+    """A recipe of the package, with `--set` overrides on top.
+
+    Raises:
+        ConfigError: no such recipe, or a bad override.
+    """
+    if name not in recipe_names():
+        raise ConfigError(
+            f"recipe {name!r} does not exist{nearest(name, recipe_names())}; "
+            f"--recipe takes one of: {', '.join(recipe_names())}"
+        )
+    text = (resources.files("ns_ray") / "recipes" / f"{name}.yaml").read_text()
+    return parse(text, overrides, origin=f"recipe {name}")
+
+
+def load_config(path: str | Path, overrides: Iterable[str] = ()) -> RunConfig:
+    """A user's YAML file, with `--set` overrides on top.
+
+    Raises:
+        ConfigError: the file is missing or not YAML, or a setting is wrong.
+    """
+    try:
+        text = Path(path).read_text()
+    except OSError as error:
+        raise ConfigError(f"--config {path}: {error.strerror or error}") from None
+    return parse(text, overrides, origin=str(path))
+
+
+def parse(text: str, overrides: Iterable[str] = (), *, origin: str = "config") -> RunConfig:
+    """YAML text and `a.b=c` overrides, through one validation."""
+    try:
+        raw = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{origin} is not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{origin} must be a mapping of settings, not {type(raw).__name__}")
+    for override in overrides:
+        set_value(raw, override)
+    return validate(RunConfig, raw, origin=origin)
+
+
+def set_value(raw: dict[str, Any], override: str) -> None:
+    """Apply one `a.b.0.c=value` to nested settings; the value is YAML."""
+    path, equals, text = override.partition("=")
+    if not equals or not path:
+        raise ConfigError(f"--set {override!r} must look like train.epochs=20")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise ConfigError(f"--set {override!r}: the value is not valid YAML") from None
+    if isinstance(value, str):  # YAML 1.1 reads 1e-3 as text
+        try:
+            value = float(value)
+        except ValueError:
+            value = str(value)
+    node: Any = raw
+    *parents, last = path.split(".")
+    for key in parents:
+        if isinstance(node, list):
+            node = node[_index(node, key, override)]
+        else:
+            if not isinstance(node.get(key), dict | list):
+                node[key] = {}
+            node = node[key]
+    if isinstance(node, list):
+        node[_index(node, last, override)] = value
+    else:
+        node[last] = value
+
+
+def _index(items: list[Any], key: str, override: str) -> int:
+    if not key.isdigit() or int(key) >= len(items):
+        raise ConfigError(f"--set {override!r}: {key!r} must be an index from 0 to {len(items) - 1}")
+    return int(key)
+
+
+def validate(model: type[S], raw: Mapping[str, Any], *, origin: str = "") -> S:
+    """Build settings from plain values.
+
+    Raises:
+        ConfigError: names every wrong setting, its value, and the nearest known key.
+    """
+    try:
+        return model.model_validate(raw)
+    except ValidationError as error:
+        items = error.errors(include_url=False)
+        # A list with a bad item is also reported as too short; the item says it better.
+        blamed = [i for i in items if not any(_inside(j["loc"], i["loc"]) for j in items)]
+        lines = [_explain(model, dict(item)) for item in blamed]
+        raise ConfigError((f"{origin}: " if origin else "") + "; ".join(lines)) from None
+
+
+def _inside(loc: tuple[Any, ...], outer: tuple[Any, ...]) -> bool:
+    return len(loc) > len(outer) and loc[: len(outer)] == outer
+
+
+def _explain(model: type[BaseModel], item: dict[str, Any]) -> str:
+    where = ".".join(str(part) for part in item["loc"])
+    if item["type"] == "extra_forbidden":
+        key = str(item["loc"][-1])
+        known = _fields_at(model, item["loc"][:-1])
+        return f"unknown setting {where!r}{nearest(key, known)}; known: {', '.join(known)}"
+    if item["type"] == "missing":
+        return f"setting {where!r} is missing"
+    message = str(item["msg"]).removeprefix("Value error, ")
+    if not where or isinstance(item["input"], dict):
+        return f"{where}: {message}" if where else message
+    return f"{where}={item['input']!r}: {message}"
+
+
+def _fields_at(model: type[BaseModel], loc: tuple[Any, ...]) -> list[str]:
+    current: Any = model
+    for part in loc:
+        if isinstance(part, int):
+            continue
+        field = current.model_fields.get(part)
+        if field is None:
+            return []
+        inner = [field.annotation, *getattr(field.annotation, "__args__", ())]
+        nested = [a for a in inner if isinstance(a, type) and issubclass(a, BaseModel)]
+        if not nested:
+            return []
+        current = nested[0]
+    return list(current.model_fields)
+
+
+def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in over.items():
+        if isinstance(value, Mapping) and isinstance(merged.get(key), Mapping):
+            merged[key] = _merge(merged[key], value)
+        else:
+            merged[key] = value
+    return merged
+
+
+def dump(config: Settings) -> str:
+    """Settings as YAML, every default written out."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def config_hash(config: Settings | Mapping[str, Any]) -> str:
+    """Twelve hex digits that change with anything that changes the result of a run: where it is
+    stored and which resources it gets do not."""
+    plain = dict(config.model_dump(mode="json") if isinstance(config, Settings) else config)
+    for key in ("storage", "resources"):
+        plain.pop(key, None)
+    text = json.dumps(plain, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """`a.b: old -> new` for every setting in which two plain configs differ."""
+    found = []
+    for key in sorted({*old, *new}):
+        a, b, path = old.get(key), new.get(key), f"{prefix}{key}"
+        if isinstance(a, Mapping) and isinstance(b, Mapping):
+            found += differences(a, b, f"{path}.")
+        elif a != b:
+            found.append(f"{path}: {a!r} -> {b!r}")
+    return found

@@ -1,0 +1,55 @@
+"""Everything that can go wrong, and the exit code that says so.
+
+    NsRayError
+    |-- ConfigError         exit 2: a setting is wrong; nothing was started
+    |-- DataError           exit 3: the images or labels cannot be used
+    |   `-- ImageError      one image cannot be used (a row in rejected.parquet, not an exit)
+    `-- StageError          exit 4: a stage failed; running the same command again continues
+
+A message names the value, what is allowed, and the setting to change.
+"""
+
+import difflib
+from collections.abc import Iterable
+
+
+class NsRayError(Exception):
+    """Base of all errors a user can cause or meet."""
+
+    exit_code = 1
+
+
+class ConfigError(NsRayError):
+    """A setting is wrong. Nothing was started."""
+
+    exit_code = 2
+
+
+class DataError(NsRayError):
+    """The images or labels cannot be used."""
+
+    exit_code = 3
+
+
+class ImageError(DataError):
+    """One image cannot be used. `reason` is a short, countable word; `detail` says more."""
+
+    def __init__(self, reason: str, detail: str = "") -> None:
+        super().__init__(f"{reason}: {detail}" if detail else reason)
+        self.reason = reason
+        self.detail = detail
+
+    def __reduce__(self) -> tuple[type["ImageError"], tuple[str, str]]:
+        return type(self), (self.reason, self.detail)
+
+
+class StageError(NsRayError):
+    """A stage failed half-way. What it published stays valid; the same command continues."""
+
+    exit_code = 4
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """' (did you mean X?)' for the closest of the known words, or an empty string."""
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+    return f" (did you mean {close[0]!r}?)" if close else ""

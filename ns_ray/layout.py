@@ -1,0 +1,68 @@
+"""Where everything of a run lives, and nothing else."""
+
+from dataclasses import dataclass
+
+from ns_ray import storage
+from ns_ray.config import RunConfig
+
+CONTROL = "control"
+
+
+@dataclass(frozen=True)
+class RunLayout:
+    """Paths of one run: `{storage}/{name}`."""
+
+    root: str
+
+    @classmethod
+    def of(cls, config: RunConfig) -> "RunLayout":
+        """The layout of a config's run; the root is absolute."""
+        return cls(storage.join(storage.absolute(config.storage), config.name))
+
+    @property
+    def config(self) -> str:
+        """The resolved config."""
+        return storage.join(self.root, "config.yaml")
+
+    @property
+    def result(self) -> str:
+        """The machine-readable verdict."""
+        return storage.join(self.root, "result.json")
+
+    @property
+    def metrics(self) -> str:
+        """Every metric as it happened."""
+        return storage.join(self.root, "metrics.jsonl")
+
+    @property
+    def model(self) -> str:
+        """The best bundle, the one that is served."""
+        return storage.join(self.root, "model")
+
+    def corpus(self, name: str) -> str:
+        """Packed labeled, unlabeled, validation or test images."""
+        return storage.join(self.root, "corpora", name)
+
+    def generation(self, g: int | str) -> str:
+        """Folder of a generation, or of the control arm."""
+        return storage.join(self.root, g if isinstance(g, str) else f"gen-{g:02d}")
+
+    def checkpoints(self, g: int | str) -> str:
+        """Training checkpoints."""
+        return storage.join(self.generation(g), "checkpoints")
+
+    def bundle(self, g: int | str) -> str:
+        """The trained model."""
+        return storage.join(self.generation(g), "bundle")
+
+    def evaluation(self, g: int | str) -> str:
+        """Scores and predictions; `evaluation.json` beside the bundle sums them up."""
+        return storage.join(self.generation(g), "evaluation")
+
+    def pseudo_labels(self, g: int) -> str:
+        """Labels for the student of generation g."""
+        return storage.join(self.generation(g), "pseudo_labels")
+
+    def selection(self, g: int) -> str:
+        """Selected rows for the student of generation g."""
+        return storage.join(self.generation(g), "selection")

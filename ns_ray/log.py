@@ -1,0 +1,136 @@
+"""What a person sees while a run works, and the metrics that a machine reads afterwards.
+
+One live line per stage on a terminal (done/total, images/s, time left, share of time spent waiting
+for input), a plain line now and then elsewhere. Knows nothing about the method.
+"""
+
+import json
+import os
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TaskProgressColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
+
+PLAIN_SECONDS = 10.0
+"""Least time between two lines of a stage when the output is not a terminal."""
+
+console = Console(highlight=False, soft_wrap=True)
+
+
+class _Rate(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        return Text(task.fields["note"], style="dim")
+
+
+class Meter:
+    """Counts what a stage has done; the line on the screen follows."""
+
+    def __init__(self, name: str, total: int, unit: str, progress: Progress | None) -> None:
+        self.name, self.total, self.unit = name, total, unit
+        self.done = 0
+        self.waited = 0.0
+        self.skipped = 0
+        self._start = self._printed = time.monotonic()
+        self._progress = progress
+        self._task = progress.add_task(name, total=total, note="") if progress else None
+
+    def skip(self, amount: int) -> None:
+        """Count work that an earlier, interrupted run has done."""
+        self.skipped += amount
+        self.add(amount)
+
+    def add(self, amount: int, *, waited: float = 0.0) -> None:
+        """Count finished work, and the seconds of it that went into waiting for input."""
+        self.done += amount
+        self.waited += waited
+        if self._progress is not None and self._task is not None:
+            self._progress.update(self._task, completed=self.done, note=self.note())
+        elif time.monotonic() - self._printed >= PLAIN_SECONDS:
+            self._printed = time.monotonic()
+            left = self.seconds * (self.total - self.done) / max(self.done - self.skipped, 1)
+            console.print(
+                f"{self.name}: {self.done:,}/{self.total:,} {self.note()}, {left:.0f} s left"
+            )
+
+    @property
+    def seconds(self) -> float:
+        """Seconds since the stage began."""
+        return time.monotonic() - self._start
+
+    @property
+    def rate(self) -> float:
+        """Units per second, work of earlier runs not counted."""
+        return (self.done - self.skipped) / max(self.seconds, 1e-9)
+
+    def note(self) -> str:
+        """Rate, and the share of time spent waiting for input when it matters."""
+        wait = self.waited / max(self.seconds, 1e-9)
+        waiting = f", {wait:.0%} waiting for input" if wait >= 0.05 else ""
+        return f"{self.rate:,.0f} {self.unit}/s{waiting}"
+
+
+@contextmanager
+def progress(name: str, total: int, unit: str = "images") -> Iterator[Meter]:
+    """A line for one stage: `with progress("label gen-01", 58_000) as meter: meter.add(64)`."""
+    if console.is_terminal:
+        columns = (
+            TextColumn("{task.description:<18}"),
+            BarColumn(bar_width=24),
+            TaskProgressColumn(),
+            TextColumn("{task.completed:,.0f}/{task.total:,.0f}"),
+            _Rate(),
+            TimeRemainingColumn(compact=True),
+        )
+        with Progress(*columns, console=console, transient=True) as bars:
+            meter = Meter(name, total, unit, bars)
+            yield meter
+    else:
+        meter = Meter(name, total, unit, None)
+        yield meter
+    console.print(f"{name}: {meter.done:,} {unit} in {meter.seconds:.1f} s, {meter.note()}")
+
+
+def say(text: str) -> None:
+    """Print a line for people."""
+    console.print(text)
+
+
+class Metrics:
+    """Appends to `metrics.jsonl` and to TensorBoard events beside it. Local folders only; on an
+    object store the driver uploads the file when a stage ends."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self._path = Path(path)
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        self._writer: Any = None
+
+    def write(self, stage: str, step: int, values: Mapping[str, float]) -> None:
+        """One row: `{"time", "stage", "step", name: value, ...}`."""
+        row = {"time": round(time.time(), 3), "stage": stage, "step": step, **values}
+        with self._path.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+        if self._writer is None:
+            from tensorboard.summary import Writer
+
+            self._writer = Writer(str(self._path.parent / "tensorboard"))
+        for name, value in values.items():
+            self._writer.add_scalar(f"{stage}/{name}", value, step)
+
+    def close(self) -> None:
+        """Flush the TensorBoard events."""
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None

@@ -1,0 +1,241 @@
+"""Files on a local disk or in an object store, written so that nothing half-written is read.
+
+A file appears whole or not at all. A stage writes its files under names that carry its
+fingerprint, lists them in `_DONE.json`, writes that last, and only then removes what an earlier
+publication left. Readers look at the listed files only. Rerun with the same fingerprint, the stage
+returns what it published.
+
+Paths are local paths or URIs (s3://, gs://) that pyarrow understands.
+"""
+
+import hashlib
+import json
+import os
+import platform
+import time
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.fs as pafs
+import pyarrow.parquet as pq
+
+from ns_ray.errors import ConfigError, DataError
+
+DONE = "_DONE.json"
+
+
+def is_uri(path: str) -> bool:
+    """Whether a path names an object store rather than the local disk."""
+    return "://" in path
+
+
+def absolute(path: str | os.PathLike[str]) -> str:
+    """The same place, whatever the working directory of the process that reads it."""
+    text = os.fspath(path)
+    return text.rstrip("/") if is_uri(text) else os.path.abspath(os.path.expanduser(text))
+
+
+def join(path: str, *parts: str) -> str:
+    """Path of a file or folder inside another."""
+    return "/".join([path.rstrip("/"), *parts])
+
+
+def filesystem(path: str) -> tuple[pafs.FileSystem, str]:
+    """The file system of a path, and the path within it.
+
+    Raises:
+        ConfigError: the scheme is unknown.
+    """
+    if not is_uri(path):
+        return pafs.LocalFileSystem(), absolute(path)
+    try:
+        fs, inner = pafs.FileSystem.from_uri(path)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+        raise ConfigError(f"{path!r}: {error}; use a folder, or an s3:// or gs:// URI") from None
+    return fs, inner
+
+
+def exists(path: str) -> bool:
+    """Whether a file or folder is there."""
+    fs, inner = filesystem(path)
+    return bool(fs.get_file_info(inner).type != pafs.FileType.NotFound)
+
+
+def read_bytes(path: str) -> bytes:
+    """A whole file."""
+    fs, inner = filesystem(path)
+    with fs.open_input_stream(inner) as stream:
+        return bytes(stream.read())
+
+
+def write_bytes(path: str, data: bytes) -> None:
+    """Write a file that appears whole or not at all.
+
+    Raises:
+        ConfigError: the place cannot be written.
+    """
+    fs, inner = filesystem(path)
+    local = isinstance(fs, pafs.LocalFileSystem)
+    target = f"{inner}.{uuid.uuid4().hex[:8]}.tmp" if local else inner
+    try:
+        if local:
+            os.makedirs(os.path.dirname(inner), exist_ok=True)
+        with fs.open_output_stream(target) as stream:
+            stream.write(data)
+        if local:
+            os.replace(target, inner)
+    except OSError as error:
+        if local and os.path.exists(target):
+            os.unlink(target)
+        raise ConfigError(f"cannot write {path}: {error.strerror or error}") from None
+
+
+def read_json(path: str) -> dict[str, Any]:
+    """A JSON object.
+
+    Raises:
+        DataError: the file is not a JSON object.
+    """
+    try:
+        value = json.loads(read_bytes(path))
+    except ValueError as error:
+        raise DataError(f"{path} is not valid JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise DataError(f"{path} must hold a JSON object, not {type(value).__name__}")
+    return value
+
+
+def write_json(path: str, value: Mapping[str, Any]) -> None:
+    """Write a JSON object, indented for people."""
+    write_bytes(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
+
+
+def read_table(path: str, columns: list[str] | None = None) -> pa.Table:
+    """A whole Parquet file, or some of its columns."""
+    fs, inner = filesystem(path)
+    return pq.read_table(inner, columns=columns, filesystem=fs, partitioning=None)
+
+
+def write_table(path: str, table: pa.Table, row_group_size: int = 256) -> None:
+    """Write a Parquet file that appears whole or not at all."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, row_group_size=row_group_size, compression="zstd")
+    write_bytes(path, sink.getvalue().to_pybytes())
+
+
+def list_files(path: str, recursive: bool = False) -> list[str]:
+    """Names (relative to `path`) of the files in a folder, sorted. A missing folder has none."""
+    fs, inner = filesystem(path)
+    selector = pafs.FileSelector(inner, allow_not_found=True, recursive=recursive)
+    start = len(inner.rstrip("/")) + 1
+    return sorted(
+        info.path[start:] for info in fs.get_file_info(selector) if info.type == pafs.FileType.File
+    )
+
+
+def remove_files(path: str, names: list[str]) -> None:
+    """Remove files of a folder; one that is already gone is no error."""
+    fs, inner = filesystem(path)
+    for name in names:
+        try:
+            fs.delete_file(f"{inner}/{name}")
+        except FileNotFoundError:
+            continue
+
+
+def fingerprint(*parts: Any) -> str:
+    """Twelve hex digits of plain values."""
+    text = json.dumps(parts, sort_keys=True, separators=(",", ":"), default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+@dataclass(frozen=True)
+class Done:
+    """What a finished stage left: the contents of its `_DONE.json`."""
+
+    stage: str
+    fingerprint: str
+    files: list[str]
+    facts: dict[str, Any]
+    seconds: float
+
+
+def published(out: str) -> Done | None:
+    """What the folder's `_DONE.json` says, or None when there is none."""
+    path = join(out, DONE)
+    if not exists(path):
+        return None
+    raw = read_json(path)
+    return Done(
+        stage=str(raw.get("stage", "")),
+        fingerprint=str(raw.get("fingerprint", "")),
+        files=[str(name) for name in raw.get("files", [])],
+        facts={str(k): v for k, v in raw.get("facts", {}).items()},
+        seconds=float(raw.get("seconds", 0.0)),
+    )
+
+
+def already(out: str, fingerprint: str) -> Done | None:
+    """What was published, if it was made from just these inputs."""
+    done = published(out)
+    return done if done is not None and done.fingerprint == fingerprint else None
+
+
+def publish(
+    out: str,
+    *,
+    stage: str,
+    fingerprint: str,
+    files: list[str],
+    facts: Mapping[str, Any],
+    inputs: Mapping[str, Any],
+    seconds: float,
+) -> Done:
+    """Write `_DONE.json`, then remove the files of an earlier publication that it doesn't list."""
+    earlier = published(out)
+    write_json(
+        join(out, DONE),
+        {
+            "stage": stage,
+            "fingerprint": fingerprint,
+            "files": files,
+            "facts": dict(facts),
+            "inputs": dict(inputs),
+            "seconds": round(seconds, 3),
+            "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            "versions": versions(),
+        },
+    )
+    if earlier is not None:
+        remove_files(out, sorted(set(earlier.files) - set(files)))
+    return Done(stage, fingerprint, files, dict(facts), seconds)
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the libraries that decide a result."""
+    found = {"python": platform.python_version()}
+    for name in ("ns-ray", "torch", "timm", "ray", "numpy", "pillow", "pyarrow"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def git_sha(folder: str | None = None) -> str | None:
+    """Commit of the checkout this package lies in, or None when it is installed elsewhere."""
+    here = Path(folder) if folder else Path(__file__).resolve().parent
+    for parent in (here, *here.parents):
+        head = parent / ".git" / "HEAD"
+        if head.is_file():
+            text = head.read_text().strip()
+            if not text.startswith("ref: "):
+                return text
+            ref = parent / ".git" / text.removeprefix("ref: ")
+            return ref.read_text().strip() if ref.is_file() else None
+    return None
