@@ -130,7 +130,9 @@ def hash_keys(keys: pa.Array | pa.ChunkedArray, seed: int) -> np.ndarray[Any, An
     is the same on any cluster."""
     digest = xxhash.xxh3_64_intdigest
     return np.fromiter(
-        (digest(key, seed) for key in keys.to_pylist()), dtype=np.uint64, count=len(keys)
+        (digest(key, seed) for key in keys.cast(pa.binary()).to_pylist()),
+        dtype=np.uint64,
+        count=len(keys),
     )
 
 

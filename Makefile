@@ -1,0 +1,61 @@
+# Every target makes the virtual environment it needs; `make demo` is the first thing to run.
+#
+#   make demo     the main job on the embedded data set
+#   make test     all tests                    make fast    those that take seconds
+#   make check    format, lint, types, architecture, packaging
+#   make bench    the benchmarks               make schema  regenerate the configuration docs
+#
+# Another interpreter: make PYTHON=python3.12 demo
+# Another build of torch: make TORCH='torch torchvision' demo, with pip's own settings or variables.
+
+PYTHON ?= python3
+TORCH ?= torch==2.14.1 torchvision==0.29.1
+VENV ?= .venv
+PYTEST_ARGS ?=
+
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test fast check bench schema clean
+
+help:
+	@sed -n 's/^#   //p' Makefile
+
+install: $(INSTALLED)
+
+# Torch goes first and alone: it is the one package whose build depends on the machine.
+$(INSTALLED): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "ns-ray needs Python 3.11 or newer, $(PYTHON) is not; try: make PYTHON=python3.12" >&2; \
+	  exit 2; }
+	test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --disable-pip-version-check $(TORCH)
+	$(BIN)/python -m pip install --disable-pip-version-check --editable '.[dev]'
+	@touch $@
+
+demo: $(INSTALLED)
+	$(BIN)/python -m ns_ray.run
+
+test: $(INSTALLED)
+	$(BIN)/python -m pytest --durations=15 $(PYTEST_ARGS)
+
+fast: $(INSTALLED)
+	$(BIN)/python -m pytest -m 'not slow and not ray and not gpu' $(PYTEST_ARGS)
+
+check: $(INSTALLED)
+	$(BIN)/python -m ruff format --check .
+	$(BIN)/python -m ruff check .
+	$(BIN)/python -m mypy
+	$(BIN)/python -m pytest -q tests/test_architecture.py tests/test_packaging.py \
+	  tests/test_schema_published.py
+
+bench: $(INSTALLED)
+	@set -e; for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script; done
+
+schema: $(INSTALLED)
+	$(BIN)/python docs/make_configuration.py
+
+clean:
+	rm -rf build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +

@@ -1,0 +1,112 @@
+"""Input noise: what a training image goes through before the model sees it.
+
+Every image of both streams gets it, fresh at each presentation. Uses timm's RandAugment, which
+draws from the global generators of `random` and `numpy`: seed both (see `seed_everything`) and
+the same images come out. Knows nothing about models or Ray.
+"""
+
+import math
+import random
+from collections.abc import Collection
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageOps
+from timm.data.auto_augment import rand_augment_transform
+from timm.data.transforms import RandomResizedCropAndInterpolation
+
+from ns_ray.config import NoiseConfig
+from ns_ray.errors import ConfigError
+
+GRAY = (128, 128, 128)
+"""Fill of areas that an operation uncovers (reference code)."""
+
+ERASE_AREA = (0.02, 1 / 3)
+"""Share of the image that a random rectangle covers (Zhong et al. 2017, timm's defaults)."""
+
+
+def seed_everything(seed: int) -> None:
+    """Seed the generators that the augmentation draws from."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002 - timm draws from the global generator
+
+
+class Augment:
+    """RGB image -> augmented RGB image of `size` x `size` pixels."""
+
+    def __init__(self, noise: NoiseConfig, size: int, off: Collection[str] = ()) -> None:
+        """
+        Args:
+            noise: what to apply.
+            size: side of the result in pixels.
+            off: names of noises to leave out (`noise.off_labeled` or `noise.off_unlabeled`).
+
+        Raises:
+            ConfigError: timm cannot read the RandAugment string.
+        """
+        self.size = size
+        self.flip = 0.0 if "flip" in off else noise.flip
+        self.erase = 0.0 if "erase" in off else noise.erase
+        crop = "crop" not in off
+        self.padding = round(noise.crop_padding * size) if crop else 0
+        self.crop = None
+        if crop and not self.padding and noise.crop_scale is not None:
+            self.crop = RandomResizedCropAndInterpolation(
+                size, scale=noise.crop_scale, interpolation="bicubic"
+            )
+        self.randaugment = None
+        if noise.randaugment is not None and "randaugment" not in off:
+            try:
+                self.randaugment = rand_augment_transform(
+                    noise.randaugment,
+                    {"translate_const": max(1, round(0.45 * size)), "img_mean": GRAY},
+                )
+            except (AssertionError, ValueError, KeyError) as error:
+                raise ConfigError(
+                    f"train.noise.randaugment={noise.randaugment!r} is not a RandAugment string "
+                    f"such as rand-m9-mmax30-n2-p1.0 ({error})"
+                ) from None
+
+    def __call__(self, image: Image.Image) -> np.ndarray[Any, np.dtype[np.uint8]]:
+        """uint8 [size, size, 3]."""
+        if self.crop is not None:
+            image = self.crop(image)
+        else:
+            image = fit_square(image, self.size)
+            if self.padding:
+                image = _shift(image, self.padding)
+        if random.random() < self.flip:
+            image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        if self.randaugment is not None:
+            image = self.randaugment(image)
+        pixels = np.array(image)
+        if random.random() < self.erase:
+            _erase(pixels)
+        return pixels
+
+
+def fit_square(image: Image.Image, size: int) -> Image.Image:
+    """The whole short side, centered, as a square of `size` pixels."""
+    if image.size == (size, size):
+        return image
+    return ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC)
+
+
+def _shift(image: Image.Image, padding: int) -> Image.Image:
+    """Random crop of the image padded by reflection."""
+    dx, dy = random.randint(-padding, padding), random.randint(-padding, padding)
+    pixels = np.pad(np.asarray(image), ((padding,) * 2, (padding,) * 2, (0, 0)), mode="reflect")
+    top, left = padding + dy, padding + dx
+    return Image.fromarray(pixels[top : top + image.height, left : left + image.width])
+
+
+def _erase(pixels: np.ndarray[Any, np.dtype[np.uint8]]) -> None:
+    """Fill a random rectangle with noise, in place."""
+    height, width, _ = pixels.shape
+    area = random.uniform(*ERASE_AREA) * height * width
+    aspect = math.exp(random.uniform(math.log(0.3), math.log(1 / 0.3)))
+    h = min(height, max(1, round(math.sqrt(area * aspect))))
+    w = min(width, max(1, round(math.sqrt(area / aspect))))
+    top, left = random.randint(0, height - h), random.randint(0, width - w)
+    fill = np.random.randint(0, 256, (h, w, 3))  # noqa: NPY002 - seeded with timm's
+    pixels[top : top + h, left : left + w] = fill

@@ -1,0 +1,218 @@
+"""A model folder: weights, config, class names, preprocessing, provenance.
+
+It is timm's local-dir (`config.json` + `model.safetensors`), so that
+`timm.create_model("local-dir:PATH", pretrained=True)` loads it, plus a model card and
+`ns_ray.json`. Any timm local-dir that somebody else made can be opened too. No pickle is read.
+"""
+
+import hashlib
+import json
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from timm.data import resolve_model_data_config
+from timm.models import save_for_hf
+from torch import nn
+
+from ns_ray import storage
+from ns_ray.errors import ConfigError, DataError
+from ns_ray.images import Preprocess
+from ns_ray.models import parameter_count
+
+PROVENANCE = "ns_ray.json"
+WEIGHTS = "model.safetensors"
+CONFIG = "config.json"
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """What is known of a model folder without loading its weights."""
+
+    path: str
+    classes: tuple[str, ...]
+    architecture: str
+    fingerprint: str
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def parameters(self) -> int:
+        """Number of parameters, where the folder says so."""
+        return int(self.provenance.get("parameters", 0))
+
+
+def save(
+    model: nn.Module,
+    out: str,
+    *,
+    classes: Sequence[str],
+    fingerprint: str,
+    provenance: Mapping[str, Any],
+) -> Bundle:
+    """Write a bundle; `_DONE.json` comes last.
+
+    Args:
+        model: a timm model whose `pretrained_cfg` holds its preprocessing.
+        out: the folder.
+        classes: class names in the order of the logits.
+        fingerprint: of everything that the weights depend on.
+        provenance: run, generation, config hash, teacher, data counts, seconds ...
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        save_for_hf(
+            model.to(memory_format=torch.contiguous_format),
+            folder,
+            model_config={"label_names": list(classes), "num_classes": len(classes)},
+            safe_serialization=True,
+        )
+        weights = (Path(folder) / WEIGHTS).read_bytes()
+        config = (Path(folder) / CONFIG).read_bytes()
+    facts = {
+        **provenance,
+        "fingerprint": fingerprint,
+        "parameters": parameter_count(model),
+        "weights_sha256": hashlib.sha256(weights).hexdigest(),
+        "temperature": provenance.get("temperature", 1.0),
+        "git_sha": storage.git_sha(),
+        "versions": storage.versions(),
+    }
+    storage.write_bytes(storage.join(out, WEIGHTS), weights)
+    storage.write_bytes(storage.join(out, CONFIG), config)
+    storage.write_bytes(storage.join(out, "README.md"), card(classes, facts).encode())
+    storage.write_json(storage.join(out, PROVENANCE), facts)
+    storage.publish(
+        out,
+        stage="train",
+        fingerprint=fingerprint,
+        files=[WEIGHTS, CONFIG, "README.md", PROVENANCE],
+        facts={"parameters": facts["parameters"]},
+        inputs={k: provenance[k] for k in ("labeled", "pseudo", "teacher") if k in provenance},
+        seconds=float(provenance.get("seconds", 0.0)),
+    )
+    return open_bundle(out)
+
+
+def card(classes: Sequence[str], facts: Mapping[str, Any]) -> str:
+    """The model card: what Hugging Face and people expect in a model folder's README.md."""
+    shown = ", ".join(classes[:20]) + (", ..." if len(classes) > 20 else "")
+    rows = "\n".join(
+        f"| {key} | {value} |"
+        for key, value in facts.items()
+        if isinstance(value, str | int | float) and key not in ("weights_sha256",)
+    )
+    return (
+        "---\nlibrary_name: timm\npipeline_tag: image-classification\n"
+        "tags: [image-classification, timm, noisy-student]\n---\n"
+        f"# {facts.get('model', 'model')}, {facts.get('role', 'trained')} of run "
+        f"{facts.get('run', '?')}\n\n"
+        f"Classifies an image into {len(classes)} classes: {shown}.\n"
+        "Trained by Noisy Student self-training with ns_ray; the weights are the exponential "
+        "moving average.\n\n"
+        '```python\nmodel = timm.create_model("local-dir:PATH", pretrained=True)\n```\n\n'
+        f"| | |\n|---|---|\n{rows}\n"
+    )
+
+
+def resolve(path: str) -> str:
+    """The bundle that a user means: a run folder (its best model), or the bundle itself.
+
+    Raises:
+        ConfigError: there is no model.
+    """
+    path = storage.absolute(path)
+    for candidate in (path, storage.join(path, "model"), storage.join(path, "bundle")):
+        if storage.exists(storage.join(candidate, CONFIG)):
+            return candidate
+    raise ConfigError(
+        f"{path} is no bundle: expected config.json and model.safetensors in it (a bundle or a "
+        "timm local-dir), or in its folder model/ (a run)"
+    )
+
+
+def open_bundle(path: str) -> Bundle:
+    """What is known of a bundle, a run's best bundle, or a timm local-dir.
+
+    Raises:
+        ConfigError: there is none.
+        DataError: it is half-written.
+    """
+    path = resolve(path)
+    config = storage.read_json(storage.join(path, CONFIG))
+    provenance: dict[str, Any] = {}
+    if storage.exists(storage.join(path, PROVENANCE)):
+        provenance = storage.read_json(storage.join(path, PROVENANCE))
+        if storage.already(path, str(provenance.get("fingerprint"))) is None:
+            raise DataError(f"{path} is half-written: {PROVENANCE} and _DONE.json disagree")
+    elif not storage.exists(storage.join(path, WEIGHTS)):
+        raise DataError(f"{path} has no {WEIGHTS}; pickled weights are not read")
+    names = config.get("label_names") or config.get("pretrained_cfg", {}).get("label_names")
+    count = int(config.get("num_classes") or len(names or ()))
+    return Bundle(
+        path=path,
+        classes=tuple(names) if names else tuple(str(i) for i in range(count)),
+        architecture=str(config.get("architecture", "")),
+        fingerprint=str(provenance.get("fingerprint") or storage.fingerprint(config, path)),
+        provenance=provenance,
+    )
+
+
+def load(bundle: Bundle) -> tuple[nn.Module, Preprocess]:
+    """The model in eval mode on the CPU, and the preprocessing it was trained for.
+
+    Raises:
+        DataError: the weights don't match the provenance, or timm cannot load them.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        local = bundle.path
+        if storage.is_uri(bundle.path):
+            local = folder
+            for name in (CONFIG, WEIGHTS):
+                data = storage.read_bytes(storage.join(bundle.path, name))
+                (Path(folder) / name).write_bytes(data)
+        expected = bundle.provenance.get("weights_sha256")
+        if expected:
+            with open(Path(local) / WEIGHTS, "rb") as file:
+                if hashlib.file_digest(file, "sha256").hexdigest() != expected:
+                    raise DataError(f"{bundle.path}/{WEIGHTS} is not the file {PROVENANCE} names")
+        try:
+            model: nn.Module = timm.create_model(f"local-dir:{local}", pretrained=True)
+        except (RuntimeError, json.JSONDecodeError, KeyError) as error:
+            reason = str(error).splitlines()[0]
+            raise DataError(f"timm cannot load {bundle.path}: {reason}") from None
+    return model.eval(), preprocessing(model)
+
+
+def preprocessing(model: nn.Module) -> Preprocess:
+    """How images must look for a timm model."""
+    data = resolve_model_data_config(model)
+    return Preprocess(
+        size=int(data["input_size"][-1]),
+        crop_pct=float(data["crop_pct"]),
+        interpolation=data["interpolation"],
+        mean=tuple(data["mean"]),
+        std=tuple(data["std"]),
+    )
+
+
+def load_weights(model: nn.Module, path: str, classes: int) -> None:
+    """Start from the weights of a bundle with the same architecture; a classifier for another
+    number of classes is left as it is.
+
+    Raises:
+        ConfigError: the architectures differ.
+    """
+    source, _ = load(open_bundle(path))
+    state: dict[str, torch.Tensor] = source.state_dict()
+    own = model.state_dict()
+    fits = {k: v for k, v in state.items() if k in own and own[k].shape == v.shape}
+    missing = [k for k in own if k not in fits]
+    if len(missing) > 2:  # weight and bias of a classifier for other classes
+        raise ConfigError(
+            f"the weights in {path} don't fit this model: {len(missing)} tensors such as "
+            f"{missing[0]!r} are missing; use the same `model` and `model_args`"
+        )
+    model.load_state_dict(fits, strict=False)

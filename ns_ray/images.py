@@ -1,0 +1,228 @@
+"""Encoded bytes to RGB pixels, the same way for packing, training, labeling and serving.
+
+Knows nothing about torch, ray or files. An image either decodes whole or is an `ImageError` with
+one of a few countable reasons: empty, not_an_image, truncated, too_many_pixels, broken.
+"""
+
+import io
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from PIL import ExifTags, Image, UnidentifiedImageError
+
+from ns_ray.errors import ImageError
+
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+"""What is opened. Pillow's other readers are never offered a byte."""
+
+MAX_PIXELS = 178_956_970
+"""Pillow's own limit against decompression bombs; a larger `max_pixels` doesn't lift it."""
+
+Interpolation = Literal["nearest", "bilinear", "bicubic", "box", "hamming", "lanczos"]
+
+_RESAMPLING: Mapping[str, Image.Resampling] = {
+    "nearest": Image.Resampling.NEAREST,
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "box": Image.Resampling.BOX,
+    "hamming": Image.Resampling.HAMMING,
+    "lanczos": Image.Resampling.LANCZOS,
+}
+
+_UPRIGHT: Mapping[int, Image.Transpose] = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """How a model wants its input: timm's evaluation transform in five values."""
+
+    size: int
+    """Side of the square input in pixels."""
+    crop_pct: float
+    """Share of the short side that the center crop keeps, above 0, at most 1."""
+    interpolation: Interpolation
+    mean: tuple[float, float, float]
+    """Per channel, on the 0-1 scale."""
+    std: tuple[float, float, float]
+
+    @property
+    def short_side(self) -> int:
+        """Short side of the resized image that the crop is cut from, in pixels."""
+        return math.floor(self.size / self.crop_pct)
+
+
+def decode(
+    data: bytes, *, max_pixels: int = MAX_PIXELS, shrink_to: int | None = None
+) -> Image.Image:
+    """The first frame as upright RGB: 16-bit and float values scaled to 8 bits, transparency laid
+    on white, EXIF orientation applied.
+
+    Args:
+        data: a whole encoded file.
+        max_pixels: refuse more pixels than this; read from the header, before any is decoded.
+        shrink_to: a JPEG may come back smaller by 2, 4 or 8, its short side never below this many
+            pixels. Several times faster for large photographs.
+
+    Raises:
+        ImageError: empty, not_an_image, truncated, too_many_pixels or broken.
+    """
+    image = _open(data, max_pixels)
+    turn = _turn(image)
+    try:
+        if shrink_to is not None and image.format in ("JPEG", "MPO"):
+            image.draft(None, (shrink_to, shrink_to))
+        image.load()
+        rgb = _rgb(image)
+    except Exception as error:
+        raise _failure(data, error) from None
+    return rgb if turn is None else rgb.transpose(turn)
+
+
+def size(data: bytes, *, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
+    """Width and height after EXIF orientation, from the header alone.
+
+    Raises:
+        ImageError: the header cannot be read, or names too many pixels.
+    """
+    image = _open(data, max_pixels)
+    sideways = _turn(image) in (_UPRIGHT[5], _UPRIGHT[6], _UPRIGHT[7], _UPRIGHT[8])
+    return (image.height, image.width) if sideways else (image.width, image.height)
+
+
+def eval_pixels(
+    image: Image.Image | bytes,
+    spec: Preprocess,
+    fast: bool = True,
+    *,
+    max_pixels: int = MAX_PIXELS,
+) -> np.ndarray[Any, Any]:
+    """The center crop a model is evaluated on, uint8 [size, size, 3], not normalized.
+
+    Args:
+        image: an RGB image, or an encoded file.
+        spec: the model's preprocessing.
+        fast: one resize of the crop's box, from a JPEG decoded at reduced size. False repeats
+            timm's resize and crop to the bit.
+        max_pixels: see `decode`.
+
+    Raises:
+        ImageError: the bytes cannot be decoded.
+    """
+    if isinstance(image, bytes):
+        shrink_to = spec.short_side if fast else None
+        image = decode(image, max_pixels=max_pixels, shrink_to=shrink_to)
+    width, height = _resized(image.width, image.height, spec.short_side)
+    left, top = round((width - spec.size) / 2), round((height - spec.size) / 2)
+    crop = (left, top, left + spec.size, top + spec.size)
+    how = _RESAMPLING[spec.interpolation]
+    if fast:
+        x, y = image.width / width, image.height / height
+        box = (crop[0] * x, crop[1] * y, crop[2] * x, crop[3] * y)
+        return np.array(image.resize((spec.size, spec.size), how, box=box))
+    return np.array(image.resize((width, height), how).crop(crop))
+
+
+def encode_png(pixels: np.ndarray[Any, Any]) -> bytes:
+    """A PNG file of uint8 pixels [height, width] (gray) or [height, width, 3] (RGB)."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG", compress_level=1)
+    return buffer.getvalue()
+
+
+def _open(data: bytes, max_pixels: int) -> Image.Image:
+    if not data:
+        raise ImageError("empty", "the file has no bytes")
+    try:
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
+    except Exception as error:  # Pillow's readers raise almost anything on hostile bytes
+        raise _failure(data, error) from None
+    width, height = image.size
+    if width * height > max_pixels:
+        raise ImageError(
+            "too_many_pixels", f"{width} x {height}, at most {max_pixels:,} are allowed"
+        )
+    return image
+
+
+def _turn(image: Image.Image) -> Image.Transpose | None:
+    if image.format == "TIFF":  # Pillow turns TIFFs itself
+        return None
+    try:
+        # The base class's method: PNG's own would decode the pixels to look for a late EXIF chunk.
+        return _UPRIGHT.get(Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1))
+    except Exception:  # broken EXIF data doesn't make the pixels unusable
+        return None
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "F" or image.mode.startswith("I"):
+        return Image.fromarray(_eight_bits(np.asarray(image))).convert("RGB")
+    if image.has_transparency_data:
+        if image.mode == "La":
+            image = image.convert("LA")
+        white = Image.new("RGBA", image.size, "white")
+        return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _eight_bits(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Gray values of any depth as uint8. Integers use the 16-bit scale and floats 0-1 or 0-255;
+    what lies outside is stretched from its own smallest to its own largest value."""
+    if values.dtype == np.uint16 or values.dtype.newbyteorder("=") == np.uint16:
+        return np.asarray((values.astype(np.uint32) * 255 + 32767) // 65535, dtype=np.uint8)
+    finite = np.nan_to_num(values.astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0)
+    low, high = 0.0, 65535.0 if values.dtype.kind == "i" else 255.0
+    if values.dtype.kind == "f" and finite.max() <= 1.0:
+        high = 1.0
+    if finite.min() < low or finite.max() > high:
+        low, high = float(finite.min()), float(finite.max())
+    return np.asarray(np.rint((finite - low) * (255.0 / (high - low))), dtype=np.uint8)
+
+
+def _resized(width: int, height: int, short_side: int) -> tuple[int, int]:
+    """torchvision's size rule: the long side is truncated, not rounded."""
+    if width <= height:
+        return short_side, int(short_side * height / width)
+    return int(short_side * width / height), short_side
+
+
+def _failure(data: bytes, error: Exception) -> ImageError:
+    detail = str(error) if not isinstance(error, UnidentifiedImageError) else ""
+    if isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning):
+        return ImageError("too_many_pixels", detail)
+    if not _has_signature(data):
+        return ImageError("not_an_image", f"no {', '.join(FORMATS)} signature")
+    if "truncated" in detail.lower() or _cut_short(data):
+        return ImageError("truncated", detail or "the file ends early")
+    return ImageError("broken", detail or type(error).__name__)
+
+
+def _has_signature(data: bytes) -> bool:
+    starts = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF8", b"BM", b"II*\0", b"MM\0*")
+    return data.startswith(starts) or (data[:4] == b"RIFF" and data[8:12] == b"WEBP")
+
+
+def _cut_short(data: bytes) -> bool:
+    """Whether the end of a file that failed to decode is missing. Only names the reason."""
+    body = data.rstrip(b"\0")
+    if data.startswith(b"\xff\xd8"):
+        return not body.endswith(b"\xff\xd9")
+    if data.startswith(b"\x89PNG"):
+        return b"IEND" not in body
+    if data.startswith(b"GIF8"):
+        return not body.endswith(b";")
+    if data.startswith((b"RIFF", b"BM")):
+        at, extra = (4, 8) if data.startswith(b"RIFF") else (2, 0)
+        return len(data) < int.from_bytes(data[at : at + 4], "little") + extra
+    return len(data) < int.from_bytes(data[4:8], "little" if data[:2] == b"II" else "big") + 2

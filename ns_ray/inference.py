@@ -1,0 +1,211 @@
+"""A packed corpus through a pool of predictors, as one Ray Data job.
+
+    shard names -> predictor actors (read, decode in threads, forward) -> one Parquet file a shard
+
+Each actor reads encoded images from the shard itself, so pixels never leave the process and memory
+doesn't grow with the corpus. A file appears whole, under a name that depends on its shard and the
+fingerprint only: killed at any moment and rerun, the job does what is missing, and no row is lost
+or written twice.
+"""
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray
+
+from ns_ray import storage
+from ns_ray.errors import ImageError, NsRayError, StageError
+from ns_ray.log import progress
+from ns_ray.resources import Pool
+from ns_ray.schema import (
+    REJECTED,
+    Corpus,
+    Shard,
+    labels_table,
+    open_corpus,
+    part_name,
+)
+
+REJECTED_PREFIX = "rejected-"
+FEW_SHARDS = 4
+"""Up to this many shards go through one Ray task, in a process that may be warm already, instead
+of a Ray Data job, which takes seconds to start."""
+
+
+@dataclass(frozen=True)
+class Inferred:
+    """What an inference job wrote: label files by corpus shard, counts, seconds."""
+
+    files: dict[str, str]
+    rejected_files: list[str]
+    rows: int
+    rejected: int
+    fresh: int
+    """Rows that this call computed; the others were there from an interrupted one."""
+    seconds: float
+    waited: float
+
+
+class ShardPredictor:
+    """Ray Data actor: names of shards in, files of probabilities out."""
+
+    def __init__(
+        self,
+        bundle: str,
+        corpus: str,
+        out: str,
+        fingerprint: str,
+        top_k: int | None,
+        batch_size: int,
+        threads: int,
+    ) -> None:
+        from ns_ray.predictor import Predictor
+
+        self._predictor = Predictor(bundle, threads=threads, batch_size=batch_size)
+        self._corpus = open_corpus(corpus)
+        self._shards = {shard.name: shard for shard in self._corpus.shards}
+        self._out, self._fingerprint, self._top_k = out, fingerprint, top_k
+
+    def __call__(self, batch: dict[str, np.ndarray[Any, Any]]) -> dict[str, list[Any]]:
+        """One row of counts per shard: shard, rows, rejected, waited (seconds)."""
+        names = [str(name) for name in batch["shard"]]
+        counts = [self._label(name) for name in names]
+        return {
+            "shard": names,
+            "rows": [rows for rows, _, _ in counts],
+            "rejected": [rejected for _, rejected, _ in counts],
+            "waited": [waited for _, _, waited in counts],
+        }
+
+    def _label(self, name: str) -> tuple[int, int, float]:
+        start, waited_before = time.monotonic(), self._predictor.waited
+        table = self._corpus.read(self._shards[name], ["key", "image", "uri"])
+        waited = time.monotonic() - start - waited_before
+        images = [image.as_buffer().to_pybytes() for image in table["image"]]
+        results = self._predictor.predict(images)
+        good = np.array([not isinstance(result, ImageError) for result in results], dtype=bool)
+        kept = table.filter(pa.array(good))
+        probs = np.stack([r for r in results if not isinstance(r, ImageError)]) if good.any() else (
+            np.zeros((0, len(self._predictor.classes)), np.float32)
+        )
+        keys = kept["key"].combine_chunks()
+        labels = labels_table(keys, probs, name, self._top_k)
+        bad = [r for r in results if isinstance(r, ImageError)]
+        if bad:
+            rows = table.filter(pa.array(~good)).select(["key", "uri"]).to_pylist()
+            rejected = [
+                {**row, "reason": error.reason, "detail": error.detail}
+                for row, error in zip(rows, bad, strict=True)
+            ]
+            path = REJECTED_PREFIX + part_name(name, self._fingerprint)
+            table = pa.Table.from_pylist(rejected, REJECTED)
+            storage.write_table(storage.join(self._out, path), table)
+        path = storage.join(self._out, part_name(name, self._fingerprint))
+        storage.write_table(path, labels)
+        return len(keys), len(bad), waited + self._predictor.waited
+
+
+def infer(
+    bundle: str,
+    corpus: Corpus,
+    *,
+    out: str,
+    fingerprint: str,
+    top_k: int | None,
+    batch_size: int,
+    pool: Pool,
+    title: str,
+) -> Inferred:
+    """Write probabilities for every image of a corpus into `out`, one file per shard.
+
+    Args:
+        bundle: the model.
+        corpus: the images.
+        fingerprint: of the job's inputs; part of the file names.
+        top_k: probabilities kept per row; None keeps all.
+        batch_size: images in a forward pass.
+        pool: the actors.
+        title: name of the progress line.
+
+    Raises:
+        StageError: actors kept failing; what was written is kept.
+    """
+    start = time.monotonic()
+    arguments = {
+        "bundle": bundle,
+        "corpus": corpus.path,
+        "out": out,
+        "fingerprint": fingerprint,
+        "top_k": top_k,
+        "batch_size": batch_size,
+        "threads": max(1, int(pool.cpus)),
+    }
+    present = set(storage.list_files(out))
+    names = {shard.name: part_name(shard.name, fingerprint) for shard in corpus.shards}
+    missing = [shard for shard in corpus.shards if names[shard.name] not in present]
+    fresh, waited = 0, 0.0
+    with progress(title, corpus.rows) as meter:
+        meter.skip(corpus.rows - sum(shard.rows for shard in missing))
+        if missing:
+            for row in _run(arguments, missing, pool, title):
+                done = int(row["rows"]) + int(row["rejected"])
+                fresh, waited = fresh + done, waited + float(row["waited"])
+                meter.add(done, waited=float(row["waited"]) / pool.actors)
+    present = set(storage.list_files(out))
+    lost = [name for name in names.values() if name not in present]
+    if lost:
+        raise StageError(f"{len(lost)} of {len(names)} shards are not in {out}; run it again")
+    bad = {n: REJECTED_PREFIX + f for n, f in names.items() if REJECTED_PREFIX + f in present}
+    rejected = sum(
+        storage.read_table(storage.join(out, file), ["key"]).num_rows for file in bad.values()
+    )
+    return Inferred(
+        files=names,
+        rejected_files=sorted(bad.values()),
+        rows=corpus.rows - rejected,
+        rejected=rejected,
+        fresh=fresh,
+        seconds=time.monotonic() - start,
+        waited=waited,
+    )
+
+
+def _run(
+    arguments: dict[str, Any], shards: list[Shard], pool: Pool, title: str
+) -> Iterator[dict[str, Any]]:
+    """A row of counts as each shard is finished.
+
+    Raises:
+        StageError: actors kept failing.
+    """
+    names = [{"shard": shard.name} for shard in shards]
+    try:
+        if len(shards) <= FEW_SHARDS:
+            task = ray.remote(_predict_shards).options(num_cpus=pool.cpus, num_gpus=pool.gpus)
+            yield from ray.get(task.remote(arguments, [row["shard"] for row in names]))
+            return
+        dataset = ray.data.from_items(names, override_num_blocks=len(names)).map_batches(
+            ShardPredictor,
+            fn_constructor_kwargs=arguments,
+            batch_size=1,  # a shard is a batch of images already
+            compute=ray.data.ActorPoolStrategy(size=min(pool.actors, len(names))),
+            num_cpus=pool.cpus,
+            num_gpus=pool.gpus or None,
+        )
+        yield from dataset.iter_rows()
+    except ray.exceptions.RayError as error:
+        cause = getattr(error, "cause", None) or error
+        if isinstance(cause, NsRayError):
+            raise cause from error
+        reason = str(cause).strip().splitlines()[-1]
+        raise StageError(f"{title} failed: {reason}; run the same command again") from error
+
+
+def _predict_shards(arguments: dict[str, Any], names: list[str]) -> list[dict[str, Any]]:
+    predictor = ShardPredictor(**arguments)
+    columns = predictor({"shard": np.array(names)})
+    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]

@@ -1,0 +1,176 @@
+"""Training batches of one lane, made ahead of need: in Ray tasks, or in a thread of the worker.
+
+Chunks of encoded images are read once, into the object store, and shared by the tasks that decode
+and augment their rows. Order and pixels follow from (seed, lane, step) alone, whoever makes them.
+"""
+
+import queue
+import threading
+from collections import OrderedDict, deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import pyarrow as pa
+import ray
+
+from ns_ray.augment import Augment
+from ns_ray.config import NoiseConfig
+from ns_ray.stream import Batch, Chunk, Segment, Source, make_batch
+
+AHEAD = 3
+"""Batches per process that are made before they are asked for."""
+CHUNKS = 4
+"""Chunks of a stream that are kept at hand."""
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """One forward pass: labeled images, pseudo-labeled images, and their side in pixels."""
+
+    labeled: int
+    pseudo: int
+    image: int
+
+
+@lru_cache(maxsize=8)
+def _augments(noise: NoiseConfig, size: int) -> tuple[Augment, Augment]:
+    return Augment(noise, size, noise.off_labeled), Augment(noise, size, noise.off_unlabeled)
+
+
+def _make(
+    noise: NoiseConfig,
+    size: int,
+    seed: int,
+    labeled: list[Segment],
+    pseudo: list[Segment],
+    *tables: pa.Table,
+) -> Batch:
+    first, second = _augments(noise, size)
+    split = len(labeled)
+    return make_batch(
+        list(zip(tables[:split], labeled, strict=True)),
+        list(zip(tables[split:], pseudo, strict=True)),
+        first,
+        second,
+        seed,
+    )
+
+
+_make_task = ray.remote(num_cpus=1, scheduling_strategy="DEFAULT")(_make)
+
+
+@ray.remote(num_cpus=1, scheduling_strategy="DEFAULT")
+def _load_task(source: Source, chunk: Chunk) -> pa.Table:
+    return source.load(chunk)
+
+
+class Loader:
+    """Iterator over the batches of one lane, from step `start` on, endlessly."""
+
+    def __init__(
+        self,
+        labeled: Source,
+        pseudo: Source | None,
+        sizes: Sizes,
+        noise: NoiseConfig,
+        *,
+        lane: int,
+        lanes: int,
+        start: int,
+        seed: int,
+        processes: int,
+    ) -> None:
+        """
+        Args:
+            labeled: the labeled images.
+            pseudo: the selected pseudo-labeled images, if any.
+            sizes: images per batch of each, and their size.
+            noise: input noise.
+            lane, lanes: which share of the streams.
+            start: the first step.
+            seed: decides order and augmentation.
+            processes: Ray tasks that work at a time; 0 makes batches in a thread.
+        """
+        self._sources = [source for source in (labeled, pseudo) if source is not None]
+        self._noise, self._sizes, self._seed = noise, sizes, seed
+        self._lane, self._step, self._processes = lane, start, processes
+        counts = [sizes.labeled, sizes.pseudo]
+        self._segments = [
+            source.stream(lanes, seed + which).batches(lane, counts[which], start)
+            for which, source in enumerate(self._sources)
+        ]
+        self._chunks: list[OrderedDict[Chunk, Any]] = [OrderedDict() for _ in self._sources]
+        self._closed = threading.Event()
+        self._iterator = self._from_tasks() if processes else self._from_thread()
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self
+
+    def __next__(self) -> Batch:
+        return next(self._iterator)
+
+    def close(self) -> None:
+        """Stop making batches."""
+        self._closed.set()
+
+    def _next_segments(self) -> tuple[list[Segment], list[Segment], int]:
+        """Rows of the next batch, and its seed."""
+        segments = [next(iterator) for iterator in self._segments]
+        seed = hash((self._seed, self._lane, self._step)) % 2**63
+        self._step += 1
+        return segments[0], segments[1] if len(segments) > 1 else [], seed
+
+    def _from_tasks(self) -> Iterator[Batch]:
+        sources = [ray.put(source) for source in self._sources]
+        pending: deque[Any] = deque()
+        while not self._closed.is_set():
+            while len(pending) < AHEAD * self._processes:
+                labeled, pseudo, seed = self._next_segments()
+                tables = [
+                    self._chunk(which, segment.chunk, lambda w, c: _load_task.remote(sources[w], c))
+                    for which, segments in enumerate((labeled, pseudo))
+                    for segment in segments
+                ]
+                args = (self._noise, self._sizes.image, seed, labeled, pseudo)
+                pending.append(_make_task.remote(*args, *tables))
+            yield ray.get(pending.popleft())
+
+    def _from_thread(self) -> Iterator[Batch]:
+        ready: queue.Queue[Batch | BaseException] = queue.Queue(AHEAD)
+        threading.Thread(target=self._fill, args=(ready,), daemon=True).start()
+        while not self._closed.is_set():
+            batch = ready.get()
+            if isinstance(batch, BaseException):
+                raise batch
+            yield batch
+
+    def _fill(self, ready: "queue.Queue[Batch | BaseException]") -> None:
+        try:
+            while not self._closed.is_set():
+                labeled, pseudo, seed = self._next_segments()
+                tables = [
+                    self._chunk(which, segment.chunk, lambda w, c: self._sources[w].load(c))
+                    for which, segments in enumerate((labeled, pseudo))
+                    for segment in segments
+                ]
+                batch = _make(self._noise, self._sizes.image, seed, labeled, pseudo, *tables)
+                while not self._closed.is_set():
+                    try:
+                        ready.put(batch, timeout=0.5)
+                        break
+                    except queue.Full:
+                        continue
+        except BaseException as error:  # handed to the worker, which raises it
+            ready.put(error)
+
+    def _chunk(self, which: int, chunk: Chunk, load: Any) -> Any:
+        """A chunk from the few at hand, or loaded."""
+        at_hand = self._chunks[which]
+        if chunk not in at_hand:
+            at_hand[chunk] = load(which, chunk)
+            while len(at_hand) > CHUNKS:
+                at_hand.popitem(last=False)
+        at_hand.move_to_end(chunk)
+        return at_hand[chunk]

@@ -1,0 +1,180 @@
+"""timm models with the method's model noise: dropout before the classifier, stochastic depth.
+
+Both can be live for some images of a batch and not for others, so that labeled and pseudo-labeled
+images share one forward pass (and its BatchNorm statistics) under different noise. Knows nothing
+about data or Ray.
+"""
+
+from typing import Any
+
+import timm
+import torch
+from timm.data import resolve_model_data_config
+from timm.layers import DropPath
+from torch import nn
+
+from ns_ray.config import ModelConfig, NoiseConfig
+from ns_ray.errors import ConfigError, nearest
+
+
+class LiveRows:
+    """Which rows of the current batch are noised: bool [batch], or None for all of them."""
+
+    def __init__(self) -> None:
+        self.dropout: torch.Tensor | None = None
+        self.depth: torch.Tensor | None = None
+
+
+def _drop(x: torch.Tensor, shape: tuple[int, ...], rate: float, live: torch.Tensor | None) -> Any:
+    """Zero random entries of `shape`, scale the others by 1 / (1 - rate), where rows are live."""
+    mask = torch.empty(shape, dtype=x.dtype, device=x.device).bernoulli_(1.0 - rate)
+    mask.div_(1.0 - rate)
+    if live is not None:
+        mask = torch.where(live.view(-1, *[1] * (len(shape) - 1)), mask, torch.ones_like(mask))
+    return x * mask
+
+
+class RowDropPath(nn.Module):
+    """Stochastic depth on the live rows of a batch."""
+
+    def __init__(self, rate: float, live: LiveRows) -> None:
+        super().__init__()
+        self.rate, self._live = rate, live
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Residual branch [batch, ...] -> the same, whole rows dropped in training."""
+        if not self.training or self.rate == 0.0:
+            return x
+        shape = (x.shape[0],) + (1,) * (x.ndim - 1)
+        return _drop(x, shape, self.rate, self._live.depth)  # type: ignore[no-any-return]
+
+
+def model_name(config: ModelConfig) -> str:
+    """The timm name, checked.
+
+    Raises:
+        ConfigError: timm knows no such model.
+    """
+    name = config.model or ""
+    if not timm.is_model(name.split(".")[0]):
+        close = nearest(name, timm.list_models())
+        raise ConfigError(f"model {name!r} is not known to timm{close}; see timm.list_models()")
+    return name
+
+
+def build(config: ModelConfig, num_classes: int) -> nn.Module:
+    """A timm model without noise, its `pretrained_cfg` holding the preprocessing it is used with.
+
+    Raises:
+        ConfigError: timm doesn't know the model or an argument, its weights cannot be had, or
+            the image size is too small for it.
+    """
+    name = model_name(config)
+    kwargs: dict[str, Any] = {**config.model_args, "num_classes": num_classes}
+    tag = config.pretrained
+    if tag and tag not in ("true", "default"):
+        name = f"{name.split('.')[0]}.{tag}"
+    default = timm.get_pretrained_cfg(name, allow_unregistered=True)
+    if config.image_size is not None and default is not None and default.fixed_input_size:
+        kwargs["img_size"] = config.image_size
+    try:
+        model: nn.Module = timm.create_model(name, pretrained=bool(tag), **kwargs)
+    except (TypeError, AssertionError, ValueError, RuntimeError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ConfigError(
+            f"timm cannot build {name!r} with model_args={config.model_args} "
+            f"and image_size={config.image_size}: {reason}"
+        ) from None
+    data = resolve_model_data_config(model)
+    size = config.image_size or int(data["input_size"][-1])
+    channels = int(kwargs.get("in_chans", 3))
+    if channels != 3:
+        raise ConfigError(f"model_args.in_chans={channels}: images are RGB; leave in_chans at 3")
+    cfg = dict(model.pretrained_cfg)  # type: ignore[arg-type]
+    cfg.update(
+        input_size=(3, size, size),
+        mean=data["mean"],
+        std=data["std"],
+        interpolation=data["interpolation"],
+        crop_pct=config.crop_pct or data["crop_pct"],
+        num_classes=num_classes,
+    )
+    model.pretrained_cfg = cfg  # type: ignore[assignment]
+    check_size(model, name, size, int((cfg.get("min_input_size") or (0, 0, 0))[-1]))
+    return model
+
+
+def check_size(model: nn.Module, name: str, size: int, smallest: int = 0) -> None:
+    """Run two gray images through the model.
+
+    Raises:
+        ConfigError: the model cannot take images of this size.
+    """
+    reason = f"its minimum is {smallest}" if size < smallest else ""
+    if not reason:
+        training = model.training
+        try:
+            with torch.inference_mode():
+                model.eval()(torch.zeros(2, 3, size, size))
+        except (RuntimeError, AssertionError, ValueError) as error:
+            reason = str(error).splitlines()[0]
+        finally:
+            model.train(training)
+    if reason:
+        raise ConfigError(
+            f"image_size={size} does not fit {name!r} ({reason}); set image_size of this model"
+        )
+
+
+def add_noise(model: nn.Module, noise: NoiseConfig) -> LiveRows:
+    """Put dropout before the classifier and stochastic depth into the residual blocks.
+
+    The rate of block i of n is `stochastic_depth * i / n` (reference code; timm's rule too), so
+    the model must have been built without drop rates of its own. Parameters and their names stay
+    as they are. Which rows are noised is set on the returned object before each forward pass.
+    """
+    live = LiveRows()
+    rate = noise.dropout
+
+    def drop_features(module: nn.Module, inputs: tuple[Any, ...]) -> Any:
+        x = inputs[0]
+        if module.training and rate > 0.0:
+            return (_drop(x, tuple(x.shape), rate, live.dropout), *inputs[1:])
+        return None
+
+    classifier = model.get_classifier()  # type: ignore[operator]
+    classifier.register_forward_pre_hook(drop_features)
+    for parent in list(model.modules()):
+        for child_name, child in list(parent.named_children()):
+            if isinstance(child, DropPath):
+                setattr(parent, child_name, RowDropPath(float(child.drop_prob), live))
+    return live
+
+
+def build_noised(
+    config: ModelConfig, noise: NoiseConfig, num_classes: int
+) -> tuple[nn.Module, LiveRows]:
+    """A model for training: `build` plus `add_noise`. A model of timm that has no stochastic
+    depth (such as VGG) is built without it."""
+    args = dict(config.model_args)
+    args.setdefault("drop_rate", 0.0)
+    if noise.stochastic_depth > 0.0:
+        args.setdefault("drop_path_rate", noise.stochastic_depth)
+    try:
+        model = build(config.model_copy(update={"model_args": args}), num_classes)
+    except ConfigError as error:
+        if "drop_path_rate" not in str(error) or "unexpected" not in str(error):
+            raise
+        args.pop("drop_path_rate")
+        model = build(config.model_copy(update={"model_args": args}), num_classes)
+    return model, add_noise(model, noise)
+
+
+def has_depth_noise(model: nn.Module) -> bool:
+    """Whether stochastic depth acts on any block."""
+    return any(isinstance(m, RowDropPath) and m.rate > 0 for m in model.modules())
+
+
+def parameter_count(model: nn.Module) -> int:
+    """Number of trainable parameters."""
+    return sum(p.numel() for p in model.parameters())

@@ -1,0 +1,68 @@
+"""The teacher labels the pile: every image, with its whole probability vector."""
+
+from ns_ray import storage
+from ns_ray.bundle import Bundle
+from ns_ray.config import LabelConfig
+from ns_ray.errors import DataError
+from ns_ray.inference import infer
+from ns_ray.resources import Pool
+from ns_ray.schema import Corpus, PseudoLabels, open_labels
+
+
+def pseudo_label(
+    config: LabelConfig, teacher: Bundle, unlabeled: Corpus, *, pool: Pool, out: str, title: str
+) -> PseudoLabels:
+    """Label every image of a corpus with a teacher: averaged weights, eval mode, clean center
+    crop at the teacher's own resolution.
+
+    What selection later drops is written too. Interrupted and run again, it labels the shards
+    that are missing.
+
+    Args:
+        config: batch size, and how many probabilities to keep.
+        teacher: the model.
+        unlabeled: the pile.
+        pool: the actors.
+        out: folder of the pseudo-labels.
+        title: name of the progress line.
+
+    Raises:
+        DataError: no image could be labeled.
+        StageError: actors kept failing; what was written is kept.
+    """
+    classes = len(teacher.classes)
+    top_k = None if classes <= config.dense_classes else min(config.top_k, classes)
+    fingerprint = storage.fingerprint("label", teacher.fingerprint, unlabeled.fingerprint, top_k)
+    if storage.already(out, fingerprint) is not None:
+        return open_labels(out)
+    done = infer(
+        teacher.path,
+        unlabeled,
+        out=out,
+        fingerprint=fingerprint,
+        top_k=top_k,
+        batch_size=config.batch_size,
+        pool=pool,
+        title=title,
+    )
+    if not done.rows:
+        raise DataError(f"none of the {unlabeled.rows} images of {unlabeled.path} can be decoded")
+    storage.publish(
+        out,
+        stage="label",
+        fingerprint=fingerprint,
+        files=[*done.files.values(), *done.rejected_files],
+        facts={
+            "corpus": unlabeled.path,
+            "teacher": teacher.path,
+            "classes": list(teacher.classes),
+            "rows": done.rows,
+            "rejected": done.rejected,
+            "images_per_second": round(done.fresh / max(done.seconds, 1e-9), 1),
+            "seconds_waited": round(done.waited, 3),
+            "top_k": top_k,
+        },
+        inputs={"teacher": teacher.fingerprint, "corpus": unlabeled.fingerprint},
+        seconds=done.seconds,
+    )
+    return open_labels(out)

@@ -1,0 +1,121 @@
+"""How many workers, actors and CPUs each stage gets on a given machine or cluster.
+
+Plain arithmetic on what is there; knows nothing about Ray (see runtime.py) or the stages.
+"""
+
+from dataclasses import dataclass
+
+from ns_ray.config import ResourcesConfig
+from ns_ray.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What a machine or a cluster has in all."""
+
+    cpus: int
+    gpus: int
+    local: bool
+    """Whether we start Ray on it ourselves, with as many logical CPUs as the stages need."""
+
+
+@dataclass(frozen=True)
+class Workers:
+    """Training workers.
+
+    Attributes:
+        count: DDP workers.
+        cpus: CPUs of each; also its torch threads on a CPU.
+        gpus: GPUs of each (0 or 1).
+        loaders: processes per worker that decode and augment; 0 means a thread of the worker.
+    """
+
+    count: int
+    cpus: float
+    gpus: float
+    loaders: int
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Predictor actors of a labeling or evaluation job.
+
+    Attributes:
+        actors: how many.
+        cpus: CPUs of each: decoding threads, and forward threads without a GPU.
+        gpus: GPUs of each.
+    """
+
+    actors: int
+    cpus: float
+    gpus: float
+
+
+CPUS_PER_ACTOR = 8
+"""Most CPUs of one predictor actor on a CPU cluster: more threads add little to one forward."""
+
+
+def workers(config: ResourcesConfig, machine: Machine) -> Workers:
+    """Training workers for a machine.
+
+    Raises:
+        ConfigError: it has fewer CPUs or GPUs than the workers need.
+    """
+    count = config.num_workers
+    if count > machine.cpus:
+        raise ConfigError(
+            f"resources.num_workers={count}, but there are {machine.cpus} CPUs; "
+            f"set resources.num_workers to at most {machine.cpus}"
+        )
+    gpus = config.gpus_per_worker
+    if gpus is None:
+        gpus = 1.0 if machine.gpus >= count else 0.0
+    if gpus * count > machine.gpus:
+        raise ConfigError(
+            f"resources.gpus_per_worker={gpus:g} for {count} workers, but there are {machine.gpus} "
+            "GPUs; lower resources.gpus_per_worker or resources.num_workers"
+        )
+    loaders = config.loaders
+    if loaders is None:
+        loaders = min(8, max(1, machine.cpus // count - 1)) if machine.cpus > 2 else 1
+    cpus = config.cpus_per_worker
+    if cpus is None:
+        share = machine.cpus // count
+        if not machine.local:
+            # One whole CPU stays free for tasks, or nothing would ever be loaded or labeled.
+            share = (machine.cpus - 1) // count - loaders
+        cpus = float(max(1, share))
+    if not machine.local and cpus * count > machine.cpus - 1:
+        raise ConfigError(
+            f"{count} training workers with {cpus:g} CPUs each leave none of the cluster's "
+            f"{machine.cpus} CPUs for loading; lower resources.cpus_per_worker or "
+            "resources.num_workers, or start Ray with more CPUs (ray start --num-cpus)"
+        )
+    return Workers(count, cpus, gpus, loaders)
+
+
+def pool(config: ResourcesConfig, machine: Machine) -> Pool:
+    """Predictor actors for a machine."""
+    gpus = config.gpus_per_actor
+    if gpus is None:
+        gpus = 1.0 if machine.gpus else 0.0
+    free = machine.cpus if machine.local else max(1, machine.cpus - 1)
+    actors = config.label_actors
+    if actors is None:
+        actors = int(machine.gpus // gpus) if gpus else -(-free // CPUS_PER_ACTOR)
+    cpus = config.cpus_per_actor
+    if cpus is None:
+        cpus = float(max(1, free // actors))
+    if not machine.local and actors * cpus > free:
+        raise ConfigError(
+            f"{actors} label actors with {cpus:g} CPUs each, but {free} of the cluster's CPUs are "
+            "free for them; lower resources.label_actors or resources.cpus_per_actor"
+        )
+    return Pool(actors, cpus, gpus)
+
+
+def logical_cpus(workers: Workers, pool: Pool, machine: Machine) -> int:
+    """CPUs to declare to a local Ray so that stages never wait on each other: every actor's and
+    worker's share, a loader each, and two for plain tasks."""
+    train = workers.count * (workers.cpus + workers.loaders)
+    return int(max(train, pool.actors * pool.cpus, machine.cpus)) + 2

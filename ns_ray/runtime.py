@@ -1,0 +1,140 @@
+"""Finds the Ray cluster to work on, or starts one on this machine. Nothing else starts Ray.
+
+Ray reads its environment when it is imported, so `prepare` comes before any import of it: this
+module and the doors (run.py, cli.py) import Ray, and the stages that use it, inside functions.
+"""
+
+import logging
+import os
+import secrets
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from ns_ray import resources
+from ns_ray.config import ResourcesConfig
+from ns_ray.resources import Machine
+
+KEEP_MEMORY = {
+    "MALLOC_MMAP_THRESHOLD_": "4294967296",
+    "MALLOC_TRIM_THRESHOLD_": "8589934592",
+    "MALLOC_TOP_PAD_": "268435456",
+}
+"""Settings of glibc's allocator. By default it returns each large activation to the system and
+faults it in again at the next layer, which costs more than the arithmetic (docs/performance.md).
+They act on processes started afterwards: Ray's workers."""
+
+OBJECT_STORE = 2 * 2**30
+"""Most bytes of the object store of a local cluster. Encoded images of a few chunks fit easily."""
+
+
+def prepare() -> None:
+    """Set the environment that Ray reads when it is imported, where the user hasn't."""
+    defaults = {
+        "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+    }
+    if not os.environ.get("RAY_ADDRESS"):
+        defaults.update(KEEP_MEMORY)
+        if "RAY_AUTH_MODE" not in os.environ:
+            # Explicit, because the default depends on Ray's version and on files in the home
+            # folder; a token of our own, because it lives as long as this cluster.
+            defaults.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32))
+    for name, value in defaults.items():
+        os.environ.setdefault(name, value)
+
+
+@contextmanager
+def cluster(config: ResourcesConfig, log_file: str | None = None) -> Iterator[Machine]:
+    """The cluster named by RAY_ADDRESS (a submitted job has it), or a local one for the time being.
+
+    A local one declares as many logical CPUs as the stages need, so that none waits on another.
+
+    Args:
+        config: what the stages were told to use.
+        log_file: where Ray's own messages of this process go.
+    """
+    import ray
+
+    if ray.is_initialized():
+        yield _machine()
+        return
+    with _quiet(log_file):
+        yield from _started(config)
+
+
+def _started(config: ResourcesConfig) -> Iterator[Machine]:
+    import ray
+
+    if os.environ.get("RAY_ADDRESS"):
+        ray.init(log_to_driver=False, runtime_env={"env_vars": KEEP_MEMORY})
+        try:
+            yield _machine()
+        finally:
+            ray.shutdown()
+        return
+    local = Machine(os.cpu_count() or 1, _local_gpus(), local=True)
+    workers, pool = resources.workers(config, local), resources.pool(config, local)
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    ray.init(
+        address="local",
+        num_cpus=resources.logical_cpus(workers, pool, local),
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level="ERROR",
+        object_store_memory=min(OBJECT_STORE, memory // 4),
+        _node_ip_address="127.0.0.1",
+    )
+    try:
+        yield local
+    finally:
+        ray.shutdown()
+
+
+def _machine() -> Machine:
+    """The running cluster's resources."""
+    import ray
+
+    found = ray.cluster_resources()
+    return Machine(int(found.get("CPU", 1)), int(found.get("GPU", 0)), local=False)
+
+
+def _local_gpus() -> int:
+    """CUDA devices of this machine, without importing torch."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return len([d for d in visible.split(",") if d.strip()])
+    return len(list(Path("/proc/driver/nvidia/gpus").glob("*")))
+
+
+@contextmanager
+def _quiet(log_file: str | None) -> Iterator[None]:
+    """Send what Ray prints in this process to a file, and its progress bars nowhere. Ray's C++ part
+    writes to file descriptor 2; `sys.stderr` keeps pointing at the real one."""
+    import ray.data
+
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    if log_file is None:
+        yield
+        return
+    Path(log_file).parent.mkdir(parents=True, exist_ok=True)
+    handler = logging.FileHandler(log_file)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(name)s %(levelname)s %(message)s"))
+    for name in ("ray", "ray.data", "ray.train", "ray.serve"):
+        logger = logging.getLogger(name)
+        logger.handlers, logger.propagate = [handler], False
+    sys.stderr.flush()
+    real, usual = os.dup(2), sys.stderr
+    os.dup2(handler.stream.fileno(), 2)
+    sys.stderr = os.fdopen(real, "w", buffering=1)
+    try:
+        yield
+    finally:
+        sys.stderr.flush()
+        sys.stderr = usual
+        os.dup2(real, 2)
+        os.close(real)

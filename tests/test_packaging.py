@@ -1,0 +1,114 @@
+"""What a user gets: the wheel, and documents that tell the truth about the files."""
+
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+import ns_ray
+
+ROOT = Path(__file__).resolve().parent.parent
+NOT_SOURCE = (".*", "runs", "build", "dist", "*.egg-info", "__pycache__", "venv")
+LINK = re.compile(r"\[[^\]]*\]\((?!\w+:|#)([^)#\s]+)[^)]*\)")
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel, built from a copy so that the checkout stays clean."""
+    copy = tmp_path_factory.mktemp("source") / "ns-ray"
+    shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(*NOT_SOURCE))
+    out = tmp_path_factory.mktemp("wheel")
+    build = ["wheel", "--no-deps", "--no-build-isolation", "--no-index", "--wheel-dir", str(out)]
+    command = [sys.executable, "-m", "pip", "--disable-pip-version-check", *build, str(copy)]
+    run = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    return next(out.glob("*.whl"))
+
+
+def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
+    names = zipfile.ZipFile(wheel).namelist()
+    top = {name.split("/")[0] for name in names}
+    assert top == {"ns_ray", f"ns_ray-{ns_ray.__version__}.dist-info"}
+
+
+def test_the_wheel_holds_every_file_of_the_package(wheel: Path) -> None:
+    names = set(zipfile.ZipFile(wheel).namelist())
+    here = {
+        path.relative_to(ROOT).as_posix()
+        for path in (ROOT / "ns_ray").rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    }
+    assert "ns_ray/py.typed" in here
+    assert here - names == set()
+
+
+def test_the_wheel_says_what_it_is(wheel: Path) -> None:
+    archive = zipfile.ZipFile(wheel)
+    info = f"ns_ray-{ns_ray.__version__}.dist-info"
+    metadata = archive.read(f"{info}/METADATA").decode()
+    assert f"\nVersion: {ns_ray.__version__}\n" in metadata
+    assert "\nLicense-Expression: Apache-2.0\n" in metadata
+    assert f"{info}/licenses/LICENSE" in archive.namelist()
+    assert "ns-ray = ns_ray.cli:main" in archive.read(f"{info}/entry_points.txt").decode()
+
+
+def tree_paths(text: str) -> list[str]:
+    """Paths named by the file tree of a document: the first code block with a line that begins
+    with `ns_ray/`. Files stand first on a line, two spaces before the words about them; indented
+    lines continue the folder above."""
+    blocks = re.findall(r"^```[^\n]*\n(.*?)^```", text, flags=re.M | re.S)
+    block = next((b for b in blocks if re.search(r"^ns_ray/", b, flags=re.M)), "")
+    paths: list[str] = []
+    folders: list[tuple[int, str]] = []
+    for line in block.splitlines():
+        indent = len(line) - len(line.lstrip())
+        folders = [(i, folder) for i, folder in folders if i < indent]
+        parent = folders[-1][1] if folders else ""
+        for name in re.split(r"\s+", line.strip()):
+            if not re.fullmatch(
+                r"[\w.-]*(/[\w.-]+)*(\.[a-z]+|/)|Makefile|LICENSE|Dockerfile", name
+            ):
+                break
+            paths.append(parent + name)
+            if name.endswith("/"):
+                folders.append((indent, parent + name))
+    return paths
+
+
+def test_a_file_tree_is_read() -> None:
+    text = (
+        "```\nns_ray/\n  run.py  cli.py    the doors\n  recipes/  what. else\nMakefile  it\n```\n"
+    )
+    assert tree_paths(text) == [
+        "ns_ray/",
+        "ns_ray/run.py",
+        "ns_ray/cli.py",
+        "ns_ray/recipes/",
+        "Makefile",
+    ]
+
+
+def test_the_file_tree_of_the_readme_is_true() -> None:
+    readme = ROOT / "README.md"
+    named = tree_paths(readme.read_text()) if readme.exists() else []
+    if not named:
+        pytest.skip("README.md has no file tree")
+    assert [path for path in named if not (ROOT / path).exists()] == []
+    modules = {f"ns_ray/{p.name}" for p in (ROOT / "ns_ray").glob("[!_]*.py")}
+    assert modules - set(named) == set(), "modules that the file tree does not name"
+
+
+def test_links_between_documents_lead_somewhere() -> None:
+    documents = [*ROOT.glob("*.md"), *ROOT.glob("*/*.md"), *(ROOT / "docs").rglob("*.md")]
+    broken = []
+    for document in documents:
+        if any(part.startswith(".") for part in document.relative_to(ROOT).parts):
+            continue
+        for target in LINK.findall(document.read_text()):
+            if not (document.parent / target).exists():
+                broken.append(f"{document.relative_to(ROOT)}: {target}")
+    assert broken == []

@@ -1,0 +1,250 @@
+"""The selection stage over real Parquet files, in this process and in Ray tasks."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from ns_ray import log, selection, storage
+from ns_ray.config import SelectConfig
+from ns_ray.errors import DataError, StageError
+from ns_ray.schema import (
+    SELECTION,
+    PseudoLabels,
+    Selection,
+    labels_table,
+    open_labels,
+    open_selection,
+    part_name,
+)
+from ns_ray.selection import select, selection_table
+
+CLASSES = ("cat", "dog", "emu")
+
+
+def make_probs(rows: int, seed: int = 0) -> np.ndarray[Any, Any]:
+    """Probabilities [rows, 3]: cats are common, emus rare, a third of the rows says 1.0."""
+    rng = np.random.default_rng(seed)
+    labels = rng.choice(3, rows, p=[0.6, 0.3, 0.1])
+    top = np.where(rng.random(rows) < 1 / 3, 1.0, 0.34 + 0.6 * rng.random(rows))
+    probs = np.repeat((1 - top)[:, None] / 2, 3, axis=1)
+    probs[np.arange(rows), labels] = top
+    return probs.astype(np.float32)
+
+
+def make_labels(
+    path: Path, probs: np.ndarray[Any, Any], shards: int = 3, corpus: str = "corpus"
+) -> PseudoLabels:
+    """Published pseudo-labels; row i has the key `image-i`, wherever it lies."""
+    folder, fingerprint = str(path), storage.fingerprint(str(path), shards)
+    names = []
+    for index, rows in enumerate(np.array_split(np.arange(len(probs)), shards)):
+        keys = pa.array([f"image-{row}" for row in rows], pa.string())
+        table = labels_table(keys, probs[rows], f"shard-{index:05d}", None)
+        names.append(part_name(f"shard-{index:05d}", fingerprint))
+        storage.write_table(storage.join(folder, names[-1]), table)
+    storage.publish(
+        folder,
+        stage="label",
+        fingerprint=fingerprint,
+        files=names,
+        facts={"corpus": corpus, "classes": CLASSES, "rows": len(probs)},
+        inputs={},
+        seconds=0,
+    )
+    return open_labels(folder)
+
+
+def copies_by_key(chosen: Selection) -> dict[str, int]:
+    """Key -> copies, over all shards."""
+    rows = pa.concat_tables([chosen.read(shard) for shard in chosen.files]).to_pylist()
+    return {row["key"]: row["copies"] for row in rows}
+
+
+def test_the_same_rows_are_selected_on_any_number_of_shards(tmp_path: Path) -> None:
+    probs, config = make_probs(700), SelectConfig(per_class=100)
+    found = []
+    for shards in (1, 3, 7):
+        labels = make_labels(tmp_path / f"labels-{shards}", probs, shards)
+        found.append(copies_by_key(select(config, labels, seed=5, out=str(tmp_path / f"{shards}"))))
+    assert found[0] == found[1] == found[2]
+    labels = make_labels(tmp_path / "labels-1", probs, 1)
+    other = copies_by_key(select(config, labels, seed=6, out=str(tmp_path / "other")))
+    assert other != found[0], "another seed breaks ties and draws copies otherwise"
+
+
+def test_rows_and_facts(tmp_path: Path) -> None:
+    probs = make_probs(1000)
+    labels = make_labels(tmp_path / "labels", probs)
+    config = SelectConfig(threshold=0.5, per_class=120, targets="hard", temperature=0.5)
+    chosen = select(config, labels, seed=0, labeled_counts=[5, 6, 7], out=str(tmp_path / "out"))
+    label, confidence = probs.argmax(axis=1), probs.max(axis=1)
+    eligible = [int(((label == c) & (confidence > 0.5)).sum()) for c in range(3)]
+    assert sorted(chosen.files) == ["shard-00000", "shard-00001", "shard-00002"]
+    kept = [0, 0, 0]
+    for shard in chosen.files:
+        table = chosen.read(shard)
+        assert table.schema == SELECTION
+        assert set(table["shard"].to_pylist()) == {shard}
+        assert chosen.counts[shard] == sum(table["copies"].to_pylist())
+        for row in table.to_pylist():
+            index = int(row["key"].removeprefix("image-"))
+            assert row["label"] == label[index]
+            assert row["confidence"] == confidence[index]
+            kept[row["label"]] += 1
+    assert kept == [120, 120, eligible[2]]
+    assert chosen.kept == sum(kept)
+    assert chosen.copies == sum(chosen.counts.values())
+    rows = chosen.facts["table"]
+    assert [row["class"] for row in rows] == list(CLASSES)
+    assert [row["labeled"] for row in rows] == [5, 6, 7]
+    assert [row["eligible"] for row in rows] == eligible
+    assert [row["kept"] for row in rows] == kept
+    assert rows[2]["copies"] == pytest.approx(120, rel=0.2)
+    assert rows[0]["threshold"] > rows[2]["threshold"] == 0.5
+    assert np.sum(chosen.facts["histogram"]) == 1000
+    assert chosen.facts["targets"] == "hard"
+    assert chosen.facts["temperature"] == 0.5
+    assert chosen.labels == labels.path
+    assert chosen.corpus == "corpus"
+
+
+def test_no_balancing_keeps_all_above_the_threshold_once(tmp_path: Path) -> None:
+    probs = make_probs(300)
+    labels = make_labels(tmp_path / "labels", probs)
+    config = SelectConfig(threshold=0.6, per_class=None)
+    chosen = select(config, labels, seed=0, out=str(tmp_path / "out"))
+    expected = {f"image-{i}": 1 for i in np.flatnonzero(probs.max(axis=1) > np.float32(0.6))}
+    assert copies_by_key(chosen) == expected
+
+
+def test_a_second_call_returns_what_was_published(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    labels = make_labels(tmp_path / "labels", make_probs(100))
+    first = select(SelectConfig(), labels, seed=0, out=str(tmp_path / "out"))
+    monkeypatch.setattr(selection, "_each", None)
+    assert select(SelectConfig(), labels, seed=0, out=str(tmp_path / "out")) == first
+    assert open_selection(str(tmp_path / "out")) == first
+
+
+def test_an_interrupted_selection_is_continued(tmp_path: Path) -> None:
+    labels = make_labels(tmp_path / "labels", make_probs(300))
+    out = tmp_path / "out"
+    first = select(SelectConfig(), labels, seed=0, out=str(out))
+    (out / "_DONE.json").unlink()
+    gone, *left = [out / name for name in first.files.values()]
+    gone.unlink()
+    times = [file.stat().st_mtime_ns for file in left]
+    second = select(SelectConfig(), labels, seed=0, out=str(out))
+    assert second == first
+    assert gone.exists()
+    assert [file.stat().st_mtime_ns for file in left] == times, "finished files are not rewritten"
+
+
+def test_a_new_selection_replaces_the_old_one(tmp_path: Path) -> None:
+    labels = make_labels(tmp_path / "labels", make_probs(100))
+    select(SelectConfig(), labels, seed=0, out=str(tmp_path / "out"))
+    second = select(SelectConfig(per_class=3), labels, seed=0, out=str(tmp_path / "out"))
+    assert sorted(second.files.values()) == storage.list_files(second.path)[1:]
+    assert second.kept == 9
+
+
+def test_reassign_keeps_keys_and_copies_and_takes_new_labels(tmp_path: Path) -> None:
+    old, new = make_probs(400, seed=0), make_probs(400, seed=1)
+    config = SelectConfig(per_class=50, reassign=True)
+    first = select(config, make_labels(tmp_path / "old", old), seed=0, out=str(tmp_path / "first"))
+    labels = make_labels(tmp_path / "new", new)
+    second = select(config, labels, seed=0, previous=first, out=str(tmp_path / "second"))
+    assert copies_by_key(second) == copies_by_key(first)
+    assert second.labels == labels.path
+    assert (second.kept, second.copies, second.counts) == (first.kept, first.copies, first.counts)
+    for shard in second.files:
+        for row in second.read(shard).to_pylist():
+            probs = new[int(row["key"].removeprefix("image-"))]
+            assert (row["label"], row["confidence"]) == (probs.argmax(), probs.max())
+    fresh = SelectConfig(per_class=50)
+    third = select(fresh, labels, seed=0, previous=first, out=str(tmp_path / "third"))
+    assert copies_by_key(third) != copies_by_key(first), "only with select.reassign"
+
+
+def test_reassign_refuses_another_corpus(tmp_path: Path) -> None:
+    probs, config = make_probs(60), SelectConfig(reassign=True)
+    first = select(config, make_labels(tmp_path / "a", probs), seed=0, out=str(tmp_path / "first"))
+    fewer = make_labels(tmp_path / "b", probs[:30])
+    with pytest.raises(DataError, match=r"select\.reassign: key 'image-\d+' .* no pseudo-label"):
+        select(config, fewer, seed=0, previous=first, out=str(tmp_path / "second"))
+    other = make_labels(tmp_path / "c", probs, corpus="other")
+    with pytest.raises(DataError, match=r"is of corpus, .* are of other"):
+        select(config, other, seed=0, previous=first, out=str(tmp_path / "second"))
+
+
+def test_nothing_above_the_threshold_names_the_setting_and_the_highest(tmp_path: Path) -> None:
+    probs = np.full((20, 3), 1 / 3, np.float32)
+    probs[7] = [0.2, 0.5312, 0.2688]
+    labels = make_labels(tmp_path / "labels", probs)
+    with pytest.raises(DataError, match=r"select\.threshold=0\.9: .* 20 rows .* 0\.5312"):
+        select(SelectConfig(threshold=0.9), labels, seed=0, out=str(tmp_path / "out"))
+    assert not (tmp_path / "out" / "_DONE.json").exists()
+
+
+def test_unusable_labels_are_named(tmp_path: Path) -> None:
+    probs = make_probs(30)
+    probs[3] = np.nan
+    labels = make_labels(tmp_path / "nan", probs)
+    with pytest.raises(DataError, match="not a number"):
+        select(SelectConfig(), labels, seed=0, out=str(tmp_path / "out"))
+    labels = make_labels(tmp_path / "broken", make_probs(30))
+    broken = Path(labels.path) / labels.files["shard-00001"]
+    broken.write_bytes(b"PAR1")
+    with pytest.raises(DataError, match=r"shard-00001\.\w+\.parquet cannot be read"):
+        select(SelectConfig(), labels, seed=0, out=str(tmp_path / "out"))
+
+
+def test_the_table_shows_every_class_or_both_ends(tmp_path: Path) -> None:
+    labels = make_labels(tmp_path / "labels", make_probs(100))
+    chosen = select(SelectConfig(), labels, seed=0, out=str(tmp_path / "out"))
+    with log.console.capture() as capture:
+        log.console.print(selection_table(chosen))
+    text = capture.get()
+    assert all(name in text for name in (*CLASSES, "Pseudo-labeled", "Threshold"))
+    row = chosen.facts["table"][0]
+    chosen.facts["table"] = [{**row, "class": f"class-{i}", "rows": i} for i in range(100)]
+    with log.console.capture() as capture:
+        log.console.print(selection_table(chosen))
+    text = capture.get()
+    assert "class-9 " in text
+    assert "80 more" in text
+    assert "class-90" in text
+    assert "class-50" not in text
+
+
+@pytest.mark.ray
+def test_ray_tasks_select_the_same_rows(
+    ray_local: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    probs, config = make_probs(600), SelectConfig(per_class=80)
+    labels = make_labels(tmp_path / "labels", probs, 7)
+    here = select(config, labels, seed=0, out=str(tmp_path / "here"))
+    monkeypatch.setattr(selection, "SMALL_FILES", 0)
+    monkeypatch.setattr(selection, "SMALL_ROWS", 0)
+    monkeypatch.setattr(selection, "BATCH_FILES", 2)
+    monkeypatch.setattr(selection, "_show", lambda _: None)
+    there = select(config, labels, seed=0, out=str(tmp_path / "there"))
+    assert copies_by_key(there) == copies_by_key(here)
+    assert there.facts == here.facts
+    with pytest.raises(DataError, match=r"select\.threshold"):
+        select(SelectConfig(threshold=1), labels, seed=0, out=str(tmp_path / "none"))
+    (Path(labels.path) / labels.files["shard-00003"]).unlink()
+    with pytest.raises(DataError, match=r"shard-00003\.\w+\.parquet cannot be read") as error:
+        select(config, labels, seed=1, out=str(tmp_path / "error"))
+    assert "Traceback" not in str(error.value)
+
+
+@pytest.mark.ray
+def test_a_failing_task_is_a_stage_error(ray_local: Any) -> None:
+    batches = [[selection.LabelFile("a", "a")]] * 3
+    with pytest.raises(StageError, match=r"select: a task failed: ZeroDivisionError"):
+        list(selection._in_tasks(lambda batch: 1 // (len(batch) - 1), batches))
