@@ -28,7 +28,7 @@ ERASE_AREA = (0.02, 1 / 3)
 def seed_everything(seed: int) -> None:
     """Seed the generators that the augmentation draws from."""
     random.seed(seed)
-    np.random.seed(seed % 2**32)  # noqa: NPY002 - timm draws from the global generator
+    np.random.seed(seed % 2**32)
 
 
 class Augment:
@@ -108,5 +108,5 @@ def _erase(pixels: np.ndarray[Any, np.dtype[np.uint8]]) -> None:
     h = min(height, max(1, round(math.sqrt(area * aspect))))
     w = min(width, max(1, round(math.sqrt(area / aspect))))
     top, left = random.randint(0, height - h), random.randint(0, width - w)
-    fill = np.random.randint(0, 256, (h, w, 3))  # noqa: NPY002 - seeded with timm's
+    fill = np.random.randint(0, 256, (h, w, 3))
     pixels[top : top + h, left : left + w] = fill

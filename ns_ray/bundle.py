@@ -198,7 +198,7 @@ def preprocessing(model: nn.Module) -> Preprocess:
     )
 
 
-def load_weights(model: nn.Module, path: str, classes: int) -> None:
+def load_weights(model: nn.Module, path: str) -> None:
     """Start from the weights of a bundle with the same architecture; a classifier for another
     number of classes is left as it is.
 

@@ -1,17 +1,12 @@
-"""The settings of a run: one pydantic model per stage, YAML in, `--set a.b=c` on top.
+"""The settings of a run: one pydantic model per stage.
 
-Knows nothing about torch or ray. Unknown keys are errors that suggest the nearest key;
-every other check lives beside the field it guards.
+Knows nothing about files, torch or ray. Unknown keys are errors that suggest the nearest key;
+every other check lives beside the field it guards. How settings are read: settings.py.
 """
 
-import hashlib
-import json
-from collections.abc import Iterable, Mapping
-from importlib import resources
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, TypeVar
 
-import yaml
 from pydantic import (
     BaseModel,
     ConfigDict,
@@ -95,7 +90,9 @@ class NoiseConfig(Settings):
     @classmethod
     def _timm_string(cls, value: str | None) -> str | None:
         if value is not None and not value.startswith("rand"):
-            raise ValueError(f"{value!r} is not a RandAugment string such as rand-m9-mmax30-n2-p1.0")
+            raise ValueError(
+                f"{value!r} is not a RandAugment string such as rand-m9-mmax30-n2-p1.0"
+            )
         return value
 
     @model_validator(mode="after")
@@ -219,7 +216,7 @@ class AcceptConfig(Settings):
 
     max_p: Annotated[float, Field(gt=0.0, le=1.0)] = 0.5
     """Accept when the one-sided paired (McNemar) test that the student is better gives p of at
-    most this. 0.5: more images gained than lost; 0.05: significantly better; 1: always."""
+    most this. 0.5: no worse on validation; 0.05: significantly better; 1: always."""
     otherwise: Literal["keep_teacher", "continue", "stop"] = "keep_teacher"
     """A refused student: the old teacher labels again, it teaches all the same, or the run ends."""
 
@@ -292,88 +289,6 @@ def train_config(base: TrainConfig, model: ModelConfig) -> TrainConfig:
     return validate(TrainConfig, merged)
 
 
-def recipe_names() -> list[str]:
-    """Names of the YAML recipes inside the package."""
-    folder = resources.files("ns_ray") / "recipes"
-    return sorted(f.name.removesuffix(".yaml") for f in folder.iterdir() if f.name.endswith(".yaml"))
-
-
-def load_recipe(name: str, overrides: Iterable[str] = ()) -> RunConfig:
-    """A recipe of the package, with `--set` overrides on top.
-
-    Raises:
-        ConfigError: no such recipe, or a bad override.
-    """
-    if name not in recipe_names():
-        raise ConfigError(
-            f"recipe {name!r} does not exist{nearest(name, recipe_names())}; "
-            f"--recipe takes one of: {', '.join(recipe_names())}"
-        )
-    text = (resources.files("ns_ray") / "recipes" / f"{name}.yaml").read_text()
-    return parse(text, overrides, origin=f"recipe {name}")
-
-
-def load_config(path: str | Path, overrides: Iterable[str] = ()) -> RunConfig:
-    """A user's YAML file, with `--set` overrides on top.
-
-    Raises:
-        ConfigError: the file is missing or not YAML, or a setting is wrong.
-    """
-    try:
-        text = Path(path).read_text()
-    except OSError as error:
-        raise ConfigError(f"--config {path}: {error.strerror or error}") from None
-    return parse(text, overrides, origin=str(path))
-
-
-def parse(text: str, overrides: Iterable[str] = (), *, origin: str = "config") -> RunConfig:
-    """YAML text and `a.b=c` overrides, through one validation."""
-    try:
-        raw = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{origin} is not valid YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(raw, dict):
-        raise ConfigError(f"{origin} must be a mapping of settings, not {type(raw).__name__}")
-    for override in overrides:
-        set_value(raw, override)
-    return validate(RunConfig, raw, origin=origin)
-
-
-def set_value(raw: dict[str, Any], override: str) -> None:
-    """Apply one `a.b.0.c=value` to nested settings; the value is YAML."""
-    path, equals, text = override.partition("=")
-    if not equals or not path:
-        raise ConfigError(f"--set {override!r} must look like train.epochs=20")
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise ConfigError(f"--set {override!r}: the value is not valid YAML") from None
-    if isinstance(value, str):  # YAML 1.1 reads 1e-3 as text
-        try:
-            value = float(value)
-        except ValueError:
-            value = str(value)
-    node: Any = raw
-    *parents, last = path.split(".")
-    for key in parents:
-        if isinstance(node, list):
-            node = node[_index(node, key, override)]
-        else:
-            if not isinstance(node.get(key), dict | list):
-                node[key] = {}
-            node = node[key]
-    if isinstance(node, list):
-        node[_index(node, last, override)] = value
-    else:
-        node[last] = value
-
-
-def _index(items: list[Any], key: str, override: str) -> int:
-    if not key.isdigit() or int(key) >= len(items):
-        raise ConfigError(f"--set {override!r}: {key!r} must be an index from 0 to {len(items) - 1}")
-    return int(key)
-
-
 def validate(model: type[S], raw: Mapping[str, Any], *, origin: str = "") -> S:
     """Build settings from plain values.
 
@@ -432,30 +347,3 @@ def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
         else:
             merged[key] = value
     return merged
-
-
-def dump(config: Settings) -> str:
-    """Settings as YAML, every default written out."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-
-
-def config_hash(config: Settings | Mapping[str, Any]) -> str:
-    """Twelve hex digits that change with anything that changes the result of a run: where it is
-    stored and which resources it gets do not."""
-    plain = dict(config.model_dump(mode="json") if isinstance(config, Settings) else config)
-    for key in ("storage", "resources"):
-        plain.pop(key, None)
-    text = json.dumps(plain, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
-
-
-def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """`a.b: old -> new` for every setting in which two plain configs differ."""
-    found = []
-    for key in sorted({*old, *new}):
-        a, b, path = old.get(key), new.get(key), f"{prefix}{key}"
-        if isinstance(a, Mapping) and isinstance(b, Mapping):
-            found += differences(a, b, f"{path}.")
-        elif a != b:
-            found.append(f"{path}: {a!r} -> {b!r}")
-    return found

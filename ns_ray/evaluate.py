@@ -102,9 +102,9 @@ def _class_map(model: Bundle, corpus: Corpus) -> np.ndarray[Any, Any]:
     """Index among the model's classes of each class of the corpus."""
     if not corpus.classes:
         raise DataError(f"{corpus.path} has no labels; evaluation needs a labeled corpus")
-    if all(name.isdigit() for name in model.classes) and len(corpus.classes) <= len(model.classes):
-        if not set(corpus.classes) <= set(model.classes):
-            return np.arange(len(corpus.classes))  # a model without class names: by position
+    nameless = model.classes == tuple(str(i) for i in range(len(model.classes)))
+    if nameless and len(corpus.classes) == len(model.classes):
+        return np.arange(len(corpus.classes))  # by position
     unknown = [name for name in corpus.classes if name not in model.classes]
     if unknown:
         raise DataError(

@@ -89,8 +89,10 @@ class ShardPredictor:
         results = self._predictor.predict(images)
         good = np.array([not isinstance(result, ImageError) for result in results], dtype=bool)
         kept = table.filter(pa.array(good))
-        probs = np.stack([r for r in results if not isinstance(r, ImageError)]) if good.any() else (
-            np.zeros((0, len(self._predictor.classes)), np.float32)
+        probs = (
+            np.stack([r for r in results if not isinstance(r, ImageError)])
+            if good.any()
+            else (np.zeros((0, len(self._predictor.classes)), np.float32))
         )
         keys = kept["key"].combine_chunks()
         labels = labels_table(keys, probs, name, self._top_k)

@@ -59,11 +59,7 @@ def _make(
 
 
 _make_task = ray.remote(num_cpus=1, scheduling_strategy="DEFAULT")(_make)
-
-
-@ray.remote(num_cpus=1, scheduling_strategy="DEFAULT")
-def _load_task(source: Source, chunk: Chunk) -> pa.Table:
-    return source.load(chunk)
+_load_task = ray.remote(num_cpus=1, scheduling_strategy="DEFAULT")(Source.load)
 
 
 class Loader:

@@ -24,10 +24,14 @@ from rich.progress import (
 )
 from rich.text import Text
 
+PLAIN_WIDTH = 120
+"""Columns of tables when the output is not a terminal."""
 PLAIN_SECONDS = 10.0
 """Least time between two lines of a stage when the output is not a terminal."""
 
-console = Console(highlight=False, soft_wrap=True)
+console = Console(highlight=False)
+if not console.is_terminal:
+    console = Console(highlight=False, width=PLAIN_WIDTH)
 
 
 class _Rate(ProgressColumn):

@@ -362,7 +362,9 @@ def _read(item: Item) -> bytes | ImageError:
         return item.read()
     except (FileNotFoundError, NotADirectoryError):
         return ImageError("missing", "there is no such file")
-    except (PermissionError, IsADirectoryError) as error:
+    except OSError as error:
+        if storage.is_uri(item.uri):  # the store's fault rather than the image's: try again
+            raise
         return ImageError("unreadable", str(error))
 
 

@@ -64,7 +64,7 @@ class Predictor:
             precision = "bf16" if self.device.type == "cuda" else "fp32"
         self._dtype = torch.bfloat16 if precision == "bf16" else None
         model, self.preprocess = load(self.bundle)
-        self._model = model.to(self.device, memory_format=torch.channels_last)
+        self._model = model.to(self.device).to(memory_format=torch.channels_last)
         mean, std = (
             torch.tensor(v, device=self.device).view(1, 3, 1, 1) * 255.0
             for v in (self.preprocess.mean, self.preprocess.std)

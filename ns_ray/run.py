@@ -15,19 +15,11 @@ import yaml
 from rich.table import Table
 
 from ns_ray import __version__, storage
-from ns_ray.config import (
-    ModelConfig,
-    RunConfig,
-    config_hash,
-    differences,
-    dump,
-    load_config,
-    load_recipe,
-    train_config,
-)
+from ns_ray.config import ModelConfig, RunConfig, train_config
 from ns_ray.errors import ConfigError, NsRayError
 from ns_ray.layout import RunLayout
 from ns_ray.log import Metrics, console, say
+from ns_ray.settings import config_hash, differences, dump, load_config, load_recipe
 
 NO_STUDENT = 5
 INTERRUPTED = 130
@@ -148,24 +140,22 @@ def publish_model(bundle: str, out: str) -> None:
     done = storage.published(bundle)
     files = done.files if done else ["config.json", "model.safetensors"]
     for name in [*files, *([storage.DONE] if done else [])]:
-        storage.write_bytes(
-            storage.join(out, name), storage.read_bytes(storage.join(bundle, name))
-        )
+        storage.write_bytes(storage.join(out, name), storage.read_bytes(storage.join(bundle, name)))
 
 
 def show(result: Mapping[str, Any]) -> None:
     """The verdict on one screen."""
     table = Table(title=f"run {result['name']}", title_justify="left")
     for name in ("generation", "model"):
-        table.add_column(name)
+        table.add_column(name, no_wrap=True)
     for name in (
         "parameters",
         "validation",
         "test",
         "accepted",
-        "kept/copies",
-        "label images/s",
-        "train images/s",
+        "pseudo-labels",
+        "label img/s",
+        "train img/s",
         "seconds",
     ):
         table.add_column(name, justify="right")
@@ -180,7 +170,7 @@ def show(result: Mapping[str, Any]) -> None:
             f"{row['val_top1']:.4f}",
             "-" if row["test_top1"] is None else f"{row['test_top1']:.4f}",
             "" if control else ("yes" if row["accepted"] else "no"),
-            "" if pseudo is None else f"{pseudo['kept']:,}/{pseudo['copies']:,}",
+            "" if pseudo is None else f"{pseudo['kept']:,}",
             _rate(row, "label"),
             _rate(row, "train"),
             f"{sum(row['seconds'].values()):.0f}",

@@ -37,7 +37,8 @@ def prepare() -> None:
         "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
     }
     if not os.environ.get("RAY_ADDRESS"):
-        defaults.update(KEEP_MEMORY)
+        # Labeling and training are what the user is waiting for: no lower priority for workers.
+        defaults.update(KEEP_MEMORY, RAY_worker_niceness="0")
         if "RAY_AUTH_MODE" not in os.environ:
             # Explicit, because the default depends on Ray's version and on files in the home
             # folder; a token of our own, because it lives as long as this cluster.
@@ -129,7 +130,8 @@ def _quiet(log_file: str | None) -> Iterator[None]:
         logger.handlers, logger.propagate = [handler], False
     sys.stderr.flush()
     real, usual = os.dup(2), sys.stderr
-    os.dup2(handler.stream.fileno(), 2)
+    with open(log_file, "a") as file:
+        os.dup2(file.fileno(), 2)
     sys.stderr = os.fdopen(real, "w", buffering=1)
     try:
         yield

@@ -11,11 +11,17 @@ from typing import Any
 import numpy as np
 
 from ns_ray import storage
-from ns_ray.config import AcceptConfig, ModelConfig, RunConfig, config_hash, train_config
+from ns_ray.config import (
+    AcceptConfig,
+    ModelConfig,
+    RunConfig,
+    train_config,
+)
 from ns_ray.errors import DataError
 from ns_ray.layout import CONTROL, RunLayout
 from ns_ray.log import say
 from ns_ray.metrics import better_p
+from ns_ray.settings import config_hash
 
 
 @dataclass(frozen=True)
@@ -49,7 +55,7 @@ class Generation:
 
 def self_train(config: RunConfig, layout: RunLayout, stages: Stages) -> dict[str, Any]:
     """Run the whole loop and return what `result.json` says."""
-    data = stages.ingest(config.data, seed=config.seed, layout=layout)
+    data = stages.ingest(config.data, seed=config.seed, out=layout)
     run = _Run(config, layout, stages, data)
 
     teacher = run.first_teacher()

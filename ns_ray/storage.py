@@ -12,10 +12,12 @@ import hashlib
 import json
 import os
 import platform
+import re
 import time
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -53,11 +55,23 @@ def filesystem(path: str) -> tuple[pafs.FileSystem, str]:
     """
     if not is_uri(path):
         return pafs.LocalFileSystem(), absolute(path)
+    scheme, _, rest = path.partition("://")
+    store, slash, inner = rest.partition("/")
     try:
-        fs, inner = pafs.FileSystem.from_uri(path)
+        if re.search(r"\?\w+=", path):  # options, such as s3://bucket/a?region=eu-west-1
+            return _from_uri(path)
+        # Arrow parses only what comes before the path: names may hold spaces, braces and hashes.
+        fs, root = _from_uri(f"{scheme}://{store}" if store else f"{scheme}:///")
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
         raise ConfigError(f"{path!r}: {error}; use a folder, or an s3:// or gs:// URI") from None
-    return fs, inner
+    return fs, f"{root.rstrip('/')}{slash}{inner}"
+
+
+@lru_cache(maxsize=64)
+def _from_uri(uri: str) -> tuple[pafs.FileSystem, str]:
+    """Connecting costs a request or more, so it is done once for each store."""
+    fs, inner = pafs.FileSystem.from_uri(uri)
+    return fs, str(inner)
 
 
 def exists(path: str) -> bool:

@@ -227,8 +227,10 @@ def make_batch(
 
 def _targets(column: pa.ChunkedArray) -> np.ndarray[Any, Any]:
     array = column.combine_chunks()
+    values: np.ndarray[Any, Any]
     if pa.types.is_fixed_size_list(array.type):
         flat = array.flatten().to_numpy(zero_copy_only=False)
-        return flat.reshape(len(array), array.type.list_size)
-    return array.to_numpy(zero_copy_only=False).astype(np.int64)
-
+        values = flat.reshape(len(array), array.type.list_size)
+    else:
+        values = array.to_numpy(zero_copy_only=False).astype(np.int64)
+    return values

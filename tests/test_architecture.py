@@ -20,11 +20,11 @@ STAGES = frozenset({"train", "pseudo_label", "selection", "evaluate"})
 ROWS: tuple[frozenset[str], ...] = (
     frozenset({"__init__"}),
     frozenset({"errors"}),
-    frozenset({"config", "storage", "schema", "layout", "log", "resources"}),
+    frozenset({"config", "settings", "storage", "schema", "layout", "log", "resources"}),
     frozenset({"images", "augment", "models", "losses", "metrics", "policy", "stream"}),
     frozenset({"bundle", "predictor"}),
     frozenset({"sources", "packing", "ingest"}),
-    frozenset({"inference", "loader"}),
+    frozenset({"inference", "loader", "loop"}),
     STAGES,
     frozenset({"robustness", "report", "export", "plan", "serving"}),
     frozenset({"selftrain"}),
@@ -37,10 +37,10 @@ ROWS: tuple[frozenset[str], ...] = (
 PLAIN = ROWS[0] | ROWS[1] | ROWS[2]
 """Values and contracts: importable without torch and ray."""
 
-RAY_BELOW_THE_STAGES = {"packing", "ingest", "inference", "loader"}
+RAY_BELOW_THE_STAGES = {"packing", "ingest", "inference", "loader", "loop"}
 MAY_IMPORT_RAY = STAGES | RAY_BELOW_THE_STAGES | {"serving", "runtime", "run", "cli"}
 
-NOT_FOR_SERVING = STAGES | {"inference", "loader", "sources", "packing", "ingest"}
+NOT_FOR_SERVING = STAGES | {"inference", "loader", "loop", "sources", "packing", "ingest"}
 """A server needs the predictor and nothing that trains or packs."""
 
 HEAVY = {"torch", "torchvision", "timm", "ray"}

@@ -56,6 +56,10 @@ def test_the_wheel_says_what_it_is(wheel: Path) -> None:
     assert "ns-ray = ns_ray.cli:main" in archive.read(f"{info}/entry_points.txt").decode()
 
 
+def test_the_citation_names_this_version() -> None:
+    assert f"\nversion: {ns_ray.__version__}\n" in (ROOT / "CITATION.cff").read_text()
+
+
 def tree_paths(text: str) -> list[str]:
     """Paths named by the file tree of a document: the first code block with a line that begins
     with `ns_ray/`. Files stand first on a line, two spaces before the words about them; indented

@@ -10,8 +10,9 @@ import jsonschema
 import pytest
 import yaml
 
-from ns_ray.config import RunConfig, load_recipe, recipe_names, validate
+from ns_ray.config import RunConfig, validate
 from ns_ray.errors import ConfigError
+from ns_ray.settings import load_recipe, recipe_names
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALLEST = {

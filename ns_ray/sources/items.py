@@ -91,7 +91,7 @@ class Listing:
 def natural(name: str) -> tuple[Any, ...]:
     """Sort key that puts `class10` after `class9`."""
     parts = re.split(r"(\d+)", name.lower())
-    return (*(int(p) if i % 2 else p for i, p in enumerate(parts)), name)
+    return (tuple(int(p) if i % 2 else p for i, p in enumerate(parts)), name)
 
 
 def allocate(counts: Sequence[int], total: int, least: int, most: Sequence[int]) -> list[int]:

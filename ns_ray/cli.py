@@ -1,0 +1,252 @@
+"""`ns-ray`: a whole run, or one stage of it for people who need only that."""
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Annotated, Any
+
+import typer
+
+from ns_ray import run as whole
+from ns_ray import storage
+from ns_ray.config import (
+    DataConfig,
+    EvaluateConfig,
+    LabelConfig,
+    ResourcesConfig,
+    RunConfig,
+    SelectConfig,
+    Settings,
+    train_config,
+)
+from ns_ray.errors import ConfigError
+from ns_ray.layout import RunLayout
+from ns_ray.log import say
+from ns_ray.settings import load_config, load_recipe, parse_section
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Noisy Student self-training for image classification, distributed with Ray.",
+)
+app.command("run")(whole.main)
+
+Bundle = Annotated[
+    str, typer.Option(help="A run folder, a bundle, or a timm local-dir.", show_default=False)
+]
+Data = Annotated[
+    str,
+    typer.Option(
+        help="Folder per class, flat folder, CSV or Parquet table, WebDataset tars, a packed "
+        "corpus, or a named set (digits, fashion-mnist, cifar10).",
+        show_default=False,
+    ),
+]
+Out = Annotated[str, typer.Option(help="Folder or URI of the result.", show_default=False)]
+Set = Annotated[
+    list[str] | None, typer.Option("--set", metavar="A.B=C", help="Override one setting.")
+]
+Debug = Annotated[bool, typer.Option(help="Show tracebacks.")]
+
+
+def _finish(debug: bool, work: Callable[[], Any]) -> None:
+    raise typer.Exit(whole.guard(debug, lambda: work() and 0))
+
+
+def _section(name: str, model: type[Settings], overrides: list[str] | None) -> Any:
+    """One section's settings from `--set section.key=value`, and those of `resources`."""
+    return parse_section({name: model, "resources": ResourcesConfig}, overrides or [])
+
+
+@contextmanager
+def _pool(config: ResourcesConfig) -> Iterator[Any]:
+    """Ray, and the predictor actors it has room for."""
+    from ns_ray import resources
+    from ns_ray.runtime import cluster, prepare
+
+    prepare()
+    with cluster(config, None) as machine:
+        yield resources.pool(config, machine)
+
+
+def _corpus(data: str, config: DataConfig, out: str, labeled: bool) -> Any:
+    """The packed form of a source, made below `out` when it isn't packed yet."""
+    from ns_ray.ingest import pack
+
+    return pack(
+        data,
+        out=storage.join(out, "corpus"),
+        classes=None if labeled else (),
+        rows_per_shard=config.rows_per_shard,
+        max_pixels=config.max_pixels,
+        max_rejected=config.max_rejected,
+        setting="--data",
+    )
+
+
+@app.command()
+def pack(data: Data, out: Out, set_: Set = None, debug: Debug = False) -> None:
+    """Pack a source into a corpus: Parquet shards, a manifest, and rejected.parquet."""
+
+    def work() -> None:
+        sections = _section("data", DataConfig, [*(set_ or []), "data.labeled=" + data])
+        settings = sections["data"]
+        with _pool(sections["resources"]):
+            from ns_ray.ingest import pack as pack_source
+
+            corpus = pack_source(
+                data,
+                out=storage.absolute(out),
+                rows_per_shard=settings.rows_per_shard,
+                max_pixels=settings.max_pixels,
+                max_rejected=settings.max_rejected,
+                setting="--data",
+            )
+        rejected = sum(corpus.rejected.values())
+        say(f"{corpus.path}: {corpus.rows:,} images, {rejected:,} rejected")
+
+    _finish(debug, work)
+
+
+@app.command()
+def label(bundle: Bundle, data: Data, out: Out, set_: Set = None, debug: Debug = False) -> None:
+    """Pseudo-label images with a model; the summary is in _DONE.json of the result."""
+
+    def work() -> None:
+        sections = _section("label", LabelConfig, set_)
+        with _pool(sections["resources"]) as pool:
+            from ns_ray.bundle import open_bundle
+            from ns_ray.pseudo_label import pseudo_label
+
+            place = storage.absolute(out)
+            teacher = open_bundle(bundle)
+            pile = _corpus(data, DataConfig(labeled=data), place, labeled=False)
+            labels = pseudo_label(
+                sections["label"], teacher, pile, pool=pool, out=place, title="label"
+            )
+        facts = labels.facts
+        rate = facts["images_per_second"]
+        rejected = facts["rejected"] + sum(pile.rejected.values())
+        say(f"{place}: {labels.rows:,} images labeled, {rejected:,} rejected, {rate:,.0f} images/s")
+
+    _finish(debug, work)
+
+
+@app.command()
+def select(
+    labels: Annotated[str, typer.Option(help="Folder of pseudo-labels.", show_default=False)],
+    out: Out,
+    seed: Annotated[int, typer.Option(help="Decides ties and copies.")] = 0,
+    set_: Set = None,
+    debug: Debug = False,
+) -> None:
+    """Choose which pseudo-labeled images train a student, and how many copies of each."""
+
+    def work() -> None:
+        sections = _section("select", SelectConfig, set_)
+        with _pool(sections["resources"]):
+            from ns_ray.schema import open_labels
+            from ns_ray.selection import select as select_rows
+
+            place = storage.absolute(out)
+            found = open_labels(labels)
+            chosen = select_rows(sections["select"], found, seed=seed, out=place)
+        say(f"{place}: {chosen.kept:,} images, {chosen.copies:,} with copies")
+
+    _finish(debug, work)
+
+
+@app.command()
+def train(
+    out: Out,
+    config: Annotated[str | None, typer.Option(help="A YAML file of a run.")] = None,
+    recipe: Annotated[str | None, typer.Option(help="A recipe of the package.")] = None,
+    selection: Annotated[
+        str | None, typer.Option(help="Folder of a selection: train the first student with it.")
+    ] = None,
+    set_: Set = None,
+    debug: Debug = False,
+) -> None:
+    """Train one model from labeled images and, if given, selected pseudo-labeled ones."""
+
+    def work() -> None:
+        settings = _run_config(config, recipe, set_)
+        with _pool(settings.resources):
+            trained = _train(settings, storage.absolute(out), selection)
+        say(f"{trained.path}: {trained.parameters:,} parameters")
+
+    _finish(debug, work)
+
+
+def _run_config(config: str | None, recipe: str | None, overrides: list[str] | None) -> RunConfig:
+    if (config is None) == (recipe is None):
+        raise ConfigError("give either --config or --recipe")
+    if config is not None:
+        return load_config(config, overrides or [])
+    return load_recipe(str(recipe), overrides or [])
+
+
+def _train(settings: RunConfig, out: str, selection: str | None) -> Any:
+    import ray
+
+    from ns_ray import resources
+    from ns_ray.ingest import ingest
+    from ns_ray.resources import Machine
+    from ns_ray.schema import open_selection
+    from ns_ray.train import fit
+
+    model = settings.teacher if selection is None else settings.students[0]
+    if model.bundle is not None:
+        raise ConfigError(
+            f"teacher.bundle={model.bundle}: there is nothing to train; set a `model`"
+        )
+    layout = RunLayout(storage.join(out, "work"))
+    data = ingest(settings.data, seed=settings.seed, out=layout, pile=False)
+    found = ray.cluster_resources()
+    machine = Machine(int(found["CPU"]), int(found.get("GPU", 0)), local=False)
+    return fit(
+        model,
+        train_config(settings.train, model),
+        labeled=data.labeled,
+        pseudo=open_selection(selection) if selection else None,
+        seed=settings.seed,
+        workers=resources.workers(settings.resources, machine),
+        max_failures=settings.resources.max_failures,
+        checkpoints=storage.join(out, "work", "checkpoints"),
+        out=out,
+        title="train",
+        provenance={"run": settings.name, "role": "trained", "model": model.model},
+    )
+
+
+@app.command()
+def evaluate(bundle: Bundle, data: Data, out: Out, set_: Set = None, debug: Debug = False) -> None:
+    """Score a model on labeled images; the scores are in evaluation.json of the result."""
+
+    def work() -> None:
+        sections = _section("evaluate", EvaluateConfig, set_)
+        with _pool(sections["resources"]) as pool:
+            from ns_ray.bundle import open_bundle
+            from ns_ray.evaluate import evaluate as score
+
+            place = storage.absolute(out)
+            model = open_bundle(bundle)
+            corpus = _corpus(data, DataConfig(labeled=data), place, labeled=True)
+            scored = score(
+                sections["evaluate"],
+                model,
+                corpus,
+                pool=pool,
+                out=storage.join(place, "predictions"),
+                title="evaluate",
+            )
+        storage.write_json(storage.join(place, "evaluation.json"), scored.scores)
+        say(f"{place}: top-1 {scored.top1:.4f} on {scored.scores['rows']:,} images")
+
+    _finish(debug, work)
+
+
+def main() -> None:
+    """The `ns-ray` command."""
+    sys.exit(app())

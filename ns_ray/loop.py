@@ -1,0 +1,385 @@
+"""What one training worker does, from the first batch to the published bundle.
+
+Labeled and pseudo-labeled images go through one forward pass. Everything random in step s (order,
+augmentation, dropout) follows from (seed, s), so a checkpoint is model, averaged weights, optimizer
+and step; a training that was killed goes on as if it hadn't been.
+"""
+
+import io
+import math
+import time
+from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import ray.train
+import ray.train.torch
+import torch
+import torch.distributed as dist
+from ray.util.queue import Queue
+from timm.optim import create_optimizer_v2
+from timm.scheduler import create_scheduler_v2
+from timm.utils import ModelEmaV3
+
+from ns_ray import storage
+from ns_ray.bundle import load_weights, preprocessing, save
+from ns_ray.config import ModelConfig, TrainConfig, validate
+from ns_ray.errors import ConfigError, StageError
+from ns_ray.loader import Loader, Sizes
+from ns_ray.losses import mixed_loss, sharpen
+from ns_ray.models import build_noised
+from ns_ray.schema import Corpus, open_corpus, open_labels, open_selection
+from ns_ray.stream import Source
+
+
+@dataclass(frozen=True)
+class Job:
+    """All that a training worker needs to know, as plain values."""
+
+    model: dict[str, Any]
+    train: dict[str, Any]
+    labeled: str
+    selection: str | None
+    soft: bool
+    temperature: float
+    start_from: str | None
+    seed: int
+    out: str
+    checkpoint: str
+    fingerprint: str
+    steps: int
+    loaders: int
+    threads: int
+    accumulate: int
+    provenance: dict[str, Any]
+
+
+def lane_sizes(train: TrainConfig, workers: int, pseudo: bool) -> tuple[int, int]:
+    """Labeled and pseudo-labeled images of one forward pass.
+
+    Raises:
+        ConfigError: the batch cannot be shared out evenly.
+    """
+    lanes = workers * train.accumulate
+    unlabeled = round(train.batch_size * train.unlabeled_ratio) if pseudo else 0
+    for size, setting in [(train.batch_size, "batch_size"), (unlabeled, "unlabeled_ratio")]:
+        if size % lanes:
+            raise ConfigError(
+                f"train.{setting} gives {size} images per step, which {workers} workers x "
+                f"{train.accumulate} passes cannot share evenly; make it a multiple of {lanes}"
+            )
+    return train.batch_size // lanes, unlabeled // lanes
+
+
+def train_loop(config: dict[str, Any]) -> None:
+    """Train as told by `config["job"]`, telling `config["rows"]` (a queue) how it goes."""
+    job = Job(**config["job"])
+    train = validate(TrainConfig, job.train)
+    world = ray.train.get_context().get_world_size()
+    rank = ray.train.get_context().get_world_rank()
+    device = ray.train.torch.get_device()
+    if device.type == "cpu":
+        torch.set_num_threads(job.threads)
+    bf16 = train.precision == "bf16" or (train.precision == "auto" and device.type == "cuda")
+    corpus = open_corpus(job.labeled)
+
+    learner = Learner(job, train, corpus, device)
+    first = learner.restore()
+    feed = Feed(job, train, corpus, learner.size, rank, world, first)
+    model: Any = learner.model
+    if world > 1:
+        model = ray.train.torch.prepare_model(model, move_to_device=False)
+    report = Report(config["rows"], job, train, rank, world, first, feed)
+    weight = train.unlabeled_ratio if train.unlabeled_weight is None else train.unlabeled_weight
+
+    model.train()
+    for step in range(first, job.steps):
+        learner.schedule.step_update(step)
+        learner.optimizer.zero_grad(set_to_none=True)
+        for index, batch in enumerate(feed.step(device)):
+            images = (batch.images - learner.mean) / learner.std
+            learner.noise_rows(feed.sizes)
+            # A lane's dropout is the same, however many workers share the lanes.
+            torch.manual_seed(hash((job.seed, step, rank + index * world)) % 2**63)
+            last = index == job.accumulate - 1
+            with nullcontext() if last or world == 1 else model.no_sync():
+                with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+                    logits = model(images)
+                loss, labeled_loss, pseudo_loss = mixed_loss(
+                    logits.float(),
+                    batch.labels,
+                    batch.targets,
+                    weight=weight,
+                    label_smoothing=train.label_smoothing,
+                )
+                torch.autograd.backward(loss / job.accumulate)
+            report.add(loss, labeled_loss, pseudo_loss)
+        if train.clip_grad is not None:
+            torch.nn.utils.clip_grad_norm_(learner.model.parameters(), train.clip_grad)
+        learner.optimizer.step()
+        learner.ema.update(learner.model, step=step)
+
+        done = step + 1
+        if done % train.log_steps == 0 or done == job.steps:
+            checkpoint_due = report.send(done, learner.optimizer.param_groups[0]["lr"])
+            if checkpoint_due and done < job.steps and rank == 0:
+                learner.checkpoint(done)
+    feed.close()
+    if rank == 0:
+        learner.publish(corpus.classes, report.facts())
+    if world > 1:
+        dist.barrier()
+
+
+class Learner:
+    """The model, its averaged weights, the optimizer and the schedule.
+
+    Attributes:
+        model: the model that is trained.
+        ema: its averaged weights: what is evaluated, and what teaches.
+        size: side of the input in pixels.
+        mean, std: of the input on the 0-255 scale, float [1, 3, 1, 1].
+    """
+
+    def __init__(self, job: Job, train: TrainConfig, corpus: Corpus, device: torch.device) -> None:
+        self._job, self._train, self._device = job, train, device
+        config = validate(ModelConfig, job.model)
+        torch.manual_seed(job.seed)
+        pretrained = config.pretrained or ""
+        folder = job.start_from or (pretrained if "/" in pretrained else None)
+        if folder:
+            config = config.model_copy(update={"pretrained": None})
+        model, self._live = build_noised(config, train.noise, len(corpus.classes))
+        if folder:
+            load_weights(model, folder)
+        self.model = model.to(device).to(memory_format=torch.channels_last)
+        spec = preprocessing(model)
+        self.size = spec.size
+        self.mean, self.std = (
+            torch.tensor(v, device=device).view(1, 3, 1, 1) * 255.0 for v in (spec.mean, spec.std)
+        )
+        self.optimizer = create_optimizer_v2(
+            self.model,
+            opt=train.optimizer,
+            lr=train.lr,
+            weight_decay=train.weight_decay,
+            **train.optimizer_args,
+        )
+        constant = train.schedule == "constant"
+        self.schedule, _ = create_scheduler_v2(
+            self.optimizer,
+            sched="step" if constant else train.schedule,
+            num_epochs=train.epochs,
+            decay_epochs=train.decay_epochs,
+            decay_rate=1.0 if constant else train.decay_rate,
+            warmup_epochs=train.warmup_epochs,
+            warmup_lr=0.0,
+            step_on_epochs=False,
+            updates_per_epoch=corpus.rows / train.batch_size,
+        )
+        # min(decay, t / (9 + t)): TensorFlow's ramp (1 + t) / (10 + t), which the reference code
+        # uses. Without it the average stays near the first weights in short trainings.
+        self.ema = ModelEmaV3(
+            self.model, decay=train.ema_decay, use_warmup=True, warmup_gamma=9, warmup_power=1
+        )
+
+    def noise_rows(self, sizes: Sizes) -> None:
+        """Say which rows of the next batch have dropout and stochastic depth."""
+        for attribute, name in (("dropout", "dropout"), ("depth", "stochastic_depth")):
+            on = [name not in self._train.noise.off_labeled] * sizes.labeled
+            on += [name not in self._train.noise.off_unlabeled] * sizes.pseudo
+            live = None if all(on) else torch.tensor(on, device=self._device)
+            setattr(self._live, attribute, live)
+
+    def restore(self) -> int:
+        """Load the last checkpoint, if there is one; the number of steps it has behind it."""
+        if not storage.exists(self._job.checkpoint):
+            return 0
+        data = io.BytesIO(storage.read_bytes(self._job.checkpoint))
+        state = torch.load(data, map_location=self._device, weights_only=True)
+        self.model.load_state_dict(state["model"])
+        self.ema.module.load_state_dict(state["ema"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        return int(state["step"])
+
+    def checkpoint(self, step: int) -> None:
+        """Save all that the steps from here on depend on."""
+        state = {
+            "step": step,
+            "model": self.model.state_dict(),
+            "ema": self.ema.module.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+        }
+        buffer = io.BytesIO()
+        torch.save(state, buffer)
+        storage.write_bytes(self._job.checkpoint, buffer.getvalue())
+
+    def publish(self, classes: tuple[str, ...], facts: dict[str, Any]) -> None:
+        """Write the bundle."""
+        model = self.ema.module
+        model.pretrained_cfg = self.model.pretrained_cfg
+        save(
+            model,
+            self._job.out,
+            classes=classes,
+            fingerprint=self._job.fingerprint,
+            provenance={**self._job.provenance, **facts},
+        )
+
+
+@dataclass(frozen=True)
+class DeviceBatch:
+    """A batch on the device: float images [n + m, 3, size, size] on the 0-255 scale, int64 labels
+    [n], and targets of the other m (see `losses.mixed_loss`)."""
+
+    images: torch.Tensor
+    labels: torch.Tensor
+    targets: torch.Tensor | None
+
+
+class Feed:
+    """This worker's share of the batches of each step.
+
+    Attributes:
+        sizes: of one forward pass.
+        waited: seconds spent waiting for batches so far.
+    """
+
+    def __init__(
+        self,
+        job: Job,
+        train: TrainConfig,
+        corpus: Corpus,
+        size: int,
+        rank: int,
+        world: int,
+        first: int,
+    ) -> None:
+        pseudo = None
+        if job.selection is not None:
+            selection = open_selection(job.selection)
+            labels = open_labels(selection.labels) if job.soft else None
+            pseudo = Source(open_corpus(selection.corpus), selection, labels, job.soft)
+        self.sizes = Sizes(*lane_sizes(train, world, pseudo is not None), size)
+        self.waited = 0.0
+        self._temperature = job.temperature
+        lanes = world * job.accumulate
+        self._loaders = [
+            Loader(
+                Source(corpus),
+                pseudo,
+                self.sizes,
+                train.noise,
+                lane=lane,
+                lanes=lanes,
+                start=first,
+                seed=job.seed,
+                processes=job.loaders,
+            )
+            for lane in range(rank, lanes, world)
+        ]
+
+    def step(self, device: torch.device) -> Iterator[DeviceBatch]:
+        """The batches of the next step, one after the other."""
+        pin = device.type == "cuda"
+        for loader in self._loaders:
+            start = time.monotonic()
+            batch = next(loader)
+            self.waited += time.monotonic() - start
+            pixels = torch.tensor(batch.images)
+            pixels = (pixels.pin_memory() if pin else pixels).to(device, non_blocking=True)
+            images = pixels.permute(0, 3, 1, 2)
+            targets = None
+            if batch.targets is not None:
+                targets = torch.tensor(batch.targets, device=device)
+                if targets.is_floating_point():
+                    targets = sharpen(targets, self._temperature)
+            yield DeviceBatch(
+                images.to(torch.float32, memory_format=torch.channels_last),
+                torch.tensor(batch.labels, device=device),
+                targets,
+            )
+
+    def close(self) -> None:
+        """Stop making batches."""
+        for loader in self._loaders:
+            loader.close()
+
+
+class Report:
+    """Sums up losses over workers and sends them to the driver."""
+
+    def __init__(
+        self,
+        rows: Queue,
+        job: Job,
+        train: TrainConfig,
+        rank: int,
+        world: int,
+        first: int,
+        feed: Feed,
+    ) -> None:
+        self._rows, self._job, self._train, self._feed = rows, job, train, feed
+        self._rank, self._world, self._first = rank, world, first
+        self._sums: torch.Tensor | None = None
+        self._sent_step = first
+        self._started = self._sent = self._saved = time.monotonic()
+
+    def add(self, *losses: torch.Tensor) -> None:
+        """Count the loss and its two terms of one forward pass."""
+        values = torch.stack([loss.detach() for loss in losses]) / self._job.accumulate
+        self._sums = values if self._sums is None else self._sums + values
+
+    def send(self, step: int, lr: float) -> bool:
+        """Tell the driver how it goes; the same answer on all workers.
+
+        Returns:
+            Whether a checkpoint is due.
+
+        Raises:
+            StageError: the loss is not finite.
+        """
+        assert self._sums is not None
+        now = time.monotonic()
+        due = torch.tensor(
+            [float(now - self._saved >= self._train.checkpoint_seconds)], device=self._sums.device
+        )
+        if self._world > 1:
+            dist.all_reduce(self._sums)
+            dist.broadcast(due, 0)
+        steps = step - self._sent_step
+        loss, labeled, pseudo = (self._sums / self._world / steps).tolist()
+        if not math.isfinite(loss):
+            raise StageError(
+                f"the loss became {loss} before step {step}; lower train.lr ({self._train.lr}) "
+                "or set train.clip_grad"
+            )
+        if self._rank == 0:
+            values = {
+                "train_loss": loss,
+                "labeled_loss": labeled,
+                "pseudo_loss": pseudo,
+                "lr": lr,
+                "images_per_second": self._images(steps) / (now - self._sent),
+                "seconds_waited": self._feed.waited,
+                "resumed_at": float(self._first),
+            }
+            self._rows.put((step, values))
+        self._sums, self._sent_step, self._sent = None, step, now
+        if due.item():
+            self._saved = now
+        return bool(due.item())
+
+    def facts(self) -> dict[str, Any]:
+        """Seconds, rate and waiting of this training, for the bundle."""
+        seconds = time.monotonic() - self._started
+        return {
+            "seconds": round(seconds, 3),
+            "images_per_second": round(self._images(self._job.steps - self._first) / seconds, 1),
+            "seconds_waited": round(self._feed.waited, 3),
+        }
+
+    def _images(self, steps: int) -> int:
+        sizes = self._feed.sizes
+        return (sizes.labeled + sizes.pseudo) * self._world * self._job.accumulate * steps

@@ -1,0 +1,148 @@
+"""Settings from YAML files and recipes, with `--set a.b=c` on top, and back to YAML.
+
+Everything goes through the validation of config.py. Knows nothing about torch or ray.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ns_ray.config import RunConfig, Settings, validate
+from ns_ray.errors import ConfigError, nearest
+
+
+def recipe_names() -> list[str]:
+    """Names of the YAML recipes inside the package."""
+    folder = resources.files("ns_ray") / "recipes"
+    return sorted(
+        f.name.removesuffix(".yaml") for f in folder.iterdir() if f.name.endswith(".yaml")
+    )
+
+
+def load_recipe(name: str, overrides: Iterable[str] = ()) -> RunConfig:
+    """A recipe of the package, with `--set` overrides on top.
+
+    Raises:
+        ConfigError: no such recipe, or a bad override.
+    """
+    if name not in recipe_names():
+        raise ConfigError(
+            f"recipe {name!r} does not exist{nearest(name, recipe_names())}; "
+            f"--recipe takes one of: {', '.join(recipe_names())}"
+        )
+    text = (resources.files("ns_ray") / "recipes" / f"{name}.yaml").read_text()
+    return parse(text, overrides, origin=f"recipe {name}")
+
+
+def load_config(path: str | Path, overrides: Iterable[str] = ()) -> RunConfig:
+    """A user's YAML file, with `--set` overrides on top.
+
+    Raises:
+        ConfigError: the file is missing or not YAML, or a setting is wrong.
+    """
+    try:
+        text = Path(path).read_text()
+    except OSError as error:
+        raise ConfigError(f"--config {path}: {error.strerror or error}") from None
+    return parse(text, overrides, origin=str(path))
+
+
+def parse(text: str, overrides: Iterable[str] = (), *, origin: str = "config") -> RunConfig:
+    """YAML text and `a.b=c` overrides, through one validation."""
+    try:
+        raw = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{origin} is not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{origin} must be a mapping of settings, not {type(raw).__name__}")
+    for override in overrides:
+        set_value(raw, override)
+    return validate(RunConfig, raw, origin=origin)
+
+
+def parse_section(
+    sections: Mapping[str, type[Settings]], overrides: Iterable[str]
+) -> dict[str, Any]:
+    """Settings of some sections of a run, from `section.key=value` overrides alone."""
+    raw: dict[str, Any] = {}
+    for override in overrides:
+        set_value(raw, override)
+    for name in raw:
+        if name not in sections:
+            raise ConfigError(
+                f"unknown setting {name!r}{nearest(name, sections)}; "
+                f"this command knows: {', '.join(sections)}"
+            )
+    return {
+        name: validate(model, raw.get(name) or {}, origin=f"--set {name}")
+        for name, model in sections.items()
+    }
+
+
+def set_value(raw: dict[str, Any], override: str) -> None:
+    """Apply one `a.b.0.c=value` to nested settings; the value is YAML."""
+    path, equals, text = override.partition("=")
+    if not equals or not path:
+        raise ConfigError(f"--set {override!r} must look like train.epochs=20")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise ConfigError(f"--set {override!r}: the value is not valid YAML") from None
+    if isinstance(value, str):  # YAML 1.1 reads 1e-3 as text
+        try:
+            value = float(value)
+        except ValueError:
+            value = str(value)
+    node: Any = raw
+    *parents, last = path.split(".")
+    for key in parents:
+        if isinstance(node, list):
+            node = node[_index(node, key, override)]
+        else:
+            if not isinstance(node.get(key), dict | list):
+                node[key] = {}
+            node = node[key]
+    if isinstance(node, list):
+        node[_index(node, last, override)] = value
+    else:
+        node[last] = value
+
+
+def _index(items: list[Any], key: str, override: str) -> int:
+    if not key.isdigit() or int(key) >= len(items):
+        raise ConfigError(
+            f"--set {override!r}: {key!r} must be an index from 0 to {len(items) - 1}"
+        )
+    return int(key)
+
+
+def dump(config: Settings) -> str:
+    """Settings as YAML, every default written out."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def config_hash(config: Settings | Mapping[str, Any]) -> str:
+    """Twelve hex digits that change with anything that changes the result of a run: where it is
+    stored and which resources it gets do not."""
+    plain = dict(config.model_dump(mode="json") if isinstance(config, Settings) else config)
+    for key in ("storage", "resources"):
+        plain.pop(key, None)
+    text = json.dumps(plain, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """`a.b: old -> new` for every setting in which two plain configs differ."""
+    found = []
+    for key in sorted({*old, *new}):
+        a, b, path = old.get(key), new.get(key), f"{prefix}{key}"
+        if isinstance(a, Mapping) and isinstance(b, Mapping):
+            found += differences(a, b, f"{path}.")
+        elif a != b:
+            found.append(f"{path}: {a!r} -> {b!r}")
+    return found
