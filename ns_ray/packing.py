@@ -24,7 +24,7 @@ import xxhash
 
 from ns_ray import images, schema, storage
 from ns_ray.errors import DataError, ImageError, NsRayError, StageError
-from ns_ray.log import Meter, progress
+from ns_ray.log import Meter, progress, say
 from ns_ray.schema import Corpus, Shard, open_corpus
 from ns_ray.sources import list_source
 from ns_ray.sources.items import Item, Listing, Pixels, Range, Row, ordered, read_rows
@@ -132,12 +132,18 @@ def pack(
         setting: where `source` comes from, for messages.
 
     Raises:
-        DataError: nothing can be packed, or too much is rejected.
+        DataError: nothing can be packed, too much is rejected, or a label is not in `classes`.
         StageError: a fault of the machine or the storage; the same call continues.
     """
     start = time.monotonic()
     listing = list_source(source, setting=setting) if isinstance(source, str) else source
     names = tuple(listing.classes if classes is None else classes)
+    unknown = sorted({i.label for i in listing.items if i.label is not None} - set(names))
+    if names and unknown:
+        raise DataError(
+            f"{setting}={listing.name!r} has the label {unknown[0]!r}, which is none of the "
+            f"{len(names)} classes"
+        )
     items = ordered(listing.items, seed)
     mark = storage.fingerprint(
         "pack",
@@ -163,29 +169,37 @@ def pack(
     rejected = [row for part in parts for row in part.rejected]
     storage.write_table(storage.join(out, "rejected.parquet"), _rejected_table(rejected))
     _check_rejected(job, parts, len(items), max_rejected, f"{setting}={listing.name!r}")
-    shards = [shard for part in parts for shard in part.shards]
-    counts = [sum(part.class_counts.get(name, 0) for part in parts) for name in names]
     reasons = dict(Counter(row["reason"] for row in rejected))
-    storage.write_json(
-        storage.join(out, "manifest.json"),
-        schema.corpus_manifest(shards, list(names), counts, reasons, listing.name),
-    )
+    if reasons:
+        say(f"{setting}: left out {reasons_text(reasons)}; see {out}/rejected.parquet")
+    _publish(job, parts, reasons, listing, time.monotonic() - start)
+    return open_corpus(out)
+
+
+def _publish(
+    job: _Job, parts: list[_Part], reasons: dict[str, int], listing: Listing, seconds: float
+) -> None:
+    """Write the manifest and `_DONE.json`, then clear up what was only needed to resume."""
+    shards = [shard for part in parts for shard in part.shards]
+    counts = [sum(part.class_counts.get(name, 0) for part in parts) for name in job.classes]
+    manifest = schema.corpus_manifest(shards, list(job.classes), counts, reasons, listing.name)
+    storage.write_json(storage.join(job.out, "manifest.json"), manifest)
+    files = [*(shard.file for shard in shards), "manifest.json", "rejected.parquet"]
     storage.publish(
-        out,
+        job.out,
         stage="pack",
-        fingerprint=mark,
-        files=[*(shard.file for shard in shards), "manifest.json", "rejected.parquet"],
+        fingerprint=job.fingerprint,
+        files=files,
         facts={
             "rows": sum(shard.rows for shard in shards),
             "bytes": sum(shard.bytes for shard in shards),
-            "classes": len(names),
+            "classes": len(job.classes),
             "rejected": reasons,
         },
         inputs={"source": listing.name, "fingerprint": listing.fingerprint},
-        seconds=time.monotonic() - start,
+        seconds=seconds,
     )
-    storage.remove_files(out, _leftovers(out))
-    return open_corpus(out)
+    storage.remove_files(job.out, _leftovers(job.out, files))
 
 
 def _items_digest(items: Sequence[Item]) -> str:
@@ -208,6 +222,7 @@ def _rejected_table(rows: list[dict[str, str]]) -> pa.Table:
 
 
 def reasons_text(counts: dict[str, int]) -> str:
+    """`truncated: 12, empty: 3`, most frequent first."""
     pairs = sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))
     return ", ".join(f"{reason}: {count:,}" for reason, count in pairs) or "none rejected"
 
@@ -239,14 +254,10 @@ def _record(job: _Job, index: int) -> str:
     return f"part-{index:05d}.{job.fingerprint[:6]}.json"
 
 
-def _leftovers(out: str) -> list[str]:
-    """Records and laid-out rows, this run's and those of interrupted ones."""
-    return [
-        name
-        for name in storage.list_files(out)
-        if (name.startswith("part-") and name.endswith(".json"))
-        or (name.startswith("rows-") and name.endswith(".bin"))
-    ]
+def _leftovers(out: str, listed: Sequence[str]) -> list[str]:
+    """Records, laid-out rows, and shards of interrupted runs with other inputs."""
+    ours = ("part-", "rows-", "shard-")
+    return [n for n in storage.list_files(out) if n.startswith(ours) and n not in set(listed)]
 
 
 # ----------------------------------------------------------------------------------- the workers
@@ -316,7 +327,6 @@ def _interrupted(job: _Job, error: BaseException) -> StageError:
 
 def _pack_chunk(job: _Job, index: int, items: list[Item]) -> _Part:
     """Read, verify and write the images of one chunk; its record is written last."""
-    warnings.filterwarnings("ignore", module="PIL")  # rejected.parquet says it better
     part = _Part(job.fingerprint)
     label_of = {name: i for i, name in enumerate(job.classes)}
     rows: list[dict[str, Any]] = []
@@ -354,7 +364,9 @@ def _read_ahead(items: Sequence[Item]) -> Iterator[tuple[Item, bytes | ImageErro
         for start in range(0, len(items), READ_AHEAD):
             window = items[start : start + READ_AHEAD]
             waits = not isinstance(window[0].place, Pixels)
-            yield from zip(window, pool.map(_read, window) if waits else map(_read, window))  # noqa: B905
+            yield from zip(
+                window, pool.map(_read, window) if waits else map(_read, window), strict=True
+            )
 
 
 def _read(item: Item) -> bytes | ImageError:
@@ -363,7 +375,7 @@ def _read(item: Item) -> bytes | ImageError:
     except (FileNotFoundError, NotADirectoryError):
         return ImageError("missing", "there is no such file")
     except OSError as error:
-        if storage.is_uri(item.uri):  # the store's fault rather than the image's: try again
+        if storage.is_uri(item.file):  # the store's fault rather than the image's: try again
             raise
         return ImageError("unreadable", str(error))
 
@@ -376,7 +388,9 @@ def _verified(job: _Job, item: Item, data: bytes | ImageError) -> dict[str, Any]
     """
     if isinstance(data, ImageError):
         raise data
-    image = images.decode(data, max_pixels=job.max_pixels)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow's remarks; rejected.parquet says it better
+        image = images.decode(data, max_pixels=job.max_pixels)
     sha256 = hashlib.sha256(data).hexdigest()
     if sha256 in job.excluded:
         raise ImageError("leak", "the same file is a validation or test image")

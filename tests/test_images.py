@@ -183,6 +183,8 @@ def test_shrinking_never_goes_below_the_asked_for_side(shrink_to: int) -> None:
         (28, 28, 32, 1.0),
         (8, 8, 32, 1.0),
         (640, 97, 64, 0.95),
+        (300, 401, 64, 1.0),
+        (401, 300, 64, 1.0),
         (321, 200, 65, 0.9),
     ],
 )

@@ -183,6 +183,23 @@ def test_a_changed_source_replaces_the_corpus(tmp_path: Path) -> None:
     assert not {shard.file for shard in old.shards} & set(storage.list_files(new.path))
 
 
+def test_what_an_interrupted_packing_of_something_else_left_is_cleared(tmp_path: Path) -> None:
+    source = fill(tmp_path / "set", {"a": 3})
+    out = tmp_path / "out"
+    out.mkdir()
+    for name in ("shard-00007.abcdef.parquet", "part-00007.abcdef.json", "rows-1.abcdef.bin", "my"):
+        (out / name).write_text("")
+    corpus = pack(str(source), out=str(out))
+    expected = [corpus.shards[0].file, "_DONE.json", "manifest.json", "my", "rejected.parquet"]
+    assert sorted(storage.list_files(corpus.path)) == sorted(expected)
+
+
+def test_a_label_outside_the_class_list_is_named(tmp_path: Path) -> None:
+    source = fill(tmp_path / "set", {"a": 2, "b": 2})
+    with pytest.raises(DataError, match="the label 'b', which is none of the 1 classes"):
+        pack(str(source), out=str(tmp_path / "out"), classes=["a"])
+
+
 def test_too_many_rejected_says_what_and_which_setting(tmp_path: Path) -> None:
     source = fill(tmp_path / "set", {"a": 6})
     (source / "a" / "x.jpg").write_bytes(b"")

@@ -55,6 +55,11 @@ class Item:
     place: Range | Row | Pixels | None = None
     """Where the bytes are; None: the whole file at `uri`."""
 
+    @property
+    def file(self) -> str:
+        """The file that `read` opens."""
+        return self.place.path if isinstance(self.place, Range | Row) else self.uri
+
     def read(self) -> bytes:
         """The encoded file.
 
