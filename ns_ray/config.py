@@ -51,7 +51,7 @@ class DataConfig(Settings):
     """
     max_rejected: Fraction = 0.1
     """Exit 3 when more than this fraction of a source cannot be read."""
-    max_pixels: int = Field(default=178_956_970, ge=1)
+    max_pixels: int = Field(default=178_956_970, ge=1, le=178_956_970)
     """Reject images with more pixels (Pillow's own limit against decompression bombs)."""
     rows_per_shard: int = Field(default=1024, ge=1)
     """Images in one shard of a packed corpus: the unit of labeling, retry and resume."""
