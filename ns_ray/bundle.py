@@ -6,7 +6,6 @@ It is timm's local-dir (`config.json` + `model.safetensors`), so that
 """
 
 import hashlib
-import json
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ from typing import Any
 
 import timm
 import torch
+from safetensors import SafetensorError
 from timm.data import resolve_model_data_config
 from timm.models import save_for_hf
 from torch import nn
@@ -147,7 +147,7 @@ def open_bundle(path: str) -> Bundle:
         provenance = storage.read_json(storage.join(path, PROVENANCE))
         if storage.already(path, str(provenance.get("fingerprint"))) is None:
             raise DataError(f"{path} is half-written: {PROVENANCE} and _DONE.json disagree")
-    elif not storage.exists(storage.join(path, WEIGHTS)):
+    if not storage.exists(storage.join(path, WEIGHTS)):
         raise DataError(f"{path} has no {WEIGHTS}; pickled weights are not read")
     names = config.get("label_names") or config.get("pretrained_cfg", {}).get("label_names")
     count = int(config.get("num_classes") or len(names or ()))
@@ -155,9 +155,16 @@ def open_bundle(path: str) -> Bundle:
         path=path,
         classes=tuple(names) if names else tuple(str(i) for i in range(count)),
         architecture=str(config.get("architecture", "")),
-        fingerprint=str(provenance.get("fingerprint") or storage.fingerprint(config, path)),
+        fingerprint=str(provenance.get("fingerprint") or _foreign_fingerprint(config, path)),
         provenance=provenance,
     )
+
+
+def _foreign_fingerprint(config: Mapping[str, Any], path: str) -> str:
+    """Changes when somebody else's weights are replaced, without reading them."""
+    fs, inner = storage.filesystem(storage.join(path, WEIGHTS))
+    info = fs.get_file_info(inner)
+    return storage.fingerprint(config, path, info.size, info.mtime_ns)
 
 
 def load(bundle: Bundle) -> tuple[nn.Module, Preprocess]:
@@ -180,8 +187,8 @@ def load(bundle: Bundle) -> tuple[nn.Module, Preprocess]:
                     raise DataError(f"{bundle.path}/{WEIGHTS} is not the file {PROVENANCE} names")
         try:
             model: nn.Module = timm.create_model(f"local-dir:{local}", pretrained=True)
-        except (RuntimeError, json.JSONDecodeError, KeyError) as error:
-            reason = str(error).splitlines()[0]
+        except (RuntimeError, TypeError, ValueError, KeyError, SafetensorError) as error:
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise DataError(f"timm cannot load {bundle.path}: {reason}") from None
     return model.eval(), preprocessing(model)
 

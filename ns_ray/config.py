@@ -56,7 +56,7 @@ class DataConfig(Settings):
     rows_per_shard: int = Field(default=1024, ge=1)
     """Images in one shard of a packed corpus: the unit of labeling, retry and resume."""
 
-    @field_validator("unlabeled", mode="before")
+    @field_validator("unlabeled", mode="before", json_schema_input_type=str | tuple[str, ...])
     @classmethod
     def _one_is_a_list(cls, value: Any) -> Any:
         return [value] if isinstance(value, str) else value
@@ -121,6 +121,7 @@ class TrainConfig(Settings):
     lr: float = Field(default=0.05, gt=0)
     """Peak learning rate."""
     weight_decay: float = Field(default=5e-4, ge=0)
+    """As the optimizer has it: coupled (sgd, rmsproptf) or decoupled (adamw)."""
     optimizer_args: dict[str, Any] = Field(default_factory=dict)
     """Further arguments of timm's create_optimizer_v2, such as {momentum: 0.9, eps: 0.001}."""
     schedule: Literal["cosine", "step", "constant"] = "cosine"
@@ -128,7 +129,9 @@ class TrainConfig(Settings):
     warmup_epochs: float = Field(default=0, ge=0)
     """Linear warm-up from 0."""
     decay_epochs: float = Field(default=2.4, gt=0)
+    """Epochs between two steps of the step schedule (paper: 2.4, or 4.8 for 700 epochs)."""
     decay_rate: Fraction = 0.97
+    """Factor of each step of the step schedule."""
     label_smoothing: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1
     """On hard targets only (labels, and pseudo-labels when `select.targets` is hard)."""
     ema_decay: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.999
@@ -236,13 +239,17 @@ class ResourcesConfig(Settings):
     num_workers: int = Field(default=1, ge=1)
     """Training workers (DDP)."""
     cpus_per_worker: float | None = Field(default=None, gt=0)
+    """CPUs of a training worker; its torch threads where it has no GPU."""
     gpus_per_worker: float | None = Field(default=None, ge=0)
+    """GPUs of a training worker: 0 or 1."""
     loaders: int | None = Field(default=None, ge=0)
     """Processes per worker that decode and augment. 0: a thread of the worker does."""
     label_actors: int | None = Field(default=None, ge=1)
     """Teacher actors that label in parallel."""
     cpus_per_actor: float | None = Field(default=None, gt=0)
+    """CPUs of a teacher actor: its decoding threads, and its torch threads without a GPU."""
     gpus_per_actor: float | None = Field(default=None, ge=0)
+    """GPUs of a teacher actor; a fraction lets several share one."""
     max_failures: int = Field(default=3, ge=-1)
     """Restarts of a training whose worker or node was lost. -1: no limit."""
 
@@ -255,6 +262,7 @@ class RunConfig(Settings):
     storage: str = "runs"
     """A folder, or an s3:// or gs:// URI."""
     seed: int = Field(default=0, ge=0)
+    """Decides splits, weights, order, augmentation, and ties of the selection."""
     data: DataConfig
     teacher: ModelConfig
     students: tuple[ModelConfig, ...] = Field(min_length=1)

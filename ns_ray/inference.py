@@ -23,6 +23,7 @@ from ns_ray.log import progress
 from ns_ray.resources import Pool
 from ns_ray.schema import (
     REJECTED,
+    REJECTED_PREFIX,
     Corpus,
     Shard,
     labels_table,
@@ -30,7 +31,6 @@ from ns_ray.schema import (
     part_name,
 )
 
-REJECTED_PREFIX = "rejected-"
 FEW_SHARDS = 4
 """Up to this many shards go through one Ray task, in a process that may be warm already, instead
 of a Ray Data job, which takes seconds to start."""

@@ -29,9 +29,9 @@ PLAIN_WIDTH = 120
 PLAIN_SECONDS = 10.0
 """Least time between two lines of a stage when the output is not a terminal."""
 
-console = Console(highlight=False)
+console = Console(highlight=False, markup=False, emoji=False)
 if not console.is_terminal:
-    console = Console(highlight=False, width=PLAIN_WIDTH)
+    console = Console(highlight=False, markup=False, emoji=False, width=PLAIN_WIDTH)
 
 
 class _Rate(ProgressColumn):
@@ -65,9 +65,7 @@ class Meter:
         elif time.monotonic() - self._printed >= PLAIN_SECONDS:
             self._printed = time.monotonic()
             left = self.seconds * (self.total - self.done) / max(self.done - self.skipped, 1)
-            console.print(
-                f"{self.name}: {self.done:,}/{self.total:,} {self.note()}, {left:.0f} s left"
-            )
+            say(f"{self.name}: {self.done:,}/{self.total:,} {self.note()}, {left:.0f} s left")
 
     @property
     def seconds(self) -> float:
@@ -104,12 +102,12 @@ def progress(name: str, total: int, unit: str = "images") -> Iterator[Meter]:
     else:
         meter = Meter(name, total, unit, None)
         yield meter
-    console.print(f"{name}: {meter.done:,} {unit} in {meter.seconds:.1f} s, {meter.note()}")
+    say(f"{name}: {meter.done:,} {unit} in {meter.seconds:.1f} s, {meter.note()}")
 
 
 def say(text: str) -> None:
     """Print a line for people."""
-    console.print(text)
+    console.print(text, soft_wrap=True)
 
 
 class Metrics:

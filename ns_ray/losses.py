@@ -39,5 +39,6 @@ def sharpen(probs: torch.Tensor, temperature: float) -> torch.Tensor:
     probabilities. T = 1 changes nothing, T < 1 sharpens."""
     if temperature == 1.0:
         return probs
-    powered = probs ** (1.0 / temperature)
+    # Relative to the largest, which cannot vanish at any temperature.
+    powered = (probs / probs.amax(dim=-1, keepdim=True)) ** (1.0 / temperature)
     return powered / powered.sum(dim=-1, keepdim=True)

@@ -74,16 +74,20 @@ def build(config: ModelConfig, num_classes: int) -> nn.Module:
     tag = config.pretrained
     if tag and tag not in ("true", "default"):
         name = f"{name.split('.')[0]}.{tag}"
-    default = timm.get_pretrained_cfg(name, allow_unregistered=True)
-    if config.image_size is not None and default is not None and default.fixed_input_size:
-        kwargs["img_size"] = config.image_size
     try:
+        default = timm.get_pretrained_cfg(name, allow_unregistered=True)
+        if config.image_size is not None and default is not None and default.fixed_input_size:
+            kwargs["img_size"] = config.image_size
         model: nn.Module = timm.create_model(name, pretrained=bool(tag), **kwargs)
+    except OSError as error:  # no network, or nothing there
+        raise ConfigError(
+            f"the weights of {name!r} cannot be had ({_first_line(error)}); set pretrained to "
+            "null, or to the folder of a bundle"
+        ) from None
     except (TypeError, AssertionError, ValueError, RuntimeError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ConfigError(
             f"timm cannot build {name!r} with model_args={config.model_args} "
-            f"and image_size={config.image_size}: {reason}"
+            f"and image_size={config.image_size}: {_first_line(error)}"
         ) from None
     data = resolve_model_data_config(model)
     size = config.image_size or int(data["input_size"][-1])
@@ -117,13 +121,18 @@ def check_size(model: nn.Module, name: str, size: int, smallest: int = 0) -> Non
             with torch.inference_mode():
                 model.eval()(torch.zeros(2, 3, size, size))
         except (RuntimeError, AssertionError, ValueError) as error:
-            reason = str(error).splitlines()[0]
+            reason = _first_line(error)
         finally:
             model.train(training)
     if reason:
         raise ConfigError(
             f"image_size={size} does not fit {name!r} ({reason}); set image_size of this model"
         )
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
 
 
 def add_noise(model: nn.Module, noise: NoiseConfig) -> LiveRows:
@@ -143,7 +152,8 @@ def add_noise(model: nn.Module, noise: NoiseConfig) -> LiveRows:
         return None
 
     classifier = model.get_classifier()  # type: ignore[operator]
-    classifier.register_forward_pre_hook(drop_features)
+    for head in classifier if isinstance(classifier, tuple) else (classifier,):  # distilled models
+        head.register_forward_pre_hook(drop_features)
     for parent in list(model.modules()):
         for child_name, child in list(parent.named_children()):
             if isinstance(child, DropPath):

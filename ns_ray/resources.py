@@ -95,14 +95,23 @@ def workers(config: ResourcesConfig, machine: Machine) -> Workers:
 
 
 def pool(config: ResourcesConfig, machine: Machine) -> Pool:
-    """Predictor actors for a machine."""
+    """Predictor actors for a machine.
+
+    Raises:
+        ConfigError: it has fewer CPUs or GPUs than the actors need.
+    """
     gpus = config.gpus_per_actor
     if gpus is None:
         gpus = 1.0 if machine.gpus else 0.0
     free = machine.cpus if machine.local else max(1, machine.cpus - 1)
     actors = config.label_actors
     if actors is None:
-        actors = int(machine.gpus // gpus) if gpus else -(-free // CPUS_PER_ACTOR)
+        actors = max(1, int(machine.gpus // gpus)) if gpus else -(-free // CPUS_PER_ACTOR)
+    if gpus * actors > machine.gpus:
+        raise ConfigError(
+            f"{actors} label actors with {gpus:g} GPUs each, but there are {machine.gpus} GPUs; "
+            "lower resources.label_actors or resources.gpus_per_actor"
+        )
     cpus = config.cpus_per_actor
     if cpus is None:
         cpus = float(max(1, free // actors))

@@ -33,6 +33,9 @@ CORPUS = pa.schema(
     ]
 )
 
+REJECTED_PREFIX = "rejected-"
+"""Begins the names of files of rejected rows beside those of their shard."""
+
 REJECTED = pa.schema(
     [
         pa.field("key", pa.string(), nullable=False),
@@ -116,12 +119,13 @@ def dense_probs(table: pa.Table, num_classes: int) -> np.ndarray[Any, Any]:
         flat = table.column("probs").combine_chunks().flatten().to_numpy(zero_copy_only=False)
         dense = flat.reshape(rows, num_classes).astype(np.float32)
     else:
+        top_k = table.schema.field("top_probs").type.list_size
         top = table.column("top_probs").combine_chunks().flatten().to_numpy(zero_copy_only=False)
         classes = table.column("top_classes").combine_chunks().flatten().to_numpy()
-        top = top.reshape(rows, -1).astype(np.float32)
+        top = top.reshape(rows, top_k).astype(np.float32)
         rest = np.clip(1.0 - top.sum(axis=1, keepdims=True), 0.0, None)
         dense = np.repeat(rest / max(num_classes - top.shape[1], 1), num_classes, axis=1)
-        np.put_along_axis(dense, classes.reshape(rows, -1), top, axis=1)
+        np.put_along_axis(dense, classes.reshape(rows, top_k), top, axis=1)
     return np.asarray(dense / dense.sum(axis=1, keepdims=True), dtype=np.float32)
 
 
@@ -253,7 +257,11 @@ def open_labels(path: str) -> PseudoLabels:
         fingerprint=done.fingerprint,
         corpus=str(done.facts["corpus"]),
         classes=tuple(done.facts["classes"]),
-        files={shard_of(name): name for name in done.files if name.endswith(".parquet")},
+        files={
+            shard_of(name): name
+            for name in done.files
+            if name.endswith(".parquet") and not name.startswith(REJECTED_PREFIX)
+        },
         rows=int(done.facts["rows"]),
         seconds=done.seconds,
         facts=done.facts,

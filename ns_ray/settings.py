@@ -5,6 +5,7 @@ Everything goes through the validation of config.py. Knows nothing about torch o
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Mapping
 from importlib import resources
 from pathlib import Path
@@ -14,6 +15,9 @@ import yaml
 
 from ns_ray.config import RunConfig, Settings, validate
 from ns_ray.errors import ConfigError, nearest
+
+EXPONENT = r"[-+]?\d+(\.\d*)?[eE][-+]?\d+"
+"""Numbers such as 1e-3, which YAML 1.1 reads as text."""
 
 
 def recipe_names() -> list[str]:
@@ -46,9 +50,11 @@ def load_config(path: str | Path, overrides: Iterable[str] = ()) -> RunConfig:
         ConfigError: the file is missing or not YAML, or a setting is wrong.
     """
     try:
-        text = Path(path).read_text()
+        text = Path(path).read_text(encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"--config {path}: {error.strerror or error}") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"--config {path} is not a text file; give a YAML file") from None
     return parse(text, overrides, origin=str(path))
 
 
@@ -93,24 +99,27 @@ def set_value(raw: dict[str, Any], override: str) -> None:
         value = yaml.safe_load(text)
     except yaml.YAMLError:
         raise ConfigError(f"--set {override!r}: the value is not valid YAML") from None
-    if isinstance(value, str):  # YAML 1.1 reads 1e-3 as text
-        try:
-            value = float(value)
-        except ValueError:
-            value = str(value)
+    if isinstance(value, str) and re.fullmatch(EXPONENT, text.strip()):
+        value = float(value)
     node: Any = raw
     *parents, last = path.split(".")
     for key in parents:
         if isinstance(node, list):
             node = node[_index(node, key, override)]
         else:
-            if not isinstance(node.get(key), dict | list):
+            if not isinstance(_mapping(node, override).get(key), dict | list):
                 node[key] = {}
             node = node[key]
     if isinstance(node, list):
         node[_index(node, last, override)] = value
     else:
-        node[last] = value
+        _mapping(node, override)[last] = value
+
+
+def _mapping(node: Any, override: str) -> dict[str, Any]:
+    if not isinstance(node, dict):
+        raise ConfigError(f"--set {override!r}: {node!r} is a single value with nothing inside it")
+    return node
 
 
 def _index(items: list[Any], key: str, override: str) -> int:

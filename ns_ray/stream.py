@@ -11,6 +11,7 @@ passes sees just the batches that two workers see.
 Knows nothing about models or Ray: the functions here run in Ray tasks (see train.py) or a thread.
 """
 
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -28,6 +29,8 @@ CHUNK_ROWS = 8192
 """Rows that are shuffled together."""
 CHUNK_BYTES = 128 * 2**20
 """Most encoded bytes of one chunk."""
+_GENERATORS = threading.Lock()
+"""Augmentation draws from generators that all threads of a process share."""
 
 
 @dataclass(frozen=True)
@@ -122,7 +125,9 @@ class Stream:
             parts = -(-self.lanes // len(chunks))
             for chunk in chunks:
                 for part in range(parts):
-                    if unit % self.lanes == lane and chunk.rows > part:
+                    if chunk.rows <= part:
+                        continue  # not a unit: a lane that got only these would wait for ever
+                    if unit % self.lanes == lane:
                         yield Segment(chunk, part, parts, len(range(part, chunk.rows, parts)))
                     unit += 1
             epoch += 1
@@ -208,7 +213,17 @@ def make_batch(
     seed: int,
 ) -> Batch:
     """Decode and augment the rows of a batch; the same seed gives the same pixels."""
-    seed_everything(seed)
+    with _GENERATORS:
+        seed_everything(seed)
+        return _made(labeled, pseudo, augment_labeled, augment_pseudo)
+
+
+def _made(
+    labeled: Sequence[tuple[pa.Table, Segment]],
+    pseudo: Sequence[tuple[pa.Table, Segment]],
+    augment_labeled: Augment,
+    augment_pseudo: Augment,
+) -> Batch:
     images: list[np.ndarray[Any, Any]] = []
     targets: list[list[np.ndarray[Any, Any]]] = [[], []]
     for which, (parts, augment) in enumerate(

@@ -20,6 +20,7 @@ os.environ.update(
     RAY_DEDUP_LOGS="0",
     RAY_SERVE_LOG_TO_STDERR="0",
     RAY_TRAIN_HEALTH_CHECK_INTERVAL_S="0.3",
+    RAY_worker_niceness="0",
     RAY_USAGE_STATS_ENABLED="0",
 )
 

@@ -1,0 +1,137 @@
+"""The loss against numbers worked out by hand."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ns_ray.losses import mixed_loss, sharpen
+
+LOGITS = torch.tensor([[2.0, 0.0, -1.0], [0.5, 1.5, 0.0], [0.0, 0.0, 3.0], [1.0, -1.0, 0.0]])
+
+
+def log_softmax(row: list[float]) -> list[float]:
+    total = math.log(sum(math.exp(x) for x in row))
+    return [x - total for x in row]
+
+
+def cross_entropy(row: list[float], target: list[float]) -> float:
+    return -sum(t * x for t, x in zip(target, log_softmax(row), strict=True))
+
+
+def smoothed(label: int, by: float, classes: int = 3) -> list[float]:
+    return [by / classes + (1 - by) * (i == label) for i in range(classes)]
+
+
+def by_hand(targets: list[list[float]]) -> list[float]:
+    return [cross_entropy(row, t) for row, t in zip(LOGITS.tolist(), targets, strict=True)]
+
+
+@pytest.mark.parametrize("hard", [True, False])
+def test_with_the_ratio_as_weight_it_is_the_mean_of_the_whole_batch(hard: bool) -> None:
+    soft = torch.tensor([[0.2, 0.7, 0.1], [0.0, 0.5, 0.5], [1.0, 0.0, 0.0]])
+    targets = soft.argmax(1) if hard else soft
+    rows = torch.nn.functional.one_hot(targets, 3).float() if hard else soft
+    loss, labeled, pseudo = mixed_loss(
+        LOGITS, torch.tensor([2]), targets, weight=3.0, label_smoothing=0.0
+    )
+    each = by_hand([[0.0, 0.0, 1.0], *rows.tolist()])
+    assert loss.item() == pytest.approx(sum(each) / 4, rel=1e-5)
+    assert labeled.item() == pytest.approx(each[0], rel=1e-5)
+    assert pseudo.item() == pytest.approx(sum(each[1:]) / 3, rel=1e-5)
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.5, 1.0, 14.0])
+def test_any_other_weight_mixes_the_two_means(weight: float) -> None:
+    loss, labeled, pseudo = mixed_loss(
+        LOGITS, torch.tensor([0, 1]), torch.tensor([2, 0]), weight=weight, label_smoothing=0.1
+    )
+    expected = (labeled + weight * pseudo) / (1 + weight)
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
+
+
+def test_hard_targets_are_smoothed_and_soft_ones_are_not() -> None:
+    labels, soft = torch.tensor([0, 1]), torch.tensor([[0.0, 0.0, 1.0], [0.6, 0.1, 0.3]])
+    _, labeled, pseudo = mixed_loss(LOGITS, labels, soft, weight=1.0, label_smoothing=0.1)
+    each = by_hand([smoothed(0, 0.1), smoothed(1, 0.1), *soft.tolist()])
+    assert labeled.item() == pytest.approx((each[0] + each[1]) / 2, rel=1e-5)
+    assert pseudo.item() == pytest.approx((each[2] + each[3]) / 2, rel=1e-5)
+
+    hard = torch.tensor([2, 0])
+    _, _, pseudo = mixed_loss(LOGITS, labels, hard, weight=1.0, label_smoothing=0.1)
+    each = by_hand([smoothed(0, 0.1), smoothed(1, 0.1), smoothed(2, 0.1), smoothed(0, 0.1)])
+    assert pseudo.item() == pytest.approx((each[2] + each[3]) / 2, rel=1e-5)
+
+
+def test_a_one_hot_target_costs_the_same_soft_or_hard() -> None:
+    labels, hard = torch.tensor([0, 1]), torch.tensor([2, 0])
+    soft = torch.nn.functional.one_hot(hard, 3).float()
+    losses = [
+        mixed_loss(LOGITS, labels, targets, weight=2.0, label_smoothing=0.0)[0].item()
+        for targets in (hard, soft)
+    ]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+
+
+@pytest.mark.parametrize("targets", [None, torch.zeros(0, 3), torch.zeros(0, dtype=torch.int64)])
+def test_without_pseudo_labels_only_the_labeled_images_count(targets: torch.Tensor | None) -> None:
+    labels = torch.tensor([0, 1, 2, 0])
+    loss, labeled, pseudo = mixed_loss(LOGITS, labels, targets, weight=3.0, label_smoothing=0.1)
+    expected = sum(by_hand([smoothed(int(label), 0.1) for label in labels])) / 4
+    assert loss.item() == labeled.item() == pytest.approx(expected, rel=1e-5)
+    assert pseudo.item() == 0.0
+
+
+def test_the_gradient_reaches_both_parts_of_the_batch() -> None:
+    logits = LOGITS.clone().requires_grad_()
+    loss, _, _ = mixed_loss(
+        logits, torch.tensor([0, 1]), torch.tensor([2, 0]), weight=1.0, label_smoothing=0.1
+    )
+    loss.backward()
+    assert logits.grad is not None
+    assert (logits.grad.abs().sum(dim=1) > 0).all()
+
+
+# ------------------------------------------------------------------------------------- sharpen
+
+
+def test_temperature_one_changes_nothing() -> None:
+    probs = torch.tensor([[0.7, 0.2, 0.1], [0.0, 0.5, 0.5]])
+    assert torch.equal(sharpen(probs, 1.0), probs)
+
+
+def test_temperature_one_half_squares() -> None:
+    probs = torch.tensor([[0.7, 0.2, 0.1], [0.0, 0.5, 0.5]])
+    expected = [[0.49 / 0.54, 0.04 / 0.54, 0.01 / 0.54], [0.0, 0.5, 0.5]]
+    torch.testing.assert_close(sharpen(probs, 0.5), torch.tensor(expected))
+
+
+def test_temperature_two_takes_the_root() -> None:
+    roots = [math.sqrt(p) for p in (0.64, 0.36)]
+    expected = [[root / sum(roots) for root in roots]]
+    torch.testing.assert_close(sharpen(torch.tensor([[0.64, 0.36]]), 2.0), torch.tensor(expected))
+
+
+def test_a_very_low_temperature_gives_the_arg_max() -> None:
+    probs = torch.tensor([[0.002, 0.001, 0.001], [0.2, 0.3, 0.25]])
+    expected = torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
+    torch.testing.assert_close(sharpen(probs, 0.01), expected, atol=1e-6, rtol=0.0)
+
+
+@given(
+    st.lists(st.floats(0.001, 1.0), min_size=2, max_size=20),
+    st.sampled_from([0.05, 0.3, 0.9, 1.5, 4.0]),
+)
+def test_rows_stay_distributions_in_the_same_order(values: list[float], temperature: float) -> None:
+    probs = torch.tensor([values])
+    probs = probs / probs.sum()
+    result = sharpen(probs, temperature)
+    assert result.sum().item() == pytest.approx(1.0, abs=1e-4)
+    order = probs[0].argsort()
+    assert (result[0][order].diff() >= -1e-6).all()
+    if temperature < 1:
+        assert result.max() >= probs.max() - 1e-4
+    else:
+        assert result.max() <= probs.max() + 1e-4

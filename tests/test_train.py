@@ -1,0 +1,224 @@
+"""Training on a real, small cluster: shared among workers, killed, and gone wrong."""
+
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pyarrow as pa
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny import COLORS, MODEL, RUN, flat_folder, folder_per_class
+
+from ns_ray import schema, storage, train
+from ns_ray.config import ModelConfig, SelectConfig, TrainConfig
+from ns_ray.errors import ConfigError, StageError
+from ns_ray.packing import pack
+from ns_ray.resources import Workers
+from ns_ray.schema import Corpus, Selection, open_labels
+from ns_ray.selection import select
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+STEPS = 10
+ONE = Workers(count=1, cpus=1.0, gpus=0.0, loaders=1)
+SETTINGS = {**RUN["train"], "epochs": 2, "batch_size": 8, "accumulate": 2}
+
+
+@dataclass(frozen=True)
+class Data:
+    """40 labeled images, and 60 with the labels of a teacher who is right."""
+
+    labeled: Corpus
+    pseudo: Selection
+
+
+@dataclass
+class Trained:
+    """What a training left and told."""
+
+    out: str
+    rows: dict[int, dict[str, float]] = field(default_factory=dict)
+
+    @property
+    def losses(self) -> list[list[float]]:
+        names = ("train_loss", "labeled_loss", "pseudo_loss", "lr")
+        return [[row[name] for name in names] for row in self.rows.values()]
+
+    @property
+    def weights(self) -> dict[str, torch.Tensor]:
+        return dict(load_file(f"{self.out}/model.safetensors"))
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Data:
+    folder = tmp_path_factory.mktemp("data")
+    names = list(COLORS)
+    images = folder_per_class(folder / "labeled", 14)
+    (images / "red" / "0000.png").unlink()
+    (images / "red" / "0001.png").unlink()
+    labeled = pack(str(images), out=str(folder / "corpus"), rows_per_shard=16)
+    assert labeled.rows == 40
+    pile = pack(
+        str(flat_folder(folder / "pile", 60, start=500)),
+        out=str(folder / "pile-corpus"),
+        classes=(),
+        rows_per_shard=16,
+    )
+    files = []
+    for shard, table in pile.scan(["key"]):
+        truth = [int(key.split(".")[0]) % len(names) for key in table["key"].to_pylist()]
+        probs = np.full((len(truth), len(names)), 0.1, np.float32)
+        probs[np.arange(len(truth)), truth] = 0.8
+        keys = table["key"].combine_chunks()
+        files.append(schema.part_name(shard.name, "teacher"))
+        labels = schema.labels_table(pa.array(keys), probs, shard.name, None)
+        storage.write_table(f"{folder}/labels/{files[-1]}", labels)
+    storage.publish(
+        f"{folder}/labels",
+        stage="label",
+        fingerprint="teacher",
+        files=files,
+        facts={"corpus": pile.path, "classes": names, "rows": pile.rows},
+        inputs={},
+        seconds=0.0,
+    )
+    chosen = select(
+        SelectConfig(), open_labels(f"{folder}/labels"), seed=0, out=f"{folder}/selection"
+    )
+    assert chosen.kept == 60
+    return Data(labeled, chosen)
+
+
+def fit(
+    data: Data, out: Path, workers: Workers = ONE, on_row: Any = None, **changes: Any
+) -> Trained:
+    trained = Trained(f"{out}/bundle")
+
+    def record(step: int, values: Any) -> None:
+        trained.rows[step] = dict(values)
+        if on_row is not None:
+            on_row(step)
+
+    train.fit(
+        ModelConfig.model_validate(MODEL),
+        TrainConfig.model_validate({**SETTINGS, **changes}),
+        labeled=data.labeled,
+        pseudo=data.pseudo,
+        seed=5,
+        workers=workers,
+        checkpoints=f"{out}/checkpoints",
+        out=trained.out,
+        title="train",
+        provenance={"run": "test", "role": "student"},
+        metrics=record,
+    )
+    return trained
+
+
+@pytest.fixture(scope="module")
+def alone(data: Data, ray_local: Any, tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    """One worker, which makes two forward passes for a step."""
+    return fit(data, tmp_path_factory.mktemp("alone"))
+
+
+def test_a_training_tells_every_step(alone: Trained) -> None:
+    assert list(alone.rows) == list(range(1, STEPS + 1))
+    losses = np.array(alone.losses)
+    assert np.isfinite(losses).all()
+    np.testing.assert_allclose(losses[:, 0], losses[:, 1:3].mean(axis=1), rtol=1e-5)
+
+
+def test_two_workers_do_what_one_does_in_two_passes(
+    alone: Trained, data: Data, ray_local: Any, tmp_path: Path
+) -> None:
+    """Lanes are the same images under the same noise, so losses and gradients are equal up to the
+    order of additions. What BatchNorm has averaged isn't: one worker has seen both lanes of a
+    step, one after the other, where rank 0 has only seen its own."""
+    pair = fit(
+        data, tmp_path, Workers(count=2, cpus=1.0, gpus=0.0, loaders=1), accumulate=1
+    )
+    assert list(pair.rows) == list(alone.rows)
+    np.testing.assert_allclose(pair.losses, alone.losses, rtol=1e-4, atol=1e-5)
+    ours, theirs = pair.weights, alone.weights
+    assert set(ours) == set(theirs)
+    learned = [name for name in ours if "running" not in name and "tracked" not in name]
+    for name in learned:
+        torch.testing.assert_close(ours[name], theirs[name], rtol=1e-3, atol=1e-4)
+
+
+def test_batches_are_the_same_whoever_makes_them(
+    alone: Trained, data: Data, ray_local: Any, tmp_path: Path
+) -> None:
+    in_threads = fit(data, tmp_path, Workers(count=1, cpus=1.0, gpus=0.0, loaders=0))
+    assert in_threads.losses == alone.losses
+
+
+def workers_of_train() -> list[psutil.Process]:
+    """Processes of this machine that train for us."""
+    ours = psutil.Process().children(recursive=True)
+    return [p for p in ours if "RayTrainWorker" in " ".join(p.cmdline())]
+
+
+def test_a_killed_worker_is_replaced_and_the_weights_are_the_same(
+    alone: Trained,
+    data: Data,
+    ray_local: Any,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    killed: list[int] = []
+
+    def kill(step: int) -> None:
+        if step >= STEPS // 2 and not killed:
+            for process in workers_of_train():
+                process.kill()
+                killed.append(process.pid)
+
+    again = fit(data, tmp_path, on_row=kill)
+    assert len(killed) == 1
+    assert "lost a worker" in capsys.readouterr().out
+    assert again.rows[STEPS]["resumed_at"] >= STEPS // 2 - 1
+    assert list(again.rows) == list(range(1, STEPS + 1))
+    assert again.losses == alone.losses
+    for name, weights in again.weights.items():
+        assert torch.equal(weights, alone.weights[name]), name
+
+
+def test_what_is_trained_is_not_trained_again(
+    alone: Trained, data: Data, ray_local: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(train, "_train", None)
+    folder = Path(alone.out)
+    before = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
+    assert fit(data, folder.parent).rows == {}
+    assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == before
+
+
+def test_a_diverging_training_names_the_setting_and_is_not_retried(
+    data: Data, ray_local: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attempts = []
+    trainer = train._trainer
+    monkeypatch.setattr(train, "_trainer", lambda *args: attempts.append(0) or trainer(*args))
+    with pytest.raises(StageError, match=r"train\.lr \(1e\+30\)") as caught:
+        fit(data, tmp_path, lr=1e30)
+    assert "\n" not in str(caught.value)
+    assert len(attempts) == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "setting"),
+    [({"batch_size": 9}, r"train\.batch_size"), ({"unlabeled_ratio": 0.9}, "unlabeled_ratio")],
+)
+def test_a_batch_that_workers_cannot_share_is_refused(
+    changes: dict[str, Any], setting: str, data: Data, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match=f"{setting}.* cannot share evenly.*a multiple of 2"):
+        fit(data, tmp_path, **changes)
+    assert not list(tmp_path.iterdir())
