@@ -103,6 +103,26 @@ class NoiseConfig(Settings):
                 raise ValueError(f"crop_scale {self.crop_scale} must be 0 < low <= high <= 1")
         return self
 
+    def live(self, stream: Literal["labeled", "unlabeled"]) -> str:
+        """The noises that act on a stream in training, in words."""
+        crop = None
+        if self.crop_padding:
+            crop = f"shift {self.crop_padding:g}"
+        elif self.crop_scale is not None:
+            crop = "crop {:g}-{:g}".format(*self.crop_scale)
+        words: dict[NoiseName, str | None] = {
+            "crop": crop,
+            "flip": f"flip {self.flip:g}" if self.flip else None,
+            "randaugment": self.randaugment,
+            "erase": f"erase {self.erase:g}" if self.erase else None,
+            "dropout": f"dropout {self.dropout:g}" if self.dropout else None,
+            "stochastic_depth": f"stochastic depth {self.stochastic_depth:g}"
+            if self.stochastic_depth
+            else None,
+        }
+        off = self.off_labeled if stream == "labeled" else self.off_unlabeled
+        return ", ".join(w for n, w in words.items() if w and n not in off) or "none"
+
 
 class TrainConfig(Settings):
     """How a model is trained. Epochs, steps and the schedule count labeled images."""
@@ -228,6 +248,7 @@ class EvaluateConfig(Settings):
     """How models are scored."""
 
     batch_size: int = Field(default=64, ge=1)
+    """Images in one forward pass."""
     top_k: int = Field(default=5, ge=1)
     """The k of top-k accuracy (less with fewer classes)."""
 

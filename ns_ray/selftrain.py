@@ -116,6 +116,7 @@ class _Run:
                 f"label.min_teacher_top1={least}; train a better teacher or lower the setting"
             )
         g = teacher.generation + 1
+        say(f"gen-{g:02d} label: teacher of gen-{teacher.generation:02d}; noise: none")
         return self.stages.pseudo_label(
             self.config.label,
             teacher.bundle,
@@ -168,9 +169,14 @@ class _Run:
 
     def _fit(self, model: ModelConfig, g: int | str, role: str, **inputs: Any) -> Any:
         offset = -1 if isinstance(g, str) else g
+        train = train_config(self.config.train, model)
+        noises = f"noise on labeled images: {train.noise.live('labeled')}"
+        if inputs.get("pseudo") is not None:
+            noises += f"; on pseudo-labeled: {train.noise.live('unlabeled')}"
+        say(f"{_label(g)} train: {role} {model.model}; {noises}")
         return self.stages.fit(
             model,
-            train_config(self.config.train, model),
+            train,
             labeled=self.data.labeled,
             seed=self.config.seed * 1000 + offset + 1,
             checkpoints=self.layout.checkpoints(g),

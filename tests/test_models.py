@@ -24,7 +24,7 @@ from ns_ray.models import (
 
 
 def model_config(**settings: Any) -> ModelConfig:
-    return ModelConfig.model_validate({"model": "test_efficientnet", "image_size": 32, **settings})
+    return ModelConfig.model_validate({"model": "test_vit", "image_size": 32, **settings})
 
 
 def noised(dropout: float, depth: float, **settings: Any) -> tuple[nn.Module, LiveRows]:
@@ -34,10 +34,8 @@ def noised(dropout: float, depth: float, **settings: Any) -> tuple[nn.Module, Li
 
 
 def varying_rows(model: nn.Module, rows: int = 6, passes: int = 12) -> list[bool]:
-    """Which rows of a batch come out differently from pass to pass."""
-    for module in model.modules():  # what one row does to another through the batch is no noise
-        if isinstance(module, nn.BatchNorm2d):
-            module.eval()
+    """Which rows of a batch come out differently from pass to pass. Only for models without
+    BatchNorm, where a row's noise stays its own."""
     torch.manual_seed(1)
     images = torch.randn(rows, 3, 32, 32)
     with torch.no_grad():
@@ -98,11 +96,8 @@ def test_a_row_that_is_not_live_gets_just_what_a_clean_model_gives() -> None:
     clean.load_state_dict(model.state_dict())
     live.dropout = live.depth = torch.tensor([False, True, True, False])
     images = torch.randn(4, 3, 32, 32)
-    for m in (model, clean):
-        m.train()
-        for module in m.modules():
-            if isinstance(module, nn.BatchNorm2d):
-                module.eval()
+    model.train()
+    clean.train()
     with torch.no_grad():
         got, expected = model(images), clean(images)
     torch.testing.assert_close(got[[0, 3]], expected[[0, 3]])
@@ -171,9 +166,7 @@ def test_a_model_without_stochastic_depth_is_built_without_it() -> None:
 
 def test_dropout_reaches_both_heads_of_a_distilled_model() -> None:
     args = {"depth": 1, "embed_dim": 48, "num_heads": 2}
-    config = ModelConfig(
-        model="deit_tiny_distilled_patch16_224", image_size=32, model_args=args
-    )
+    config = ModelConfig(model="deit_tiny_distilled_patch16_224", image_size=32, model_args=args)
     model, _ = build_noised(config, NoiseConfig(dropout=0.5, stochastic_depth=0.0), 3)
     model.train()
     assert all(varying_rows(model))
@@ -187,7 +180,7 @@ def test_rates_given_as_model_args_win() -> None:
 
 
 def test_noise_can_be_added_to_a_model_of_ones_own() -> None:
-    model = timm.create_model("test_resnet", num_classes=3, drop_path_rate=0.5)
+    model = timm.create_model("test_vit", num_classes=3, img_size=32, drop_path_rate=0.5)
     add_noise(model, NoiseConfig(dropout=0.0))
     model.train()
     assert all(varying_rows(model, passes=30))
@@ -202,8 +195,8 @@ def test_preprocessing_follows_the_settings() -> None:
     assert cfg["input_size"] == (3, 48, 48)
     assert cfg["crop_pct"] == 0.5
     assert cfg["num_classes"] == 4
-    default: Any = build(ModelConfig(model="test_efficientnet"), 4).pretrained_cfg
-    theirs = timm.get_pretrained_cfg("test_efficientnet")
+    default: Any = build(ModelConfig(model="test_vit"), 4).pretrained_cfg
+    theirs = timm.get_pretrained_cfg("test_vit")
     assert theirs is not None
     assert default["input_size"] == theirs.input_size
     assert default["crop_pct"] == theirs.crop_pct
@@ -220,8 +213,8 @@ def test_a_transformer_takes_the_size_it_is_told() -> None:
         ({"model": "efficientnet_bo"}, ["'efficientnet_bo'", "did you mean 'efficientnet_b"]),
         ({"model": "zzzz"}, ["'zzzz'", "timm.list_models()"]),
         ({"model": "resnet18.foo"}, ["resnet18", "foo"]),
-        ({"pretrained": "no_such_tag"}, ["test_efficientnet", "no_such_tag"]),
-        ({"model_args": {"widht": 2}}, ["test_efficientnet", "'widht'", "model_args"]),
+        ({"pretrained": "no_such_tag"}, ["test_vit", "no_such_tag"]),
+        ({"model_args": {"widht": 2}}, ["test_vit", "'widht'", "model_args"]),
         ({"model_args": {"in_chans": 1}}, ["in_chans=1", "leave in_chans at 3"]),
         ({"model": "test_vit", "image_size": 8}, ["image_size=8", "test_vit", "set image_size"]),
         ({"model": "inception_v3"}, ["image_size=32", "inception_v3", "set image_size"]),
@@ -262,7 +255,7 @@ def test_a_failure_without_words_is_still_a_config_error() -> None:
 
 
 def test_the_size_check_leaves_the_mode_and_the_statistics_alone() -> None:
-    model = build(model_config(), 3)
+    model = build(ModelConfig(model="test_resnet", image_size=32), 3)
     assert model.training
     means = [b for n, b in model.named_buffers() if n.endswith("running_mean")]
     assert means

@@ -140,9 +140,7 @@ def test_two_workers_do_what_one_does_in_two_passes(
     """Lanes are the same images under the same noise, so losses and gradients are equal up to the
     order of additions. What BatchNorm has averaged isn't: one worker has seen both lanes of a
     step, one after the other, where rank 0 has only seen its own."""
-    pair = fit(
-        data, tmp_path, Workers(count=2, cpus=1.0, gpus=0.0, loaders=1), accumulate=1
-    )
+    pair = fit(data, tmp_path, Workers(count=2, cpus=1.0, gpus=0.0, loaders=1), accumulate=1)
     assert list(pair.rows) == list(alone.rows)
     np.testing.assert_allclose(pair.losses, alone.losses, rtol=1e-4, atol=1e-5)
     ours, theirs = pair.weights, alone.weights
