@@ -1,14 +1,15 @@
 """`ns-ray`: a whole run, or one stage of it for people who need only that."""
 
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Annotated, Any
 
 import typer
 
+from ns_ray import resources, storage
 from ns_ray import run as whole
-from ns_ray import storage
 from ns_ray.config import (
     DataConfig,
     EvaluateConfig,
@@ -22,7 +23,8 @@ from ns_ray.config import (
 from ns_ray.errors import ConfigError
 from ns_ray.layout import RunLayout
 from ns_ray.log import say
-from ns_ray.settings import load_config, load_recipe, parse_section
+from ns_ray.resources import Machine
+from ns_ray.settings import load_config, load_recipe, parse_sections
 
 app = typer.Typer(
     add_completion=False,
@@ -54,29 +56,38 @@ def _finish(debug: bool, work: Callable[[], Any]) -> None:
     raise typer.Exit(whole.guard(debug, lambda: work() and 0))
 
 
-def _section(name: str, model: type[Settings], overrides: list[str] | None) -> Any:
-    """One section's settings from `--set section.key=value`, and those of `resources`."""
-    return parse_section({name: model, "resources": ResourcesConfig}, overrides or [])
+def _settings(
+    overrides: list[str] | None, data: str | None = None, **sections: type[Settings]
+) -> Any:
+    """Settings of one command from `--set section.key=value`: its own section, those of
+    `resources`, and those of `data` where it takes images."""
+    sections["resources"] = ResourcesConfig
+    base: dict[str, Any] = {}
+    if data is not None:
+        sections["data"], base["data"] = DataConfig, {"labeled": data}
+    return parse_sections(sections, base, overrides or [])
 
 
 @contextmanager
-def _pool(config: ResourcesConfig) -> Iterator[Any]:
-    """Ray, and the predictor actors it has room for."""
-    from ns_ray import resources
+def _ray(config: ResourcesConfig) -> Iterator[Machine]:
+    """Ray, with its messages in a file among its own."""
     from ns_ray.runtime import cluster, prepare
 
     prepare()
-    with cluster(config, None) as machine:
-        yield resources.pool(config, machine)
+    with (
+        tempfile.NamedTemporaryFile(prefix="ns-ray-", suffix=".log") as log,
+        cluster(config, log.name) as machine,
+    ):
+        yield machine
 
 
-def _corpus(data: str, config: DataConfig, out: str, labeled: bool) -> Any:
-    """The packed form of a source, made below `out` when it isn't packed yet."""
+def _corpus(config: DataConfig, out: str, labeled: bool) -> Any:
+    """The source as a packed corpus."""
     from ns_ray.ingest import pack
 
     return pack(
-        data,
-        out=storage.join(out, "corpus"),
+        config.labeled,
+        out=out,
         classes=None if labeled else (),
         rows_per_shard=config.rows_per_shard,
         max_pixels=config.max_pixels,
@@ -90,19 +101,9 @@ def pack(data: Data, out: Out, set_: Set = None, debug: Debug = False) -> None:
     """Pack a source into a corpus: Parquet shards, a manifest, and rejected.parquet."""
 
     def work() -> None:
-        sections = _section("data", DataConfig, [*(set_ or []), "data.labeled=" + data])
-        settings = sections["data"]
-        with _pool(sections["resources"]):
-            from ns_ray.ingest import pack as pack_source
-
-            corpus = pack_source(
-                data,
-                out=storage.absolute(out),
-                rows_per_shard=settings.rows_per_shard,
-                max_pixels=settings.max_pixels,
-                max_rejected=settings.max_rejected,
-                setting="--data",
-            )
+        sections = _settings(set_, data)
+        with _ray(sections["resources"]):
+            corpus = _corpus(sections["data"], storage.absolute(out), labeled=True)
         rejected = sum(corpus.rejected.values())
         say(f"{corpus.path}: {corpus.rows:,} images, {rejected:,} rejected")
 
@@ -114,16 +115,21 @@ def label(bundle: Bundle, data: Data, out: Out, set_: Set = None, debug: Debug =
     """Pseudo-label images with a model; the summary is in _DONE.json of the result."""
 
     def work() -> None:
-        sections = _section("label", LabelConfig, set_)
-        with _pool(sections["resources"]) as pool:
+        sections = _settings(set_, data, label=LabelConfig)
+        with _ray(sections["resources"]) as machine:
             from ns_ray.bundle import open_bundle
             from ns_ray.pseudo_label import pseudo_label
 
             place = storage.absolute(out)
             teacher = open_bundle(bundle)
-            pile = _corpus(data, DataConfig(labeled=data), place, labeled=False)
+            pile = _corpus(sections["data"], storage.join(place, "corpus"), labeled=False)
             labels = pseudo_label(
-                sections["label"], teacher, pile, pool=pool, out=place, title="label"
+                sections["label"],
+                teacher,
+                pile,
+                pool=resources.pool(sections["resources"], machine),
+                out=place,
+                title="label",
             )
         facts = labels.facts
         rate = facts["images_per_second"]
@@ -144,8 +150,8 @@ def select(
     """Choose which pseudo-labeled images train a student, and how many copies of each."""
 
     def work() -> None:
-        sections = _section("select", SelectConfig, set_)
-        with _pool(sections["resources"]):
+        sections = _settings(set_, select=SelectConfig)
+        with _ray(sections["resources"]):
             from ns_ray.schema import open_labels
             from ns_ray.selection import select as select_rows
 
@@ -172,8 +178,8 @@ def train(
 
     def work() -> None:
         settings = _run_config(config, recipe, set_)
-        with _pool(settings.resources):
-            trained = _train(settings, storage.absolute(out), selection)
+        with _ray(settings.resources) as machine:
+            trained = _train(settings, machine, storage.absolute(out), selection)
         say(f"{trained.path}: {trained.parameters:,} parameters")
 
     _finish(debug, work)
@@ -187,12 +193,8 @@ def _run_config(config: str | None, recipe: str | None, overrides: list[str] | N
     return load_recipe(str(recipe), overrides or [])
 
 
-def _train(settings: RunConfig, out: str, selection: str | None) -> Any:
-    import ray
-
-    from ns_ray import resources
+def _train(settings: RunConfig, machine: Machine, out: str, selection: str | None) -> Any:
     from ns_ray.ingest import ingest
-    from ns_ray.resources import Machine
     from ns_ray.schema import open_selection
     from ns_ray.train import fit
 
@@ -203,8 +205,6 @@ def _train(settings: RunConfig, out: str, selection: str | None) -> Any:
         )
     layout = RunLayout(storage.join(out, "work"))
     data = ingest(settings.data, seed=settings.seed, out=layout, pile=False)
-    found = ray.cluster_resources()
-    machine = Machine(int(found["CPU"]), int(found.get("GPU", 0)), local=False)
     return fit(
         model,
         train_config(settings.train, model),
@@ -225,19 +225,19 @@ def evaluate(bundle: Bundle, data: Data, out: Out, set_: Set = None, debug: Debu
     """Score a model on labeled images; the scores are in evaluation.json of the result."""
 
     def work() -> None:
-        sections = _section("evaluate", EvaluateConfig, set_)
-        with _pool(sections["resources"]) as pool:
+        sections = _settings(set_, data, evaluate=EvaluateConfig)
+        with _ray(sections["resources"]) as machine:
             from ns_ray.bundle import open_bundle
             from ns_ray.evaluate import evaluate as score
 
             place = storage.absolute(out)
             model = open_bundle(bundle)
-            corpus = _corpus(data, DataConfig(labeled=data), place, labeled=True)
+            corpus = _corpus(sections["data"], storage.join(place, "corpus"), labeled=True)
             scored = score(
                 sections["evaluate"],
                 model,
                 corpus,
-                pool=pool,
+                pool=resources.pool(sections["resources"], machine),
                 out=storage.join(place, "predictions"),
                 title="evaluate",
             )

@@ -71,11 +71,11 @@ def parse(text: str, overrides: Iterable[str] = (), *, origin: str = "config") -
     return validate(RunConfig, raw, origin=origin)
 
 
-def parse_section(
-    sections: Mapping[str, type[Settings]], overrides: Iterable[str]
+def parse_sections(
+    sections: Mapping[str, type[Settings]], base: dict[str, Any], overrides: Iterable[str]
 ) -> dict[str, Any]:
-    """Settings of some sections of a run, from `section.key=value` overrides alone."""
-    raw: dict[str, Any] = {}
+    """Settings of some sections of a run, from plain values with `section.key=value` on top."""
+    raw = base
     for override in overrides:
         set_value(raw, override)
     for name in raw:

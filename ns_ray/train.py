@@ -149,12 +149,18 @@ def _trainer(job: Job, workers: Workers, rows: Queue) -> ray.train.torch.TorchTr
 def _failures(error: Exception) -> list[BaseException]:
     """What went wrong in each worker."""
     found = getattr(error, "worker_failures", None) or {}
-    return [getattr(failure, "cause", None) or failure for failure in found.values()] or [error]
+    # A worker that no longer answers is wrapped in a failed health check.
+    failures = [getattr(failure, "health_check_failure", failure) for failure in found.values()]
+    return failures or [getattr(error, "controller_failure", error)]
 
 
 def _lost_worker(error: Exception) -> bool:
-    """Whether a process or node died, rather than code of ours failing."""
-    return any(isinstance(failure, ray.exceptions.RayError) for failure in _failures(error))
+    """Whether a process or node died, rather than code of ours failing, be it in a Ray task."""
+    return any(
+        isinstance(failure, ray.exceptions.RayError)
+        and not isinstance(failure, ray.exceptions.RayTaskError)
+        for failure in _failures(error)
+    )
 
 
 def _watch(rows: Queue, meter: Meter, metrics: MetricsSink | None) -> None:

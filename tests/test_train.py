@@ -1,19 +1,15 @@
 """Training on a real, small cluster: shared among workers, killed, and gone wrong."""
 
-import threading
-import time
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import pyarrow as pa
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny import COLORS, MODEL, RUN, flat_folder, folder_per_class
+from tiny import COLORS, MODEL, RUN, flat_folder, folder_per_class, processes
 
 from ns_ray import schema, storage, train
 from ns_ray.config import ModelConfig, SelectConfig, TrainConfig
@@ -157,12 +153,6 @@ def test_batches_are_the_same_whoever_makes_them(
     assert in_threads.losses == alone.losses
 
 
-def workers_of_train() -> list[psutil.Process]:
-    """Processes of this machine that train for us."""
-    ours = psutil.Process().children(recursive=True)
-    return [p for p in ours if "RayTrainWorker" in " ".join(p.cmdline())]
-
-
 def test_a_killed_worker_is_replaced_and_the_weights_are_the_same(
     alone: Trained,
     data: Data,
@@ -174,7 +164,7 @@ def test_a_killed_worker_is_replaced_and_the_weights_are_the_same(
 
     def kill(step: int) -> None:
         if step >= STEPS // 2 and not killed:
-            for process in workers_of_train():
+            for process in processes("RayTrainWorker"):
                 process.kill()
                 killed.append(process.pid)
 

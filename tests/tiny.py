@@ -79,3 +79,11 @@ def write_config(path: Path, changes: Mapping[str, Any]) -> Path:
     """`settings` as a YAML file."""
     path.write_text(yaml.safe_dump(settings(changes)))
     return path
+
+
+def processes(name: str) -> list[Any]:
+    """Processes that this one has started, at any depth, with a word in their command line."""
+    import psutil  # comes with Ray
+
+    children = psutil.Process().children(recursive=True)
+    return [process for process in children if name in " ".join(process.cmdline())]

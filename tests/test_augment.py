@@ -1,0 +1,205 @@
+"""Input noise: reproducible, switchable, and what the RandAugment string says it is."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+from broken_files import picture
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from ns_ray.augment import Augment, fit_square, seed_everything
+from ns_ray.config import NoiseConfig
+from ns_ray.errors import ConfigError
+
+OFF: dict[str, Any] = {"randaugment": None, "crop_scale": None, "flip": 0.0}
+FULL = NoiseConfig(randaugment="rand-m9-mmax30-n2-p1.0", crop_scale=(0.08, 1.0), erase=0.5)
+
+
+def presentations(noise: NoiseConfig, off: tuple[str, ...] = (), count: int = 20) -> np.ndarray:
+    """One image of 32 x 32 pixels, augmented with the seeds 0, 1, ..."""
+    augment, image = Augment(noise, 32, off), picture(3, 32, 32)
+    results = []
+    for seed in range(count):
+        seed_everything(seed)
+        results.append(augment(image))
+    return np.stack(results)
+
+
+def test_the_same_seed_gives_the_same_pixels_and_another_seed_others() -> None:
+    first, again = presentations(FULL), presentations(FULL)
+    assert np.array_equal(first, again)
+    assert len({image.tobytes() for image in first}) >= 19
+
+
+def test_a_large_seed_is_fine() -> None:
+    seed_everything(2**63 - 1)
+    first = np.random.random()
+    seed_everything(2**63 - 1)
+    assert np.random.random() == first
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    width=st.sampled_from([1, 2, 3, 8, 31, 32, 33, 300]),
+    height=st.sampled_from([1, 2, 3, 8, 31, 32, 33, 300]),
+    size=st.sampled_from([8, 32, 33]),
+    crop=st.sampled_from(["resized", "padding", "none"]),
+    seed=st.integers(0, 2**63 - 1),
+)
+def test_any_image_becomes_a_square_of_bytes(
+    width: int, height: int, size: int, crop: str, seed: int
+) -> None:
+    noise = NoiseConfig(
+        randaugment="rand-m9-mmax30-n2-p1.0",
+        erase=1.0,
+        crop_scale=(0.08, 1.0) if crop == "resized" else None,
+        crop_padding=0.49 if crop == "padding" else 0.0,
+    )
+    seed_everything(seed)
+    pixels = Augment(noise, size)(picture(seed % 7, width, height))
+    assert pixels.shape == (size, size, 3)
+    assert pixels.dtype == np.uint8
+
+
+def test_a_tall_image_keeps_its_middle_when_nothing_is_cropped() -> None:
+    tall = Image.new("RGB", (8, 80), "black")
+    tall.paste("white", (0, 36, 8, 44))
+    pixels = Augment(NoiseConfig.model_validate(OFF), 8)(tall)
+    assert (pixels == 255).all()
+    small = fit_square(Image.new("RGB", (8, 8), (1, 2, 3)), 32)
+    assert small.size == (32, 32)
+    assert small.getpixel((16, 16)) == (1, 2, 3)
+
+
+# ------------------------------------------------------------------------------------ switches
+
+
+def test_without_noise_an_image_of_the_right_size_stays_as_it_is() -> None:
+    noise = NoiseConfig.model_validate(OFF)
+    assert (presentations(noise) == np.asarray(picture(3, 32, 32))).all()
+
+
+@pytest.mark.parametrize(
+    ("name", "on"),
+    [
+        ("randaugment", {"randaugment": "rand-m9-mmax30-n2-p1.0"}),
+        ("crop", {"crop_scale": (0.08, 1.0)}),
+        ("crop", {"crop_padding": 0.125}),
+        ("flip", {"flip": 0.5}),
+        ("erase", {"erase": 0.5}),
+    ],
+)
+def test_each_noise_acts_and_can_be_switched_off(name: str, on: dict[str, Any]) -> None:
+    noise = NoiseConfig.model_validate({**OFF, **on})
+    original = np.asarray(picture(3, 32, 32))
+    assert (presentations(noise) != original).any()
+    others = tuple(n for n in ("randaugment", "crop", "flip", "erase") if n != name)
+    assert (presentations(noise, off=others) != original).any()
+    assert (presentations(noise, off=(name,)) == original).all()
+
+
+def test_all_switched_off_leaves_the_image_as_it_is() -> None:
+    off = ("randaugment", "crop", "flip", "erase", "dropout", "stochastic_depth")
+    assert (presentations(FULL, off) == np.asarray(picture(3, 32, 32))).all()
+
+
+def test_flip_mirrors_about_half_of_the_images() -> None:
+    flips = presentations(NoiseConfig.model_validate({**OFF, "flip": 0.5}), count=200)
+    original = np.asarray(picture(3, 32, 32))
+    mirrored = (flips == original[:, ::-1]).all(axis=(1, 2, 3))
+    assert 70 < mirrored.sum() < 130
+    assert (flips[~mirrored] == original).all()
+
+
+def test_padding_shifts_by_at_most_its_share_and_reflects_the_rest() -> None:
+    noise = NoiseConfig.model_validate({**OFF, "crop_padding": 0.125})
+    original = np.asarray(picture(3, 32, 32))
+    padded = np.pad(original, ((4, 4), (4, 4), (0, 0)), mode="reflect")
+    shifts = {
+        padded[y : y + 32, x : x + 32].tobytes(): (y - 4, x - 4) for y in range(9) for x in range(9)
+    }
+    found = {shifts[image.tobytes()] for image in presentations(noise, count=300)}
+    assert {y for y, _ in found} == {x for _, x in found} == set(range(-4, 5))
+
+
+def test_erasing_covers_between_a_fiftieth_and_a_third() -> None:
+    gray = np.full((32, 32, 3), 77, np.uint8)
+    augment = Augment(NoiseConfig.model_validate({**OFF, "erase": 1.0}), 32)
+    shares = []
+    for seed in range(200):
+        seed_everything(seed)
+        changed = (augment(Image.fromarray(gray)) != gray).any(axis=2)
+        rows, columns = np.flatnonzero(changed.any(axis=1)), np.flatnonzero(changed.any(axis=0))
+        box = (np.ptp(rows) + 1) * (np.ptp(columns) + 1)
+        assert changed.sum() >= 0.9 * box  # one rectangle, filled
+        shares.append(box / 32**2)
+    assert min(shares) > 0.005
+    assert max(shares) < 0.36
+    assert max(shares) > 0.25
+
+
+# --------------------------------------------------------------------------------- RandAugment
+
+
+def operations(string: str) -> tuple[set[float], float]:
+    """Magnitudes that RandAugment works with, and operations per image."""
+    augment = Augment(NoiseConfig.model_validate({**OFF, "randaugment": string}), 16)
+    assert augment.randaugment is not None
+    magnitudes: list[float] = []
+    applied = [0]
+
+    def spy(operation: Any) -> None:
+        level, act = operation.level_fn, operation.aug_fn
+
+        def level_of(magnitude: float, hparams: Any) -> tuple[Any, ...]:
+            magnitudes.append(magnitude)
+            return tuple(level(magnitude, hparams))
+
+        def action(image: Image.Image, *args: Any, **kwargs: Any) -> Any:
+            applied[0] += 1
+            return act(image, *args, **kwargs)
+
+        operation.aug_fn = action
+        if level is not None:
+            operation.level_fn = level_of
+
+    for operation in augment.randaugment.ops:
+        spy(operation)
+    seed_everything(0)
+    for _ in range(200):
+        augment(picture(1, 16, 16))
+    return set(magnitudes), applied[0] / 200
+
+
+def test_a_plain_string_is_silently_weaker_than_it_says() -> None:
+    # The trap of timm's strings: without mmax the magnitude is cut to 10, and without p each
+    # operation is applied half of the time.
+    magnitudes, per_image = operations("rand-m27-n2")
+    assert magnitudes == {10}
+    assert per_image == pytest.approx(1.0, abs=0.2)
+
+
+def test_the_faithful_string_is_the_paper() -> None:
+    magnitudes, per_image = operations("rand-m27-mmax30-n2-p1.0")
+    assert magnitudes == {27}
+    assert per_image == 2.0
+
+
+def test_our_default_applies_all_it_draws() -> None:
+    default = NoiseConfig().randaugment
+    assert default is not None
+    magnitudes, per_image = operations(default)
+    assert magnitudes == {9}
+    assert per_image == 2.0
+
+
+@pytest.mark.parametrize("string", ["rand-x9", "rand-mfoo-p1,0-q3", "random", "rand-n2-p1.0.0"])
+def test_a_bad_string_is_a_config_error_that_shows_a_good_one(string: str) -> None:
+    noise = NoiseConfig(randaugment=string)
+    with pytest.raises(ConfigError, match=r"rand-m9-mmax30-n2-p1\.0") as caught:
+        Augment(noise, 32)
+    assert repr(string) in str(caught.value)
+    assert "train.noise.randaugment" in str(caught.value)
+    Augment(noise, 32, off=("randaugment",))  # not read where it is off
