@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 import ray
 
-from ns_ray import storage
+from ns_ray import errors, storage
 from ns_ray.errors import ImageError, NsRayError, StageError
 from ns_ray.log import progress
 from ns_ray.resources import Pool
@@ -190,7 +190,9 @@ def _run(
             task = ray.remote(_predict_shards).options(num_cpus=pool.cpus, num_gpus=pool.gpus)
             yield from ray.get(task.remote(arguments, [row["shard"] for row in names]))
             return
-        dataset = ray.data.from_items(names, override_num_blocks=len(names)).map_batches(
+        dataset = ray.data.from_items(names, override_num_blocks=len(names))
+        dataset.context.raise_original_map_exception = True
+        labeled = dataset.map_batches(
             ShardPredictor,
             fn_constructor_kwargs=arguments,
             batch_size=1,  # a shard is a batch of images already
@@ -198,13 +200,23 @@ def _run(
             num_cpus=pool.cpus,
             num_gpus=pool.gpus or None,
         )
-        yield from dataset.iter_rows()
+        yield from labeled.iter_rows()
     except ray.exceptions.RayError as error:
-        cause = getattr(error, "cause", None) or error
-        if isinstance(cause, NsRayError):
-            raise cause from error
-        reason = str(cause).strip().splitlines()[-1]
-        raise StageError(f"{title} failed: {reason}; run the same command again") from error
+        raise _explain(error, title) from error
+
+
+def _explain(error: Exception, title: str) -> NsRayError:
+    """The error of ours that an actor raised, or a StageError that quotes the actor."""
+    cause = getattr(error, "cause", None)
+    if cause is not None:  # Ray Data appends lines of its own to the message
+        name, text = type(cause).__name__, (str(cause).strip().splitlines() or [""])[0]
+    else:  # an actor that could not even start, or was lost: only a text is left
+        reason = str(error).strip().splitlines()[-1]
+        name, _, text = reason.removeprefix("ns_ray.errors.").partition(": ")
+    kind = getattr(errors, name, None)
+    if isinstance(kind, type) and issubclass(kind, NsRayError):
+        return kind(text)
+    return StageError(f"{title} failed: {name}: {text}; run the same command again")
 
 
 def _predict_shards(arguments: dict[str, Any], names: list[str]) -> list[dict[str, Any]]:

@@ -1,7 +1,9 @@
 """Labeling on a real, small cluster: interrupted, killed, and with images that cannot be read."""
 
 import os
+import shutil
 import signal
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,17 +12,18 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from ray import cloudpickle
 from tiny import COLORS, MODEL, flat_folder
 
 from ns_ray import bundle, inference, storage
 from ns_ray.bundle import Bundle
 from ns_ray.config import LabelConfig, ModelConfig
-from ns_ray.errors import DataError
+from ns_ray.errors import DataError, StageError
 from ns_ray.models import build
 from ns_ray.packing import pack
 from ns_ray.pseudo_label import pseudo_label
 from ns_ray.resources import Pool
-from ns_ray.schema import Corpus, PseudoLabels, dense_probs, labels_schema
+from ns_ray.schema import Corpus, PseudoLabels, dense_probs, labels_schema, open_corpus
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -162,7 +165,12 @@ def test_nothing_is_lost_or_doubled_when_an_actor_is_killed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(inference, "ShardPredictor", Mortal)
-    again = label(teacher, pile, tmp_path / "labels")
+    here = sys.modules[__name__]  # workers cannot import it
+    cloudpickle.register_pickle_by_value(here)
+    try:
+        again = label(teacher, pile, tmp_path / "labels")
+    finally:
+        cloudpickle.unregister_pickle_by_value(here)
     assert (tmp_path / "grave").read_text() in again.files
     assert rows(again) == rows(streamed)
     assert rejected(again) == rejected(streamed)
@@ -208,3 +216,15 @@ def test_a_damaged_teacher_is_named(
     with pytest.raises(DataError, match=r"model.safetensors is not the file ns_ray.json names"):
         label(bundle.open_bundle(f"{tmp_path}/bad"), pile, tmp_path / "labels")
     assert not (tmp_path / "labels" / storage.DONE).exists()
+
+
+def test_a_shard_that_has_gone_is_named(
+    teacher: Bundle, pile: Corpus, ray_local: Any, tmp_path: Path
+) -> None:
+    shutil.copytree(pile.path, tmp_path / "corpus")
+    corpus = open_corpus(f"{tmp_path}/corpus")
+    gone = corpus.shards[3].file
+    (tmp_path / "corpus" / gone).unlink()
+    with pytest.raises(StageError, match=rf"label failed: .*{gone}") as caught:
+        label(teacher, corpus, tmp_path / "labels")
+    assert "\n" not in str(caught.value)

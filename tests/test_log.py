@@ -1,0 +1,159 @@
+"""What people and machines read of a run."""
+
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from ns_ray import log
+
+
+class Clock:
+    """Time that moves only when told to."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(log.time, "monotonic", clock)
+    return clock
+
+
+@pytest.fixture
+def plain(monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[str]]:
+    """Lines written to an output that is no terminal."""
+    output = io.StringIO()
+    console = Console(
+        file=output, highlight=False, markup=False, emoji=False, width=log.PLAIN_WIDTH
+    )
+    monkeypatch.setattr(log, "console", console)
+    return lambda: output.getvalue().splitlines()
+
+
+def test_without_a_terminal_there_is_a_line_now_and_then(
+    clock: Clock, plain: Callable[[], list[str]]
+) -> None:
+    with log.progress("label gen-01", 1000) as meter:
+        for _ in range(10):
+            clock.now += 3
+            meter.add(100)
+    assert plain() == [
+        "label gen-01: 400/1,000 33 images/s, 18 s left",
+        "label gen-01: 800/1,000 33 images/s, 6 s left",
+        "label gen-01: 1,000 images in 30.0 s, 33 images/s",
+    ]
+
+
+def test_plain_output_has_no_escape_codes(clock: Clock, plain: Callable[[], list[str]]) -> None:
+    log.say("done")
+    with log.progress("train", 10, "steps") as meter:
+        clock.now += 60
+        meter.add(5)
+    assert plain()[0] == "done"
+    assert plain()[1].startswith("train: 5/10 ")
+    assert not any("\x1b" in line or "\r" in line for line in plain())
+
+
+def test_what_is_said_is_printed_as_it_is(plain: Callable[[], list[str]]) -> None:
+    long = "/runs/" + "x" * 300
+    log.say("data.unlabeled=[rest] [/red] :art: [bold]")
+    log.say(long)
+    assert plain() == ["data.unlabeled=[rest] [/red] :art: [bold]", long]
+
+
+def test_a_terminal_gets_a_live_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    output = io.StringIO()
+    console = Console(file=output, force_terminal=True, width=100, markup=False)
+    monkeypatch.setattr(log, "console", console)
+    with log.progress("label gen-01", 1000) as meter:
+        meter.add(1000)
+    assert "label gen-01" in output.getvalue()
+    assert "1,000/1,000" in output.getvalue()
+    assert "\x1b[" in output.getvalue()
+
+
+def test_the_rate_ignores_work_of_earlier_runs(
+    clock: Clock, plain: Callable[[], list[str]]
+) -> None:
+    with log.progress("label", 1000) as meter:
+        meter.skip(900)
+        clock.now += 10
+        meter.add(50)
+        assert meter.done == 950
+        assert meter.rate == pytest.approx(5.0)
+        clock.now += 10
+        meter.add(50)
+    assert plain()[0] == "label: 950/1,000 5 images/s, 10 s left"
+    assert plain()[-1] == "label: 1,000 images in 20.0 s, 5 images/s"
+
+
+def test_waiting_is_shown_when_it_matters(clock: Clock, plain: Callable[[], list[str]]) -> None:
+    with log.progress("train", 100, "steps") as meter:
+        clock.now += 10
+        meter.add(50, waited=4.0)
+        assert meter.note() == "5 steps/s, 40% waiting for input"
+        clock.now += 90
+        meter.add(50, waited=0.5)
+        assert meter.note() == "1 steps/s"  # 4.5 %
+    assert plain()[0].endswith("5 steps/s, 40% waiting for input, 10 s left")
+
+
+def test_nothing_to_do_is_no_error(clock: Clock, plain: Callable[[], list[str]]) -> None:
+    with log.progress("label", 0) as meter:
+        meter.skip(0)
+    assert plain() == ["label: 0 images in 0.0 s, 0 images/s"]
+
+
+# ------------------------------------------------------------------------------------- metrics
+
+
+def test_metrics_can_be_read_back_by_line_and_by_tensorboard(tmp_path: Path) -> None:
+    path = tmp_path / "run" / "metrics.jsonl"
+    metrics = log.Metrics(path)
+    metrics.write("gen-00/train", 10, {"train_loss": 2.5, "lr": 0.1})
+    metrics.write("gen-00/train", 20, {"train_loss": 1.5, "lr": 0.05})
+    metrics.close()
+    metrics.close()
+
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [(row["stage"], row["step"], row["train_loss"]) for row in rows] == [
+        ("gen-00/train", 10, 2.5),
+        ("gen-00/train", 20, 1.5),
+    ]
+    assert all(row["time"] > 1e9 for row in rows)
+
+    events = EventAccumulator(str(path.parent / "tensorboard"), size_guidance={"tensors": 0})
+    events.Reload()
+    tags = events.Tags()
+    assert set(tags["scalars"]) | set(tags["tensors"]) == {
+        "gen-00/train/train_loss",
+        "gen-00/train/lr",
+    }
+    assert scalars(events, "gen-00/train/train_loss") == [(10, 2.5), (20, 1.5)]
+
+
+def scalars(events: EventAccumulator, tag: str) -> list[tuple[int, float]]:
+    if tag in events.Tags()["scalars"]:
+        return [(event.step, event.value) for event in events.Scalars(tag)]
+    from tensorboard.util.tensor_util import make_ndarray
+
+    return [(e.step, float(make_ndarray(e.tensor_proto))) for e in events.Tensors(tag)]
+
+
+def test_a_second_run_appends(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    for step in (1, 2):
+        metrics = log.Metrics(path)
+        metrics.write("train", step, {"loss": 1.0})
+        metrics.close()
+    assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 2]

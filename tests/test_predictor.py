@@ -1,0 +1,176 @@
+"""Bytes in, probabilities out: what timm's own evaluation gives, image by image."""
+
+import io
+from collections.abc import Iterator
+from importlib import resources
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+from broken_files import broken, encoded, jpeg, odd_but_good, picture
+from PIL import Image
+
+from ns_ray.bundle import save
+from ns_ray.config import ModelConfig, NoiseConfig
+from ns_ray.errors import ConfigError, ImageError
+from ns_ray.images import eval_pixels
+from ns_ray.models import build_noised
+from ns_ray.predictor import Predictor
+
+CLASSES = ("ant", "bee", "cat", "dog")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A bundle whose answers differ from image to image; saved in training mode, noise on."""
+    torch.manual_seed(0)
+    config = ModelConfig(model="test_resnet", image_size=64, crop_pct=0.875)
+    noise = NoiseConfig(dropout=0.5, stochastic_depth=0.5)
+    model, _ = build_noised(config, noise, len(CLASSES))
+    pictures = np.stack([np.asarray(picture(seed, 64, 64)) for seed in range(16)])
+    images = torch.from_numpy(pictures).permute(0, 3, 1, 2) / 128 - 1
+    with torch.no_grad():
+        for _ in range(20):
+            model(images)
+        logits = model.eval()(images)
+        spread = 1.5 / logits.std(dim=0)
+        model.get_classifier().weight.mul_(spread[:, None])
+        model.get_classifier().bias.copy_(-logits.mean(dim=0) * spread)
+    model.train()
+    out = tmp_path_factory.mktemp("predictor")
+    return save(model, str(out), classes=CLASSES, fingerprint="f", provenance={}).path
+
+
+@pytest.fixture(scope="module")
+def predictor(folder: str) -> Iterator[Predictor]:
+    before = torch.get_num_threads()
+    yield Predictor(folder, device="cpu", threads=1)
+    torch.set_num_threads(before)
+
+
+def photographs() -> list[bytes]:
+    """Two photographs of 640 x 427 pixels, and pictures of other shapes."""
+    images = resources.files("sklearn.datasets") / "images"
+    shapes = [(48, 32), (32, 48), (64, 64), (300, 40), (9, 8)]
+    return [
+        *((images / name).read_bytes() for name in ("china.jpg", "flower.jpg")),
+        *(encoded(picture(i, *shape), "PNG") for i, shape in enumerate(shapes)),
+    ]
+
+
+def by_timm(folder: str, images: list[bytes]) -> np.ndarray:
+    """timm's evaluation transform, model and softmax."""
+    model = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+    transform = timm.data.create_transform(
+        **timm.data.resolve_model_data_config(model), is_training=False
+    )
+    batch = torch.stack([transform(Image.open(io.BytesIO(b)).convert("RGB")) for b in images])
+    with torch.no_grad():
+        return model(batch).softmax(1).numpy()
+
+
+def stacked(results: list[np.ndarray | ImageError]) -> np.ndarray:
+    return np.stack([result for result in results if not isinstance(result, ImageError)])
+
+
+def test_the_exact_path_is_timm_s_evaluation(predictor: Predictor, folder: str) -> None:
+    images = photographs()
+    expected = by_timm(folder, images)
+    assert np.ptp(expected, axis=0).max() > 0.2  # the images are told apart
+    pixels = [eval_pixels(data, predictor.preprocess, fast=False) for data in images]
+    np.testing.assert_allclose(predictor.forward(np.stack(pixels)), expected, atol=2e-5)
+
+
+def test_the_fast_path_is_close_to_it(predictor: Predictor, folder: str) -> None:
+    images = photographs()
+    got = stacked(predictor.predict(images))
+    expected = by_timm(folder, images)
+    assert got.shape == (len(images), len(CLASSES))
+    assert got.dtype == np.float32
+    np.testing.assert_allclose(got.sum(axis=1), 1.0, rtol=1e-5)
+    np.testing.assert_allclose(got[2:], expected[2:], atol=0.02)  # no JPEG among these
+    np.testing.assert_allclose(got, expected, atol=0.1)
+    # An image that has the right size already is not touched at all.
+    square = encoded(picture(7, 73, 73), "PNG")
+    exact = by_timm(folder, [square])
+    np.testing.assert_allclose(stacked(predictor.predict([square])), exact, atol=2e-5)
+
+
+def test_a_bad_image_is_an_error_in_its_place_and_disturbs_no_other(predictor: Predictor) -> None:
+    good = [jpeg(seed) for seed in range(12)]
+    clean = stacked(predictor.predict(good))
+    bad = list(broken().values())
+    mixed: list[bytes] = []
+    reasons: list[str | None] = []
+    for i, data in enumerate(good):
+        mixed.append(data)
+        reasons.append(None)
+        if i < len(bad):
+            mixed.append(bad[i][0])
+            reasons.append(bad[i][1])
+    results = predictor.predict(mixed)
+    assert [r.reason if isinstance(r, ImageError) else None for r in results] == reasons
+    np.testing.assert_allclose(stacked(results), clean, atol=1e-5)
+
+
+def test_nothing_but_bad_images(predictor: Predictor) -> None:
+    results = predictor.predict([b"", b"text"])
+    assert [r.reason for r in results if isinstance(r, ImageError)] == ["empty", "not_an_image"]
+    assert predictor.predict([]) == []
+
+
+def test_every_awkward_image_has_probabilities(predictor: Predictor) -> None:
+    results = stacked(predictor.predict(list(odd_but_good().values())))
+    assert len(results) == len(odd_but_good())
+    assert np.isfinite(results).all()
+
+
+def test_order_is_kept_over_many_batches(folder: str, predictor: Predictor) -> None:
+    images = [jpeg(seed) for seed in range(23)]
+    alone = np.stack([stacked(predictor.predict([data]))[0] for data in images])
+    assert len(np.unique(alone.round(5), axis=0)) == 23
+    many_threads = Predictor(folder, device="cpu", threads=3, batch_size=4)
+    torch.set_num_threads(1)
+    np.testing.assert_allclose(stacked(many_threads.predict(images)), alone, atol=1e-5)
+    np.testing.assert_allclose(stacked(many_threads.predict(images[::-1])), alone[::-1], atol=1e-5)
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 64])
+def test_the_batch_size_does_not_matter(folder: str, predictor: Predictor, batch_size: int) -> None:
+    images = [jpeg(seed) for seed in range(9)]
+    expected = stacked(predictor.predict(images))
+    other = Predictor(folder, device="cpu", threads=1, batch_size=batch_size)
+    np.testing.assert_allclose(stacked(other.predict(images)), expected, atol=1e-5)
+
+
+def test_noise_is_off(predictor: Predictor, folder: str) -> None:
+    images = photographs()
+    first = stacked(predictor.predict(images))
+    for _ in range(3):
+        np.testing.assert_array_equal(stacked(predictor.predict(images)), first)
+    # BatchNorm uses what it has learnt: an image is judged the same in any company.
+    alone = stacked(predictor.predict(images[:1]))
+    np.testing.assert_allclose(alone[0], first[0], atol=1e-5)
+
+
+def test_bf16_is_close_to_fp32(predictor: Predictor, folder: str) -> None:
+    images = [jpeg(seed) for seed in range(8)]
+    half = Predictor(folder, device="cpu", threads=1, precision="bf16")
+    probs = stacked(half.predict(images))
+    assert probs.dtype == np.float32
+    np.testing.assert_allclose(probs, stacked(predictor.predict(images)), atol=0.05)
+
+
+def test_what_it_says_about_itself(predictor: Predictor, folder: str) -> None:
+    assert predictor.classes == CLASSES
+    assert predictor.bundle.path == folder
+    assert predictor.pixels(jpeg(0)).shape == (64, 64, 3)
+    with pytest.raises(ImageError):
+        predictor.pixels(b"nope")
+
+
+def test_no_bundle_is_a_config_error(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="is no bundle"):
+        Predictor(str(tmp_path), device="cpu")

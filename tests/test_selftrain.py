@@ -1,0 +1,442 @@
+"""The driver, with stages that only take notes."""
+
+import inspect
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from ns_ray import evaluate, ingest, pseudo_label, selection, storage, train
+from ns_ray.bundle import Bundle
+from ns_ray.config import RunConfig, validate
+from ns_ray.errors import DataError
+from ns_ray.evaluate import Evaluation
+from ns_ray.layout import RunLayout
+from ns_ray.schema import Corpus, PseudoLabels, Selection, Shard
+from ns_ray.selftrain import Stages, self_train
+from ns_ray.settings import config_hash
+
+IMAGES = 40
+CLASSES = ("a", "b")
+
+
+def corpus(name: str, rows: int, **facts: Any) -> Corpus:
+    return Corpus(f"/{name}", name, (Shard("shard-00000", "f", rows, 1),), **facts)
+
+
+def checked(real: Callable[..., Any], bound: set[str], args: Any, kwargs: Any) -> None:
+    """The call is one that the real stage takes, given what run.py adds to it."""
+    signature = inspect.signature(real)
+    signature.bind(*args, **kwargs, **dict.fromkeys(bound))
+
+
+@dataclass
+class Fakes:
+    """Stages of a run whose models are right about the first so many of 40 images.
+
+    Attributes:
+        right: validation images that the teacher, the students in turn, and the control arm get
+            right; test images are the other way round, so that choosing by test would show.
+        calls: (stage, title or name) in the order of the calls.
+        asked: what each stage was asked for, by stage.
+    """
+
+    right: list[int]
+    control_right: int = 0
+    has_test: bool = True
+    calls: list[tuple[str, str]] = field(default_factory=list)
+    asked: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+
+    def stages(self) -> Stages:
+        return Stages(
+            ingest=self.ingest,
+            fit=self.fit,
+            open_bundle=self.open_bundle,
+            pseudo_label=self.pseudo_label,
+            select=self.select,
+            evaluate=self.evaluate,
+        )
+
+    def note(self, stage: str, what: str, **asked: Any) -> None:
+        self.calls.append((stage, what))
+        self.asked.setdefault(stage, []).append(asked)
+
+    def ingest(self, *args: Any, **kwargs: Any) -> Any:
+        checked(ingest.ingest, set(), args, kwargs)
+        self.note("ingest", "", seed=kwargs["seed"])
+        return SimpleNamespace(
+            labeled=corpus("labeled", 20, classes=CLASSES, class_counts=(12, 8)),
+            unlabeled=corpus("unlabeled", 500, rejected={"truncated": 3}),
+            validation=corpus("validation", IMAGES, classes=CLASSES),
+            test=corpus("test", IMAGES, classes=CLASSES) if self.has_test else None,
+        )
+
+    def fit(self, *args: Any, **kwargs: Any) -> Bundle:
+        checked(train.fit, {"workers"}, args, kwargs)
+        self.note("fit", kwargs["title"], model=args[0], train=args[1], **kwargs)
+        facts = {**kwargs["provenance"], "seconds": 12.34, "parameters": 1000}
+        return Bundle(kwargs["out"], CLASSES, "net", kwargs["out"], facts)
+
+    def open_bundle(self, path: str) -> Bundle:
+        self.note("open_bundle", path)
+        return Bundle(path, CLASSES, "theirs", path)
+
+    def pseudo_label(self, *args: Any, **kwargs: Any) -> PseudoLabels:
+        checked(pseudo_label.pseudo_label, {"pool"}, args, kwargs)
+        _, teacher, pile = args
+        self.note("pseudo_label", kwargs["out"], teacher=teacher, pile=pile)
+        facts = {"images_per_second": 77.0}
+        return PseudoLabels(
+            kwargs["out"], teacher.fingerprint, pile.path, CLASSES, {}, pile.rows, 4.56, facts
+        )
+
+    def select(self, *args: Any, **kwargs: Any) -> Selection:
+        checked(selection.select, set(), args, kwargs)
+        self.note("select", kwargs["out"], labels=args[1], **kwargs)
+        out = kwargs["out"]
+        return Selection(out, out, args[1].path, "/unlabeled", {}, {}, kept=300, copies=400)
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> Evaluation:
+        checked(evaluate.evaluate, {"pool"}, args, kwargs)
+        _, model, images = args
+        self.note("evaluate", kwargs["title"], out=kwargs["out"])
+        split = images.fingerprint
+        right = self.right_of(model.path)
+        if split == "test":
+            right = IMAGES - right
+        correct = tuple(i < right for i in range(IMAGES))
+        keys = tuple(f"{split}-{i}" for i in range(IMAGES))
+        scores = {"top1": right / IMAGES, "split": split}
+        return Evaluation(kwargs["out"], scores, keys, correct, 1.0)
+
+    def right_of(self, path: str) -> int:
+        for part in path.split("/"):
+            if part.startswith("gen-"):
+                return self.right[int(part[4:])]
+        return self.control_right if "/control/" in path else self.right[0]
+
+    def titles(self, *stages: str) -> list[str]:
+        return [what for stage, what in self.calls if stage in stages]
+
+
+def run(tmp_path: Path, fakes: Fakes, **settings: Any) -> dict[str, Any]:
+    students = settings.pop("students", len(fakes.right) - 1)
+    raw = {
+        "name": "fake",
+        "storage": str(tmp_path),
+        "data": {"labeled": "l"},
+        "teacher": {"model": "net0"},
+        "students": [{"model": f"net{i + 1}"} for i in range(students)],
+        **settings,
+    }
+    config = validate(RunConfig, raw)
+    result = self_train(config, RunLayout.of(config), fakes.stages())
+    assert json.loads(json.dumps(result)) == result
+    assert result["config_hash"] == config_hash(config)
+    return result
+
+
+def folder(tmp_path: Path, *parts: str) -> str:
+    return "/".join([str(tmp_path), "fake", *parts])
+
+
+def teachers(fakes: Fakes) -> list[str]:
+    """Generation of the teacher of each labeling."""
+    return [asked["teacher"].path.split("/")[-2] for asked in fakes.asked["pseudo_label"]]
+
+
+# ------------------------------------------------------------------------ who teaches, who is best
+
+
+def test_accepted_students_teach_in_turn(tmp_path: Path) -> None:
+    fakes = Fakes([20, 25, 30])
+    result = run(tmp_path, fakes)
+    assert teachers(fakes) == ["gen-00", "gen-01"]
+    assert [g["accepted"] for g in result["generations"]] == [True, True, True]
+    assert result["status"] == "done"
+    assert result["best_generation"] == 2
+    assert result["best_bundle"] == folder(tmp_path, "gen-02", "bundle")
+    assert result["model"] == folder(tmp_path, "model")
+
+
+def test_a_refused_student_leaves_its_teacher_in_place(tmp_path: Path) -> None:
+    fakes = Fakes([20, 15, 30])
+    result = run(tmp_path, fakes)
+    assert teachers(fakes) == ["gen-00", "gen-00"]
+    assert [g["accepted"] for g in result["generations"]] == [True, False, True]
+    assert result["generations"][2]["p_value"] == pytest.approx(0.5**11)  # against gen-00
+    assert result["best_generation"] == 2
+
+
+def test_an_unchanged_teacher_s_labels_go_to_the_same_folder(tmp_path: Path) -> None:
+    # The stage returns what it finds there: the pile is not labeled twice.
+    fakes = Fakes([20, 15, 30, 35])
+    run(tmp_path, fakes)
+    first, second, third = fakes.titles("pseudo_label")
+    assert first == second == folder(tmp_path, "gen-01", "pseudo_labels")
+    assert third == folder(tmp_path, "gen-03", "pseudo_labels")
+    outs = [asked["out"] for asked in fakes.asked["select"]]
+    assert outs == [folder(tmp_path, f"gen-0{g}", "selection") for g in (1, 2, 3)]
+
+
+def test_a_refused_student_may_teach_all_the_same(tmp_path: Path) -> None:
+    fakes = Fakes([20, 15, 17])
+    result = run(tmp_path, fakes, accept={"otherwise": "continue"})
+    assert teachers(fakes) == ["gen-00", "gen-01"]
+    assert [g["accepted"] for g in result["generations"]] == [True, False, True]
+    assert result["generations"][2]["p_value"] == pytest.approx(0.125)  # against gen-01
+    assert result["best_generation"] == 0
+    assert result["status"] == "no_student_accepted"
+
+
+def test_a_refused_student_may_end_the_run(tmp_path: Path) -> None:
+    fakes = Fakes([20, 15, 30])
+    result = run(tmp_path, fakes, accept={"otherwise": "stop"}, control=True)
+    assert [g["generation"] for g in result["generations"]] == [0, 1]
+    assert fakes.titles("fit") == ["gen-00 train", "gen-01 train", "control train"]
+    assert fakes.asked["fit"][2]["model"].model == "net1"  # the last student that was trained
+    assert result["status"] == "no_student_accepted"
+    assert result["best_bundle"] == folder(tmp_path, "gen-00", "bundle")
+
+
+@pytest.mark.parametrize(
+    ("right", "max_p", "accepted"),
+    [
+        ([20, 20], 0.5, True),
+        ([20, 19], 0.5, False),
+        ([20, 20], 0.05, False),
+        ([20, 23], 0.05, False),  # p = 1/16
+        ([20, 24], 0.05, True),  # p = 1/32
+        ([20, 0], 1.0, True),
+    ],
+)
+def test_the_gate(tmp_path: Path, right: list[int], max_p: float, accepted: bool) -> None:
+    result = run(tmp_path, Fakes(right), accept={"max_p": max_p})
+    assert result["generations"][1]["accepted"] is accepted
+
+
+def test_images_are_paired_by_key(tmp_path: Path) -> None:
+    class Shuffled(Fakes):
+        def evaluate(self, *args: Any, **kwargs: Any) -> Evaluation:
+            scored = super().evaluate(*args, **kwargs)
+            if "gen-01" not in kwargs["title"]:
+                return scored
+            # Other images first, and one that the teacher has not scored.
+            keys, correct = (*scored.keys[::-1], "new"), (*scored.correct[::-1], True)
+            return Evaluation(scored.path, scored.scores, keys, correct, 1.0)
+
+    result = run(tmp_path, Shuffled([20, 22]))
+    assert result["generations"][1]["p_value"] == pytest.approx(0.125)  # two gained, none lost
+
+
+def test_the_best_is_chosen_on_validation_among_the_accepted(tmp_path: Path) -> None:
+    # Everything is accepted, and on test it is the other way round.
+    result = run(tmp_path, Fakes([20, 33, 30]), accept={"max_p": 1.0})
+    assert result["best_generation"] == 1
+    rows = result["generations"]
+    assert max(rows, key=lambda row: row["test_top1"])["generation"] == 0
+    # The best on validation was refused: it gained fewer than the gate asks for.
+    result = run(tmp_path, Fakes([20, 21]), accept={"max_p": 0.05})
+    assert result["best_generation"] == 0
+
+
+def test_among_equals_the_last_is_best(tmp_path: Path) -> None:
+    assert run(tmp_path, Fakes([20, 25, 25]))["best_generation"] == 2
+
+
+# --------------------------------------------------------------------------------- what they get
+
+
+def test_students_get_what_was_selected_from_their_teacher_s_labels(tmp_path: Path) -> None:
+    fakes = Fakes([20, 25, 30])
+    run(tmp_path, fakes, seed=7)
+    first, second, third = fakes.asked["fit"]
+    assert "pseudo" not in first
+    assert second["pseudo"].path == folder(tmp_path, "gen-01", "selection")
+    assert third["pseudo"].path == folder(tmp_path, "gen-02", "selection")
+    assert second["teacher"].path == folder(tmp_path, "gen-00", "bundle")
+    assert third["teacher"].path == folder(tmp_path, "gen-01", "bundle")
+    selected = fakes.asked["select"]
+    assert [asked["labels"].path for asked in selected] == fakes.titles("pseudo_label")
+    assert all(asked["labeled_counts"] == (12, 8) for asked in selected)
+    assert all(asked["seed"] == 7 for asked in selected)
+    assert all(asked["labeled"].fingerprint == "labeled" for asked in fakes.asked["fit"])
+
+
+def test_seeds_differ_between_trainings_and_between_runs(tmp_path: Path) -> None:
+    seeds = []
+    for seed in (0, 1):
+        fakes = Fakes([20, 25, 30])
+        run(tmp_path, fakes, seed=seed, control=True)
+        seeds += [asked["seed"] for asked in fakes.asked["fit"]]
+    assert len(set(seeds)) == 8
+
+
+def test_each_model_has_its_own_training_settings(tmp_path: Path) -> None:
+    fakes = Fakes([20, 25])
+    run(tmp_path, fakes, students=1, teacher={"model": "net0", "train": {"epochs": 3}})
+    epochs = [asked["train"].epochs for asked in fakes.asked["fit"]]
+    assert epochs == [3, 50]
+
+
+def test_the_selection_is_made_anew_unless_it_is_only_to_be_relabeled(tmp_path: Path) -> None:
+    for reassign in (False, True):
+        fakes = Fakes([20, 25, 30])
+        run(tmp_path, fakes, select={"reassign": reassign})
+        first, second = (asked["previous"] for asked in fakes.asked["select"])
+        assert first is None
+        if reassign:
+            assert second.path == folder(tmp_path, "gen-01", "selection")
+        else:
+            assert second is None
+
+
+def test_the_control_arm_is_the_last_student_without_pseudo_labels(tmp_path: Path) -> None:
+    fakes = Fakes([20, 25], control_right=22)
+    student = {"model": "big", "init": "teacher", "train": {"epochs": 9}}
+    result = run(tmp_path, fakes, students=1, control=True, teacher={"model": "small"})
+    assert result["control"]["val_top1"] == 22 / IMAGES
+    assert result["control"]["test_top1"] == 18 / IMAGES
+    assert result["control"]["role"] == "control"
+    assert len(result["generations"]) == 2
+
+    fakes = Fakes([20, 25])
+    raw = {"name": "fake", "storage": str(tmp_path), "data": {"labeled": "l"}}
+    raw |= {"teacher": {"model": "big"}, "students": [student], "control": True}
+    config = validate(RunConfig, raw)
+    self_train(config, RunLayout.of(config), fakes.stages())
+    control = fakes.asked["fit"][-1]
+    assert control["title"] == "control train"
+    assert "pseudo" not in control
+    assert "teacher" not in control
+    assert control["model"].init == "scratch"
+    assert control["model"].model == "big"
+    assert control["train"].epochs == 9
+    assert control["out"] == folder(tmp_path, "control", "bundle")
+    assert control["provenance"]["role"] == "control"
+
+
+def test_a_control_arm_that_is_best_is_not_the_model(tmp_path: Path) -> None:
+    result = run(tmp_path, Fakes([20, 25], control_right=39), control=True)
+    assert result["best_generation"] == 1
+
+
+def test_a_teacher_of_the_user_s_own(tmp_path: Path) -> None:
+    fakes = Fakes([20, 25])
+    result = run(tmp_path, fakes, teacher={"bundle": "/theirs"})
+    assert fakes.titles("fit") == ["gen-01 train"]
+    assert fakes.asked["pseudo_label"][0]["teacher"].path == "/theirs"
+    assert result["generations"][0]["model"] == "theirs"
+
+
+def test_a_teacher_with_other_classes_is_a_data_error(tmp_path: Path) -> None:
+    class Other(Fakes):
+        def open_bundle(self, path: str) -> Bundle:
+            return Bundle(path, ("b", "a"), "theirs", path)
+
+    with pytest.raises(DataError, match=r"knows the classes \['b', 'a'\].*\['a', 'b'\]"):
+        run(tmp_path, Other([20, 25]), teacher={"bundle": "/theirs"})
+
+
+def test_a_bad_teacher_labels_nothing(tmp_path: Path) -> None:
+    fakes = Fakes([20, 25])
+    with pytest.raises(DataError, match=r"accuracy is 0\.500.*label\.min_teacher_top1=0\.6"):
+        run(tmp_path, fakes, label={"min_teacher_top1": 0.6})
+    assert fakes.titles("pseudo_label") == []
+
+
+# -------------------------------------------------------------------------------- test is read once
+
+
+def test_test_is_scored_once_per_model_after_everything_is_decided(tmp_path: Path) -> None:
+    fakes = Fakes([20, 15, 30], control_right=21)
+    run(tmp_path, fakes, control=True)
+    scored = [(stage, what) for stage, what in fakes.calls if what.endswith(" test")]
+    assert [what for _, what in scored] == [
+        "gen-00 test",
+        "gen-01 test",
+        "gen-02 test",
+        "control test",
+    ]
+    assert fakes.calls[-4:] == scored
+    outs = [asked["out"] for asked in fakes.asked["evaluate"]]
+    assert len(set(outs)) == len(outs) == 8
+
+
+def test_without_a_test_set(tmp_path: Path) -> None:
+    fakes = Fakes([20, 25], has_test=False)
+    result = run(tmp_path, fakes)
+    assert not [what for what in fakes.titles("evaluate") if "test" in what]
+    assert [row["test_top1"] for row in result["generations"]] == [None, None]
+    assert "test" not in result["data"]
+
+
+# -------------------------------------------------------------------------------------- result
+
+
+def test_the_result_says_what_the_design_says(tmp_path: Path) -> None:
+    fakes = Fakes([20, 25])
+    result = run(tmp_path, fakes)
+    assert set(result) >= {
+        "name",
+        "status",
+        "best_generation",
+        "model",
+        "generations",
+        "control",
+        "data",
+        "versions",
+        "config_hash",
+    }
+    assert result["name"] == "fake"
+    assert result["control"] is None
+    assert {"python", "torch", "ns-ray"} <= set(result["versions"])
+    assert {k: v for k, v in result["data"].items() if k != "classes"} == {
+        "labeled": 20,
+        "unlabeled": 500,
+        "validation": IMAGES,
+        "test": IMAGES,
+        "rejected": {
+            "labeled": {},
+            "unlabeled": {"truncated": 3},
+            "validation": {},
+            "test": {},
+        },
+    }
+    teacher, student = result["generations"]
+    assert student["generation"] == 1
+    assert student["role"] == "student"
+    assert student["model"] == "net1"
+    assert student["parameters"] == 1000
+    assert student["val_top1"] == 25 / IMAGES
+    assert student["test_top1"] == 15 / IMAGES
+    assert student["accepted"] is True
+    assert student["pseudo_labels"] == {"rows": 500, "kept": 300, "copies": 400}
+    assert student["seconds"] == {"label": 4.6, "train": 12.3, "validation": 1.0, "test": 1.0}
+    assert set(teacher) == set(student)
+    assert teacher["role"] == "teacher"
+    assert teacher["pseudo_labels"] is None
+    assert "label" not in teacher["seconds"]
+
+
+def test_every_model_s_scores_lie_beside_it(tmp_path: Path) -> None:
+    run(tmp_path, Fakes([20, 25], control_right=22), control=True)
+    for name, right in [("gen-00", 20), ("gen-01", 25), ("control", 22)]:
+        scores = storage.read_json(folder(tmp_path, name, "evaluation.json"))
+        assert scores["validation"]["top1"] == right / IMAGES
+        assert scores["test"] == {"top1": (IMAGES - right) / IMAGES, "split": "test"}
+
+
+def test_bundles_know_where_they_come_from(tmp_path: Path) -> None:
+    fakes = Fakes([20, 25])
+    result = run(tmp_path, fakes)
+    for g, (asked, role) in enumerate(zip(fakes.asked["fit"], ["teacher", "student"], strict=True)):
+        facts = asked["provenance"]
+        assert facts["run"] == "fake"
+        assert facts["role"] == role
+        assert facts["generation"] == g
+        assert facts["config_hash"] == result["config_hash"]

@@ -1,0 +1,217 @@
+"""Files appear whole or not at all, and a publication replaces the one before it."""
+
+import hashlib
+import io
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.fs as pafs
+import pytest
+
+from ns_ray import storage
+from ns_ray.errors import ConfigError, DataError
+from ns_ray.storage import DONE
+
+
+def publish(folder: Path, fingerprint: str, **files: str) -> storage.Done:
+    """A publication of text files."""
+    names = [f"{name}.txt" for name in files]
+    for name, text in zip(names, files.values(), strict=True):
+        storage.write_bytes(f"{folder}/{name}", text.encode())
+    return storage.publish(
+        str(folder),
+        stage="test",
+        fingerprint=fingerprint,
+        files=names,
+        facts={"rows": len(names)},
+        inputs={"from": "nowhere"},
+        seconds=1.23456,
+    )
+
+
+# ---------------------------------------------------------------------------------- whole files
+
+
+def test_what_is_written_is_read(tmp_path: Path) -> None:
+    path = f"{tmp_path}/a/b c/ü#{{1}}.bin"
+    storage.write_bytes(path, b"one")
+    storage.write_bytes(path, b"two")
+    assert storage.read_bytes(path) == b"two"
+    assert storage.list_files(str(tmp_path), recursive=True) == ["a/b c/ü#{1}.bin"]
+
+
+class Interrupted(BaseException):
+    """Stands for a kill: not even an Exception."""
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), Interrupted()])
+@pytest.mark.parametrize("moment", ["while writing", "before renaming"])
+def test_an_interrupted_write_leaves_the_old_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException, moment: str
+) -> None:
+    path = f"{tmp_path}/file.json"
+    storage.write_bytes(path, b"old")
+
+    class HalfWritten(io.BytesIO):
+        def write(self, data: Any) -> int:
+            raise error
+
+    class Disk(pafs.LocalFileSystem):
+        def open_output_stream(self, target: str, *_args: Any, **_kwargs: Any) -> Any:
+            Path(target).write_bytes(b"ha")
+            return HalfWritten()
+
+    def refuse(*_args: Any) -> None:
+        raise error
+
+    with monkeypatch.context() as patch:
+        if moment == "while writing":
+            patch.setattr(storage, "filesystem", lambda p: (Disk(), p))
+        else:
+            patch.setattr(os, "replace", refuse)
+        expected = ConfigError if isinstance(error, OSError) else Interrupted
+        with pytest.raises(expected):
+            storage.write_bytes(path, b"new")
+    assert storage.read_bytes(path) == b"old"
+    if isinstance(error, OSError):
+        assert os.listdir(tmp_path) == ["file.json"]
+
+
+def test_a_full_disk_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_args: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", refuse)
+    with pytest.raises(ConfigError, match=r"cannot write .*file: No space left on device"):
+        storage.write_bytes(f"{tmp_path}/file", b"")
+
+
+def test_a_place_that_cannot_be_written_is_a_config_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("no folder")
+    with pytest.raises(ConfigError, match=f"cannot write {tmp_path}/file/below") as caught:
+        storage.write_bytes(f"{tmp_path}/file/below", b"")
+    assert "\n" not in str(caught.value)
+    assert not storage.exists(f"{tmp_path}/file/below")
+
+
+def test_an_unknown_scheme_is_a_config_error() -> None:
+    for call in (storage.exists, storage.read_bytes, storage.list_files):
+        with pytest.raises(ConfigError, match=r"'foo://bucket/x'.*s3://") as caught:
+            call("foo://bucket/x")
+        assert "\n" not in str(caught.value)
+
+
+def test_file_uris_are_the_local_disk(tmp_path: Path) -> None:
+    (tmp_path / "a b").mkdir()
+    (tmp_path / "a b" / "x#1").write_bytes(b"hello")
+    assert storage.read_bytes(f"file://{tmp_path}/a b/x#1") == b"hello"
+    assert storage.list_files(f"file://{tmp_path}", recursive=True) == ["a b/x#1"]
+
+
+def test_paths(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert storage.absolute("runs/x/") == f"{tmp_path}/runs/x"
+    assert storage.absolute("s3://bucket/runs/") == "s3://bucket/runs"
+    assert storage.absolute("~") == os.path.expanduser("~")
+    assert storage.join("a/", "b", "c") == "a/b/c"
+    assert storage.is_uri("gs://b")
+    assert not storage.is_uri("/b")
+
+
+def test_a_missing_folder_has_no_files(tmp_path: Path) -> None:
+    assert storage.list_files(f"{tmp_path}/none") == []
+    storage.remove_files(str(tmp_path), ["gone.txt"])
+
+
+def test_tables_come_back(tmp_path: Path) -> None:
+    table = pa.table({"key": ["a", "b"], "n": [1, 2]})
+    path = f"{tmp_path}/day=1/part.parquet"  # a folder name is never read as a column
+    storage.write_table(path, table)
+    assert storage.read_table(path).equals(table)
+    assert storage.read_table(path, ["n"]).column_names == ["n"]
+
+
+@pytest.mark.parametrize(("text", "says"), [("{", "not valid JSON"), ("[1]", "not list")])
+def test_bad_json_is_a_data_error(tmp_path: Path, text: str, says: str) -> None:
+    (tmp_path / "x.json").write_text(text)
+    with pytest.raises(DataError, match=says):
+        storage.read_json(f"{tmp_path}/x.json")
+
+
+# --------------------------------------------------------------------------------- publications
+
+
+def test_publishing_removes_only_what_it_published_before(tmp_path: Path) -> None:
+    publish(tmp_path, "one", a="1", b="1")
+    (tmp_path / "mine.txt").write_text("not theirs")
+    publish(tmp_path, "two", b="2", c="2")
+    assert sorted(os.listdir(tmp_path)) == [DONE, "b.txt", "c.txt", "mine.txt"]
+    assert (tmp_path / "b.txt").read_text() == "2"
+
+
+def test_nothing_is_removed_before_the_new_publication_stands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish(tmp_path, "one", a="1")
+
+    def refuse(*_args: Any) -> None:
+        raise ConfigError("disk full")
+
+    monkeypatch.setattr(storage, "write_json", refuse)
+    with pytest.raises(ConfigError):
+        publish(tmp_path, "two", b="2")
+    done = storage.already(str(tmp_path), "one")
+    assert done is not None
+    assert all((tmp_path / name).exists() for name in done.files)
+
+
+def test_already_asks_for_just_these_inputs(tmp_path: Path) -> None:
+    assert storage.already(str(tmp_path), "one") is None
+    done = publish(tmp_path, "one", a="1")
+    again = storage.already(str(tmp_path), "one")
+    assert again is not None
+    assert (again.stage, again.files, again.facts) == (done.stage, ["a.txt"], {"rows": 1})
+    assert again.seconds == 1.235
+    assert storage.already(str(tmp_path), "two") is None
+    publish(tmp_path, "two", a="2")
+    assert storage.already(str(tmp_path), "one") is None
+
+
+def test_the_record_says_where_it_comes_from(tmp_path: Path) -> None:
+    publish(tmp_path, "one", a="1")
+    record = json.loads((tmp_path / DONE).read_text())
+    assert record["inputs"] == {"from": "nowhere"}
+    assert {"python", "torch", "timm", "ray", "ns-ray"} <= set(record["versions"])
+    assert record["finished"].endswith("Z")
+
+
+def test_fingerprints_tell_values_apart() -> None:
+    one = storage.fingerprint("a", {"x": 1, "y": [1, 2]}, None)
+    assert one == storage.fingerprint("a", {"y": [1, 2], "x": 1}, None)
+    assert len(one) == 12
+    others = [
+        storage.fingerprint("a", {"x": 1, "y": [2, 1]}, None),
+        storage.fingerprint("a", {"x": 1.5, "y": [1, 2]}, None),
+        storage.fingerprint("a", {"x": 1, "y": [1, 2]}),
+        storage.fingerprint("a", {"x": 1, "y": [1, 2]}, ""),
+    ]
+    assert len({one, *others}) == 5
+
+
+def test_the_commit_of_a_checkout(tmp_path: Path) -> None:
+    assert storage.git_sha(str(tmp_path)) is None
+    head = tmp_path / ".git" / "HEAD"
+    head.parent.mkdir()
+    sha = hashlib.sha1(b"x").hexdigest()
+    head.write_text(sha + "\n")
+    assert storage.git_sha(str(tmp_path)) == sha
+    head.write_text("ref: refs/heads/main\n")
+    assert storage.git_sha(str(tmp_path)) is None
+    (head.parent / "refs" / "heads").mkdir(parents=True)
+    (head.parent / "refs" / "heads" / "main").write_text(sha + "\n")
+    inner = tmp_path / "package"
+    inner.mkdir()
+    assert storage.git_sha(str(inner)) == sha
