@@ -12,7 +12,9 @@ from typing import Annotated, Any
 
 import typer
 import yaml
+from rich import box
 from rich.table import Table
+from rich.text import Text
 
 from ns_ray import __version__, storage
 from ns_ray.config import ModelConfig, RunConfig, train_config
@@ -64,8 +66,13 @@ def _claim(config: RunConfig, layout: RunLayout, overwrite: bool) -> None:
                 f"({'; '.join(changed[:5])}); choose another `name`, or pass --overwrite"
             )
     record = {"config_hash": config_hash(config), "versions": storage.versions()}
-    text = dump(config) + yaml.safe_dump(record, sort_keys=False)
-    storage.write_bytes(layout.config, text.encode())
+    text = (dump(config) + yaml.safe_dump(record, sort_keys=False)).encode()
+    if storage.exists(layout.config) and storage.read_bytes(layout.config) == text:
+        return
+    try:
+        storage.write_bytes(layout.config, text)
+    except ConfigError as error:
+        raise ConfigError(f"storage={config.storage!r}: {error}") from None
 
 
 def _finished(config: RunConfig, layout: RunLayout) -> dict[str, Any] | None:
@@ -94,9 +101,12 @@ def _work(config: RunConfig, layout: RunLayout) -> dict[str, Any]:
     local = not storage.is_uri(layout.root)
     scratch = layout.root if local else tempfile.mkdtemp(prefix="ns-ray-")
     metrics = Metrics(f"{scratch}/metrics.jsonl")
-    for model in (config.teacher, *config.students):
+    for place, model in _models(config):
         if model.bundle is None:
-            build_noised(_offline(model), train_config(config.train, model).noise, 10)
+            try:
+                build_noised(_offline(model), train_config(config.train, model).noise, 10)
+            except ConfigError as error:
+                raise ConfigError(f"{place}: {error}") from None
     with cluster(config.resources, f"{scratch}/ray.log") as machine:
         pool = resources.pool(config.resources, machine)
         workers = resources.workers(config.resources, machine)
@@ -131,6 +141,12 @@ def _work(config: RunConfig, layout: RunLayout) -> dict[str, Any]:
     return result
 
 
+def _models(config: RunConfig) -> list[tuple[str, ModelConfig]]:
+    """Every model of a run, and where the config has it."""
+    students = [(f"students.{i}", student) for i, student in enumerate(config.students)]
+    return [("teacher", config.teacher), *students]
+
+
 def _offline(model: ModelConfig) -> ModelConfig:
     return model.model_copy(update={"pretrained": None})
 
@@ -145,7 +161,7 @@ def publish_model(bundle: str, out: str) -> None:
 
 def show(result: Mapping[str, Any]) -> None:
     """The verdict on one screen."""
-    table = Table(title=f"run {result['name']}", title_justify="left")
+    table = Table(title=f"run {result['name']}", title_justify="left", box=box.SIMPLE_HEAD)
     for name in ("generation", "model"):
         table.add_column(name, no_wrap=True)
     for name in (
@@ -153,7 +169,7 @@ def show(result: Mapping[str, Any]) -> None:
         "validation",
         "test",
         "accepted",
-        "pseudo-labels",
+        "kept",
         "label img/s",
         "train img/s",
         "seconds",
@@ -193,7 +209,7 @@ def guard(debug: bool, work: Any) -> int:
     except NsRayError as error:
         if debug:
             raise
-        console.print(f"[red]error:[/red] {error}", markup=True, style=None)
+        console.print(Text.assemble(("error:", "red"), f" {error}"), soft_wrap=True)
         return error.exit_code
     except KeyboardInterrupt:
         say("interrupted; the same command continues")

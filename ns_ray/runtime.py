@@ -8,9 +8,11 @@ import logging
 import os
 import secrets
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, TextIO, cast
 
 from ns_ray import resources
 from ns_ray.config import ResourcesConfig
@@ -113,7 +115,8 @@ def _local_gpus() -> int:
 @contextmanager
 def _quiet(log_file: str | None) -> Iterator[None]:
     """Send what Ray prints in this process to a file, and its progress bars nowhere. Ray's C++ part
-    writes to file descriptor 2; `sys.stderr` keeps pointing at the real one."""
+    writes to file descriptor 2 (`sys.stderr` keeps pointing at the real one), and a thread of it
+    prints what happened to workers on `sys.stdout`."""
     import ray.data
 
     context = ray.data.DataContext.get_current()
@@ -129,14 +132,30 @@ def _quiet(log_file: str | None) -> Iterator[None]:
         logger = logging.getLogger(name)
         logger.handlers, logger.propagate = [handler], False
     sys.stderr.flush()
-    real, usual = os.dup(2), sys.stderr
-    with open(log_file, "a") as file:
+    usual = sys.stdout, sys.stderr
+    with (
+        open(log_file, "a", buffering=1) as file,
+        os.fdopen(os.dup(2), "w", buffering=1) as stderr,
+    ):
         os.dup2(file.fileno(), 2)
-    sys.stderr = os.fdopen(real, "w", buffering=1)
-    try:
-        yield
-    finally:
-        sys.stderr.flush()
-        sys.stderr = usual
-        os.dup2(real, 2)
-        os.close(real)
+        sys.stdout, sys.stderr = cast(TextIO, _NotFromRay(usual[0], file)), stderr
+        try:
+            yield
+        finally:
+            sys.stdout, sys.stderr = usual
+            stderr.flush()
+            os.dup2(stderr.fileno(), 2)
+
+
+class _NotFromRay:
+    """A stream, but for what Ray's own threads write: that goes to another."""
+
+    def __init__(self, stream: TextIO, other: TextIO) -> None:
+        self._stream, self._other = stream, other
+
+    def write(self, text: str) -> int:
+        from_ray = threading.current_thread().name.startswith("ray_")
+        return (self._other if from_ray else self._stream).write(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)

@@ -2,15 +2,8 @@
 
 import copy
 import json
-import os
 import re
-import shutil
-import signal
-import socket
 import subprocess
-import sys
-import tempfile
-import time
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -189,57 +182,6 @@ def test_the_image_gets_every_file_it_copies() -> None:
     for line in re.findall(r"^COPY (?:--\S+ )*(.+)$", dockerfile, flags=re.M):
         for source in line.split()[:-1]:
             assert f"!{source}" in let_in
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports of this machine that nobody listens on."""
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [int(s.getsockname()[1]) for s in sockets]
-    for s in sockets:
-        s.close()
-    return ports
-
-
-@pytest.fixture
-def head() -> Iterator[dict[str, str]]:
-    """`ray start --head` with token authentication; yields the environment of who submits to it."""
-    home = Path(tempfile.mkdtemp(prefix="nsr", dir="/tmp"))
-    environ = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
-    gcs, dashboard, agent, client = free_ports(4)
-    environ |= {
-        "HOME": str(home),
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{environ['PATH']}",
-        "RAY_AUTH_MODE": "token",
-        "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{dashboard}",
-        "RAY_USAGE_STATS_ENABLED": "0",
-    }
-    subprocess.run(
-        ["ray", "get-auth-token", "--generate"], env=environ, check=True, capture_output=True
-    )
-    start = [
-        *("ray", "start", "--head", "--block", f"--temp-dir={home / 'ray'}", "--num-cpus=2"),
-        *(f"--port={gcs}", f"--dashboard-port={dashboard}", "--object-store-memory=100000000"),
-        *(f"--dashboard-agent-listen-port={agent}", f"--ray-client-server-port={client}"),
-    ]
-    with (home / "log").open("w") as log:
-        process = subprocess.Popen(
-            start, env=environ, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
-        )
-    try:
-        for _ in range(120):
-            listed = subprocess.run(["ray", "job", "list"], env=environ, capture_output=True)
-            if listed.returncode == 0 or process.poll() is not None:
-                break
-            time.sleep(0.5)
-        assert process.poll() is None, (home / "log").read_text()
-        yield environ
-    finally:
-        process.terminate()
-        try:
-            process.wait(timeout=20)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-        shutil.rmtree(home, ignore_errors=True)
 
 
 @pytest.mark.ray

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ns_ray.losses import mixed_loss, sharpen
@@ -120,6 +120,7 @@ def test_a_very_low_temperature_gives_the_arg_max() -> None:
     torch.testing.assert_close(sharpen(probs, 0.01), expected, atol=1e-6, rtol=0.0)
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.floats(0.001, 1.0), min_size=2, max_size=20),
     st.sampled_from([0.05, 0.3, 0.9, 1.5, 4.0]),

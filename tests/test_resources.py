@@ -3,7 +3,7 @@
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ns_ray.config import ResourcesConfig
@@ -84,6 +84,7 @@ def test_actors_that_do_not_fit(settings: dict[str, Any], machine: Machine, says
     assert says in str(caught.value)
 
 
+@settings(deadline=None)
 @given(
     cpus=st.integers(1, 300),
     gpus=st.integers(0, 16),

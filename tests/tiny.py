@@ -1,12 +1,17 @@
 """Image sets that a model of 0.4 million parameters learns in a few steps, and their runs."""
 
 import copy
+import os
+import subprocess
+import sys
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import yaml
+from broken_files import broken, odd_but_good
 
 from ns_ray.images import encode_png
 
@@ -79,6 +84,72 @@ def write_config(path: Path, changes: Mapping[str, Any]) -> Path:
     """`settings` as a YAML file."""
     path.write_text(yaml.safe_dump(settings(changes)))
     return path
+
+
+def user_environment() -> dict[str, str]:
+    """What a user's shell has: nothing of what conftest.py sets for tests in this process."""
+    ours = ("RAY_", "OMP_", "MALLOC_")
+    return {name: value for name, value in os.environ.items() if not name.startswith(ours)}
+
+
+def start(script: list[str], config: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """A program on a config, as a user starts it, to its end."""
+    return subprocess.run(
+        [sys.executable, *script, "--config", str(config), *arguments],
+        env=user_environment(),
+        cwd=config.parent,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@dataclass(frozen=True)
+class Whole:
+    """A whole run, from the command line.
+
+    Attributes:
+        config: its file.
+        root: its folder.
+        process: how it ended, and what it printed.
+        good: keys of the images of the pile that can be read.
+        bad: reasons of the others, by key.
+    """
+
+    config: Path
+    root: Path
+    process: subprocess.CompletedProcess[str]
+    good: set[str]
+    bad: dict[str, str]
+
+
+LONELY = "yellow"
+"""A class that has one image, and none in test."""
+
+
+def whole_run(folder: Path) -> Whole:
+    """Make the images of a run, 2 % of the pile broken, and run it."""
+    labeled = folder_per_class(folder / "labeled", 20)
+    (labeled / LONELY).mkdir()
+    (labeled / LONELY / "only.png").write_bytes(encode_png(np.full((SIDE, SIDE, 3), 90, np.uint8)))
+    folder_per_class(folder / "test", 10, start=300)
+    odd, bad = odd_but_good(), broken()
+    pile = flat_folder(folder / "pile", 50 * len(bad) - len(odd) - len(bad), start=500)
+    good = {path.name for path in pile.iterdir()} | set(odd)
+    for name, data in (odd | {name: data for name, (data, _) in bad.items()}).items():
+        (pile / name).write_bytes(data)
+    config = write_config(
+        folder / "tiny.yaml",
+        {
+            "storage": str(folder / "runs"),
+            "data.labeled": str(labeled),
+            "data.unlabeled": [str(pile)],
+            "data.test": str(folder / "test"),
+        },
+    )
+    process = start(["-m", "ns_ray.run"], config)
+    reasons = {name: reason for name, (_, reason) in bad.items()}
+    return Whole(config, folder / "runs" / "tiny", process, good, reasons)
 
 
 def processes(name: str) -> list[Any]:
