@@ -208,7 +208,7 @@ class _Run:
         data = self.data
         return {
             "name": self.config.name,
-            "status": "done" if best.generation > 0 else "no_student_accepted",
+            "status": "done" if any(g.accepted for g in generations[1:]) else "no_student_accepted",
             "best_generation": best.generation,
             "best_bundle": best.bundle.path,
             "model": self.layout.model,

@@ -3,8 +3,8 @@
 import json
 import re
 import shutil
+import subprocess
 import sys
-import threading
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import timm
 import torch
 from tiny import COLORS, LONELY, MODEL, Whole, start
 
-from ns_ray import runtime, storage
+from ns_ray import storage
 from ns_ray.schema import open_corpus, open_labels, open_selection
 
 pytestmark = pytest.mark.slow
@@ -156,16 +156,25 @@ def test_overwrite_redoes_what_a_setting_changes_and_only_that(
     assert {path.name for path in (root / "gen-01" / "selection").iterdir()} == listed
 
 
-def test_what_ray_prints_goes_to_a_file(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("logging.getLogger", lambda name: threading)  # Ray's stay as they are
+QUIET = """
+import sys, threading
+from ns_ray import runtime
+with runtime._quiet(sys.argv[1]):
+    noise = threading.Thread(target=print, args=("a worker died",), name="ray_listen")
+    noise.start()
+    noise.join()
+    print("ours")
+    print("our error", file=sys.stderr)
+print("the end")
+print("the last error", file=sys.stderr)
+"""
+
+
+def test_what_ray_prints_goes_to_a_file(tmp_path: Path) -> None:
     log = tmp_path / "ray.log"
-    with runtime._quiet(str(log)):
-        noise = threading.Thread(target=print, args=("a worker died",), name="ray_listen")
-        noise.start()
-        noise.join()
-        print("ours")  # noqa: T201
-        print("our error", file=sys.stderr)  # noqa: T201
+    done = subprocess.run(
+        [sys.executable, "-c", QUIET, str(log)], capture_output=True, text=True, check=True
+    )
     assert log.read_text() == "a worker died\n"
-    assert capfd.readouterr() == ("ours\n", "our error\n")
+    assert done.stdout == "ours\nthe end\n"
+    assert done.stderr == "our error\nthe last error\n"

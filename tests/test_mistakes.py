@@ -1,0 +1,152 @@
+"""What an outsider gets wrong: each mistake is one line that names the value and the setting, and
+costs nothing. Two more are handled instead, see test_run.py: a class with one image, and a class
+that is missing in test."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+from tiny import flat_folder, folder_per_class, start, write_config
+from typer.testing import CliRunner
+
+from ns_ray import run, runtime, train
+from ns_ray.errors import StageError
+from ns_ray.resources import Machine
+
+CONFIG, DATA = 2, 3
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("images")
+    folder_per_class(folder / "labeled", 8)
+    folder_per_class(folder / "one-class", 8, names=["red"])
+    flat_folder(folder / "pile", 12, start=500)
+    (folder / "empty").mkdir()
+    (folder / "file").write_text("not a folder")
+    return folder
+
+
+@pytest.fixture
+def config(images: Path, tmp_path: Path) -> Path:
+    """A config without mistakes."""
+    return write_config(
+        tmp_path / "run.yaml",
+        {
+            "storage": str(tmp_path / "runs"),
+            "data.labeled": str(images / "labeled"),
+            "data.unlabeled": [str(images / "pile")],
+            "data.validation_size": 6,
+        },
+    )
+
+
+@pytest.fixture
+def no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray is neither there nor may it be started."""
+
+    def init(**_: Any) -> None:
+        raise AssertionError("Ray is started before the mistake is found")
+
+    monkeypatch.setattr(runtime, "prepare", lambda: None)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", init)
+
+
+@pytest.fixture
+def bare_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where images are listed and checked, and anything more would fail."""
+
+    @contextmanager
+    def cluster(*_: Any) -> Iterator[Machine]:
+        yield Machine(cpus=2, gpus=0, local=True)
+
+    monkeypatch.setattr(runtime, "prepare", lambda: None)
+    monkeypatch.setattr(runtime, "cluster", cluster)
+
+
+def mistake(config: Path, settings: list[str]) -> tuple[int, str]:
+    """Exit code and the line that a user reads."""
+    arguments = [word for setting in settings for word in ("--set", setting)]
+    done = CliRunner().invoke(run.app, ["--config", str(config), *arguments])
+    assert isinstance(done.exception, SystemExit), done.exception
+    *_, last = done.output.splitlines()
+    assert done.output.count("error:") == 1
+    assert last.startswith("error: ")
+    return done.exit_code, last
+
+
+@pytest.mark.parametrize(
+    ("setting", "says"),
+    [
+        ("train.epoch=3", "unknown setting 'train.epoch' (did you mean 'epochs'?)"),
+        ("trian.epochs=3", "unknown setting 'trian' (did you mean 'train'?)"),
+        ("train.epochs=many", "train.epochs='many'"),
+        ("teacher.model=tset_resnet", "teacher: model 'tset_resnet' is not known to timm"),
+        ("students.0.model=efficentnet_b0", "students.0: model 'efficentnet_b0'"),
+        ("students.0.model=efficentnet_b0", "(did you mean 'efficientnet_b0'?)"),
+        ("teacher.model=test_vit", "teacher: image_size=8 does not fit 'test_vit'"),
+        ("resources.num_workers=999", "resources.num_workers=999, but there are"),
+        ("resources.num_workers=999", "set resources.num_workers to at most"),
+    ],
+)
+def test_a_wrong_setting(setting: str, says: str, config: Path, no_ray: None) -> None:
+    smaller = ["teacher.image_size=8"] if "vit" in setting else []
+    code, line = mistake(config, [setting, *smaller])
+    assert code == CONFIG
+    assert says in line
+
+
+def test_a_storage_that_cannot_be_written(config: Path, images: Path, no_ray: None) -> None:
+    code, line = mistake(config, [f"storage={images}/file/runs"])
+    assert code == CONFIG
+    assert f"storage='{images}/file/runs': cannot write" in line
+
+
+@pytest.mark.parametrize(
+    ("setting", "says"),
+    [
+        ("data.labeled={}/labelled", "data.labeled='{}/labelled': there is no such file or folder"),
+        ("data.labeled={}/labelled", "(did you mean 'labeled'?)"),
+        ("data.labeled={}/one-class", "data.labeled='{}/one-class' has one class only, 'red'"),
+        ("data.labeled={}/pile", "data.labeled='{}/pile' holds 12 images but no labels"),
+        ("data.unlabeled=rest", "data.unlabeled=['rest'] gives no unlabeled images"),
+        ("data.unlabeled={}/empty", "data.unlabeled.0='{}/empty' holds no images"),
+        ("data.test={}/nowhere", "data.test='{}/nowhere': there is no such file or folder"),
+        ("data.validation_size=22", "data.validation_size=22 asks for 22 of the 24 images"),
+    ],
+)
+def test_images_that_cannot_be_used(
+    setting: str, says: str, config: Path, images: Path, bare_machine: None
+) -> None:
+    code, line = mistake(config, [setting.format(images)])
+    assert code == DATA
+    assert says.format(images) in line
+
+
+def test_the_command_itself_says_it_in_one_line(config: Path) -> None:
+    done = start(["-m", "ns_ray.run"], config, "--set", "train.epoch=3")
+    assert done.returncode == CONFIG
+    assert done.stderr == ""
+    assert done.stdout.count("\n") == 1
+    assert "did you mean 'epochs'?" in done.stdout
+
+
+def test_debug_shows_where_it_comes_from(config: Path) -> None:
+    done = start(["-m", "ns_ray.run"], config, "--set", "train.epoch=3", "--debug")
+    assert done.returncode != 0
+    assert "Traceback" in done.stderr
+    assert "did you mean 'epochs'?" in done.stderr
+
+
+def test_the_config_of_these_tests_has_no_mistake(
+    config: Path, bare_machine: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fit(*_: Any, **__: Any) -> None:
+        raise StageError("training would begin")
+
+    monkeypatch.setattr(train, "fit", fit)
+    assert mistake(config, []) == (StageError.exit_code, "error: training would begin")
