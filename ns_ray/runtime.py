@@ -12,10 +12,12 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 from typing import Any, TextIO, cast
 
 from ns_ray import resources
 from ns_ray.config import ResourcesConfig
+from ns_ray.errors import StageError
 from ns_ray.resources import Machine
 
 KEEP_MEMORY = {
@@ -72,7 +74,7 @@ def _started(config: ResourcesConfig) -> Iterator[Machine]:
     import ray
 
     if os.environ.get("RAY_ADDRESS"):
-        ray.init(log_to_driver=False, runtime_env={"env_vars": KEEP_MEMORY})
+        _init(f"RAY_ADDRESS={os.environ['RAY_ADDRESS']}", runtime_env={"env_vars": KEEP_MEMORY})
         try:
             yield _machine()
         finally:
@@ -81,12 +83,11 @@ def _started(config: ResourcesConfig) -> Iterator[Machine]:
     local = Machine(os.cpu_count() or 1, _local_gpus(), local=True)
     workers, pool = resources.workers(config, local), resources.pool(config, local)
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    ray.init(
+    _init(
+        "a local Ray",
         address="local",
         num_cpus=resources.logical_cpus(workers, pool, local),
         include_dashboard=False,
-        log_to_driver=False,
-        logging_level="ERROR",
         object_store_memory=min(OBJECT_STORE, memory // 4),
         _node_ip_address="127.0.0.1",
     )
@@ -94,6 +95,21 @@ def _started(config: ResourcesConfig) -> Iterator[Machine]:
         yield local
     finally:
         ray.shutdown()
+
+
+def _init(what: str, **arguments: Any) -> None:
+    """Start or join a cluster.
+
+    Raises:
+        StageError: it doesn't answer; Ray raises plain exceptions of many kinds for that.
+    """
+    import ray
+
+    try:
+        ray.init(log_to_driver=False, logging_level="ERROR", **arguments)
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0]
+        raise StageError(f"{what} did not start or answer: {reason}") from error
 
 
 def _machine() -> Machine:
@@ -108,7 +124,7 @@ def _local_gpus() -> int:
     """CUDA devices of this machine, without importing torch."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
-        return len([d for d in visible.split(",") if d.strip()])
+        return len([d for d in visible.split(",") if d.strip() and not d.strip().startswith("-")])
     return len(list(Path("/proc/driver/nvidia/gpus").glob("*")))
 
 

@@ -61,7 +61,7 @@ def load_config(path: str | Path, overrides: Iterable[str] = ()) -> RunConfig:
 def parse(text: str, overrides: Iterable[str] = (), *, origin: str = "config") -> RunConfig:
     """YAML text and `a.b=c` overrides, through one validation."""
     try:
-        raw = yaml.safe_load(text)
+        raw = _unshared(yaml.safe_load(text))
     except yaml.YAMLError as error:
         raise ConfigError(f"{origin} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(raw, dict):
@@ -88,6 +88,14 @@ def parse_sections(
         name: validate(model, raw.get(name) or {}, origin=f"--set {name}")
         for name, model in sections.items()
     }
+
+
+def _unshared(value: Any) -> Any:
+    """The same plain values without what YAML's anchors make several places share: setting one
+    of them leaves the others alone."""
+    if isinstance(value, dict):
+        return {key: _unshared(inner) for key, inner in value.items()}
+    return [_unshared(inner) for inner in value] if isinstance(value, list) else value
 
 
 def set_value(raw: dict[str, Any], override: str) -> None:
