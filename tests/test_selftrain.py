@@ -189,8 +189,16 @@ def test_a_refused_student_may_teach_all_the_same(tmp_path: Path) -> None:
     assert teachers(fakes) == ["gen-00", "gen-01"]
     assert [g["accepted"] for g in result["generations"]] == [True, False, True]
     assert result["generations"][2]["p_value"] == pytest.approx(0.125)  # against gen-01
+    # gen-02 was accepted, but by the lower standard of gen-01: gen-00 stays the best.
     assert result["best_generation"] == 0
-    assert result["status"] == "no_student_accepted"
+    assert result["status"] == "done"
+
+
+def test_a_run_without_any_accepted_student_says_so(tmp_path: Path) -> None:
+    for otherwise in ("keep_teacher", "continue", "stop"):
+        result = run(tmp_path, Fakes([20, 15, 10]), accept={"otherwise": otherwise})
+        assert result["status"] == "no_student_accepted"
+        assert result["best_generation"] == 0
 
 
 def test_a_refused_student_may_end_the_run(tmp_path: Path) -> None:
