@@ -155,7 +155,7 @@ class TrainConfig(Settings):
     label_smoothing: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1
     """On hard targets only (labels, and pseudo-labels when `select.targets` is hard)."""
     ema_decay: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.999
-    """Decay of the averaged weights, ramped as min(decay, (1 + t) / (10 + t))."""
+    """Decay of the averaged weights, ramped as min(decay, t / (9 + t)) at step t."""
     clip_grad: float | None = Field(default=None, gt=0)
     """Largest gradient norm. null: no clipping."""
     accumulate: int = Field(default=1, ge=1)
