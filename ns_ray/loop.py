@@ -178,8 +178,8 @@ class Learner:
             step_on_epochs=False,
             updates_per_epoch=corpus.rows / train.batch_size,
         )
-        # min(decay, t / (9 + t)) with t two steps behind TensorFlow's ramp (1 + t) / (10 + t), which
-        # the reference code uses. Unramped, the average stays near the first weights for long.
+        # min(decay, t / (9 + t)): the ramp (1 + t) / (10 + t) of the reference code, t two steps
+        # behind. Unramped, the average stays near the first weights for long.
         self.ema = ModelEmaV3(
             self.model, decay=train.ema_decay, use_warmup=True, warmup_gamma=9, warmup_power=1
         )
