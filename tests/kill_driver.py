@@ -11,7 +11,11 @@ from typing import Any
 
 from tiny import processes
 
-from ns_ray import inference, log, run, storage
+from ns_ray import log, run, runtime, storage
+
+runtime.prepare()  # before anything imports ray
+
+from ns_ray import inference  # noqa: E402
 
 MOMENTS = ("label", "select", "train", "evaluate")
 """In the order of a run: after some shards are labeled, after the first file of the selection,

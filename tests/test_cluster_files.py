@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 import ns_ray
-from ns_ray import config
+from ns_ray import settings
 
 ROOT = Path(__file__).resolve().parent.parent
 CLUSTER = ROOT / "cluster"
@@ -142,7 +142,7 @@ def test_mounted_volumes_exist(name: str) -> None:
 
 def test_the_job_runs_a_config_that_the_program_accepts() -> None:
     config_map, job = manifests("rayjob")
-    run = config.parse(config_map["data"]["run.yaml"], origin="rayjob.yaml")
+    run = settings.parse(config_map["data"]["run.yaml"], origin="rayjob.yaml")
     assert run.storage.startswith("s3://"), "pods come and go; the run must not"
     workers = job["spec"]["rayClusterSpec"]["workerGroupSpecs"][0]
     assert run.resources.num_workers <= workers["maxReplicas"]
