@@ -1,4 +1,4 @@
-"""A whole run, submitted to a running cluster as a job."""
+"""A run as a job of somebody's cluster, with token authentication on."""
 
 import json
 import subprocess
@@ -7,26 +7,44 @@ from pathlib import Path
 import pytest
 from tiny import flat_folder, folder_per_class, write_config
 
+from ns_ray.schema import open_labels
+
+ROOT = Path(__file__).resolve().parent.parent
+
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_a_submitted_run_leaves_its_result(head: dict[str, str], tmp_path: Path) -> None:
-    work = tmp_path / "work"
-    work.mkdir()
-    changes = {
-        "data.labeled": str(folder_per_class(tmp_path / "labeled", 20)),
-        "data.unlabeled": [str(flat_folder(tmp_path / "pile", 60, start=500))],
-    }
-    write_config(work / "run.yaml", changes)
-    command = ["python", "-m", "ns_ray.run", "--config", "run.yaml"]
-    command += ["--set", f"storage={tmp_path / 'runs'}"]
-    submit = ["ray", "job", "submit", "--working-dir", str(work), "--", *command]
-
-    job = subprocess.run(submit, env=head, capture_output=True, text=True, check=False)
-
+def test_a_submitted_job_leaves_a_run(head: dict[str, str], tmp_path: Path) -> None:
+    working = tmp_path / "working"
+    working.mkdir()
+    (working / "ns_ray").symlink_to(ROOT / "ns_ray")
+    pile = flat_folder(tmp_path / "pile", 60, start=500)
+    write_config(
+        working / "tiny.yaml",
+        {
+            "data.labeled": str(folder_per_class(tmp_path / "labeled", 20)),
+            "data.unlabeled": [str(pile)],
+            "data.rows_per_shard": 10,
+            "train.epochs": 2,
+            # What the cluster has decides.
+            "resources": {},
+        },
+    )
+    program = ["python", "-m", "ns_ray.run", "--config", "tiny.yaml"]
+    storage = ["--set", f"storage={tmp_path}/runs"]
+    job = subprocess.run(
+        ["ray", "job", "submit", "--working-dir", str(working), "--", *program, *storage],
+        env=head,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert job.returncode == 0, job.stdout + job.stderr
-    assert "best: generation" in job.stdout
-    result = json.loads((tmp_path / "runs" / "tiny" / "result.json").read_text())
-    assert result["data"]["unlabeled"] == 60
-    assert result["generations"][1]["pseudo_labels"]["rows"] == 60
-    assert (tmp_path / "runs" / "tiny" / "model" / "model.safetensors").exists()
+    root = tmp_path / "runs" / "tiny"
+    found = json.loads((root / "result.json").read_text())
+    assert found["status"] == "done"
+    assert f"best: generation {found['best_generation']}" in job.stdout
+    labels = open_labels(f"{root}/gen-01/pseudo_labels")
+    assert labels.rows == len(list(pile.iterdir()))
+    assert (root / "model" / "model.safetensors").exists()
+    assert (root / "ray.log").exists()
