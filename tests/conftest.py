@@ -3,9 +3,9 @@
 The environment is set here, before any test module imports ray or torch.
 """
 
+import contextlib
 import os
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -75,6 +75,8 @@ def free_ports(count: int) -> list[int]:
 @pytest.fixture(scope="session")
 def head() -> Iterator[dict[str, str]]:
     """`ray start --head` with token authentication; yields the environment of who submits to it."""
+    import ray  # noqa: F401  puts its copy of psutil on the path
+
     home = Path(tempfile.mkdtemp(prefix="nsr", dir="/tmp"))
     environ = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "OMP_"))}
     gcs, dashboard, agent, client = free_ports(4)
@@ -107,9 +109,14 @@ def head() -> Iterator[dict[str, str]]:
         assert process.poll() is None, (home / "log").read_text()
         yield environ
     finally:
+        import psutil
+
+        alive = process.poll() is None
+        children = psutil.Process(process.pid).children(recursive=True) if alive else []
         process.terminate()
-        try:
-            process.wait(timeout=20)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
+        for child in psutil.wait_procs(children, timeout=3)[1]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                child.kill()
+        process.kill()
+        process.wait()
         shutil.rmtree(home, ignore_errors=True)
