@@ -5,15 +5,16 @@ draws from the global generators of `random` and `numpy`: seed both (see `seed_e
 the same images come out. Knows nothing about models or Ray.
 """
 
+import importlib.util
 import math
 import random
-from collections.abc import Collection
-from typing import Any
+from collections.abc import Callable, Collection
+from functools import cache
+from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 from PIL import Image, ImageOps
-from timm.data.auto_augment import rand_augment_transform
-from timm.data.transforms import RandomResizedCropAndInterpolation
 
 from ns_ray.config import NoiseConfig
 from ns_ray.errors import ConfigError
@@ -49,15 +50,13 @@ class Augment:
         self.erase = 0.0 if "erase" in off else noise.erase
         crop = "crop" not in off
         self.padding = round(noise.crop_padding * size) if crop else 0
-        self.crop = None
+        self.crop: tuple[float, float] | None = None
         if crop and not self.padding and noise.crop_scale is not None:
-            self.crop = RandomResizedCropAndInterpolation(
-                size, scale=noise.crop_scale, interpolation="bicubic"
-            )
-        self.randaugment = None
+            self.crop = noise.crop_scale
+        self.randaugment: Callable[[Image.Image], Image.Image] | None = None
         if noise.randaugment is not None and "randaugment" not in off:
             try:
-                self.randaugment = rand_augment_transform(
+                self.randaugment = _timm_rand_augment()(
                     noise.randaugment,
                     {"translate_const": max(1, round(0.45 * size)), "img_mean": GRAY},
                 )
@@ -70,7 +69,7 @@ class Augment:
     def __call__(self, image: Image.Image) -> np.ndarray[Any, np.dtype[np.uint8]]:
         """uint8 [size, size, 3]."""
         if self.crop is not None:
-            image = self.crop(image)
+            image = random_crop(image, self.size, self.crop)
         else:
             image = fit_square(image, self.size)
             if self.padding:
@@ -85,6 +84,46 @@ class Augment:
         return pixels
 
 
+@cache
+def _timm_rand_augment() -> Callable[..., Any]:
+    """timm's `rand_augment_transform`. Its module needs Pillow only, but importing the package it
+    is in also imports torch and every model: seconds, in each loader process."""
+    spec = importlib.util.find_spec("timm")
+    assert spec is not None
+    assert spec.origin is not None
+    path = Path(spec.origin).parent / "data" / "auto_augment.py"
+    spec = importlib.util.spec_from_file_location("timm_auto_augment", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return cast(Callable[..., Any], module.rand_augment_transform)
+
+
+def random_crop(image: Image.Image, size: int, scale: tuple[float, float]) -> Image.Image:
+    """A random part of the image, resized to `size` x `size` (Szegedy et al. 2015, section 6; the
+    ranges and the ten attempts are torchvision's `RandomResizedCrop`).
+
+    Args:
+        image: RGB.
+        size: side of the result in pixels.
+        scale: range of the part's share of the area.
+    """
+    width, height = image.size
+    for _ in range(10):
+        area = random.uniform(*scale) * width * height
+        aspect = math.exp(random.uniform(math.log(3 / 4), math.log(4 / 3)))
+        w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        if 0 < w <= width and 0 < h <= height:
+            left, top = random.randint(0, width - w), random.randint(0, height - h)
+            break
+    else:  # an extreme shape: its middle, as far as the aspect ratio allows
+        w, h = min(width, round(height * 4 / 3)), min(height, round(width * 4 / 3))
+        left, top = (width - w) // 2, (height - h) // 2
+    box = (left, top, left + w, top + h)
+    return image.resize((size, size), Image.Resampling.BICUBIC, box=box)
+
+
 def fit_square(image: Image.Image, size: int) -> Image.Image:
     """The whole short side, centered, as a square of `size` pixels."""
     if image.size == (size, size):
@@ -95,9 +134,15 @@ def fit_square(image: Image.Image, size: int) -> Image.Image:
 def _shift(image: Image.Image, padding: int) -> Image.Image:
     """Random crop of the image padded by reflection."""
     dx, dy = random.randint(-padding, padding), random.randint(-padding, padding)
-    pixels = np.pad(np.asarray(image), ((padding,) * 2, (padding,) * 2, (0, 0)), mode="reflect")
-    top, left = padding + dy, padding + dx
-    return Image.fromarray(pixels[top : top + image.height, left : left + image.width])
+    rows, columns = _reflected(image.height, dy), _reflected(image.width, dx)
+    return Image.fromarray(np.asarray(image)[rows[:, None], columns])
+
+
+def _reflected(length: int, offset: int) -> np.ndarray[Any, np.dtype[np.intp]]:
+    """Indices offset, offset + 1, ... of an axis, those outside reflected at its ends."""
+    inside = np.abs(np.arange(offset, offset + length))
+    mirrored: np.ndarray[Any, np.dtype[np.intp]] = np.minimum(inside, 2 * (length - 1) - inside)
+    return mirrored
 
 
 def _erase(pixels: np.ndarray[Any, np.dtype[np.uint8]]) -> None:

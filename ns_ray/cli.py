@@ -14,6 +14,7 @@ from ns_ray.config import (
     DataConfig,
     EvaluateConfig,
     LabelConfig,
+    PredictConfig,
     ResourcesConfig,
     RunConfig,
     SelectConfig,
@@ -115,7 +116,7 @@ def label(bundle: Bundle, data: Data, out: Out, set_: Set = None, debug: Debug =
     """Pseudo-label images with a model; the summary is in _DONE.json of the result."""
 
     def work() -> None:
-        sections = _settings(set_, data, label=LabelConfig)
+        sections = _settings(set_, data, label=LabelConfig, predict=PredictConfig)
         with _ray(sections["resources"]) as machine:
             from ns_ray.bundle import open_bundle
             from ns_ray.pseudo_label import pseudo_label
@@ -130,6 +131,7 @@ def label(bundle: Bundle, data: Data, out: Out, set_: Set = None, debug: Debug =
                 pool=resources.pool(sections["resources"], machine),
                 out=place,
                 title="label",
+                predict=sections["predict"],
             )
         facts = labels.facts
         rate = facts["images_per_second"]
@@ -225,7 +227,7 @@ def evaluate(bundle: Bundle, data: Data, out: Out, set_: Set = None, debug: Debu
     """Score a model on labeled images; the scores are in evaluation.json of the result."""
 
     def work() -> None:
-        sections = _settings(set_, data, evaluate=EvaluateConfig)
+        sections = _settings(set_, data, evaluate=EvaluateConfig, predict=PredictConfig)
         with _ray(sections["resources"]) as machine:
             from ns_ray.bundle import open_bundle
             from ns_ray.evaluate import evaluate as score
@@ -240,6 +242,7 @@ def evaluate(bundle: Bundle, data: Data, out: Out, set_: Set = None, debug: Debu
                 pool=resources.pool(sections["resources"], machine),
                 out=storage.join(place, "predictions"),
                 title="evaluate",
+                predict=sections["predict"],
             )
         storage.write_json(storage.join(place, "evaluation.json"), scored.scores)
         say(f"{place}: top-1 {scored.top1:.4f} on {scored.scores['rows']:,} images")

@@ -196,6 +196,18 @@ class ModelConfig(Settings):
         return self
 
 
+class PredictConfig(Settings):
+    """How images go through a model when it labels or is scored."""
+
+    runtime: Literal["auto", "torch", "openvino"] = "auto"
+    """auto: on a CPU OpenVINO, where the job is long enough to pay for converting the model, it is
+    the faster one, and its answers agree; else torch."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """auto: bf16 where the hardware is faster with it."""
+    fast_decode: bool = True
+    """Decode JPEGs at reduced size and resize once. False: timm's evaluation transform, exactly."""
+
+
 class LabelConfig(Settings):
     """How the teacher labels the pile."""
 
@@ -287,6 +299,7 @@ class RunConfig(Settings):
     data: DataConfig
     teacher: ModelConfig
     students: tuple[ModelConfig, ...] = Field(min_length=1)
+    predict: PredictConfig = PredictConfig()
     label: LabelConfig = LabelConfig()
     select: SelectConfig = SelectConfig()
     train: TrainConfig = TrainConfig()

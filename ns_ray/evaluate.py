@@ -8,7 +8,7 @@ import pyarrow.compute as pc
 
 from ns_ray import metrics, storage
 from ns_ray.bundle import Bundle
-from ns_ray.config import EvaluateConfig
+from ns_ray.config import EvaluateConfig, PredictConfig
 from ns_ray.errors import DataError
 from ns_ray.inference import infer
 from ns_ray.resources import Pool
@@ -40,7 +40,14 @@ class Evaluation:
 
 
 def evaluate(
-    config: EvaluateConfig, model: Bundle, corpus: Corpus, *, pool: Pool, out: str, title: str
+    config: EvaluateConfig,
+    model: Bundle,
+    corpus: Corpus,
+    *,
+    pool: Pool,
+    out: str,
+    title: str,
+    predict: PredictConfig | None = None,
 ) -> Evaluation:
     """Score a model on a labeled corpus, with the preprocessing and the code that label the pile.
 
@@ -49,6 +56,7 @@ def evaluate(
         model: what to score.
         corpus: labeled images, of the model's classes.
         pool: the actors.
+        predict: how images go through the model.
         out: folder of the predictions and scores.
         title: name of the progress line.
 
@@ -56,7 +64,8 @@ def evaluate(
         DataError: the corpus has no labels, or classes that the model doesn't know.
     """
     classes = _class_map(model, corpus)
-    settings = config.model_dump(mode="json", exclude={"batch_size"})
+    predict = predict or PredictConfig()
+    settings = [config.model_dump(mode="json", exclude={"batch_size"}), predict.model_dump()]
     fingerprint = storage.fingerprint("evaluate", model.fingerprint, corpus.fingerprint, settings)
     done = storage.already(out, fingerprint)
     if done is None:
@@ -67,6 +76,7 @@ def evaluate(
             fingerprint=fingerprint,
             top_k=None,
             batch_size=config.batch_size,
+            predict=predict,
             pool=pool,
             title=title,
         )
@@ -80,6 +90,7 @@ def evaluate(
             files=[*inferred.files.values(), *inferred.rejected_files],
             facts={
                 **scores,
+                "engine": inferred.engine,
                 "images_per_second": round(inferred.fresh / max(inferred.seconds, 1e-9), 1),
             },
             inputs={"model": model.fingerprint, "corpus": corpus.fingerprint},

@@ -8,6 +8,7 @@ fingerprint only: killed at any moment and rerun, the job does what is missing, 
 or written twice.
 """
 
+import json
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,8 +19,9 @@ import pyarrow as pa
 import ray
 
 from ns_ray import errors, storage
+from ns_ray.config import PredictConfig
 from ns_ray.errors import ImageError, NsRayError, StageError
-from ns_ray.log import progress
+from ns_ray.log import progress, say
 from ns_ray.resources import Pool
 from ns_ray.schema import (
     REJECTED,
@@ -32,8 +34,8 @@ from ns_ray.schema import (
 )
 
 FEW_SHARDS = 4
-"""Up to this many shards go through one Ray task, in a process that may be warm already, instead
-of a Ray Data job, which takes seconds to start."""
+"""Up to this many shards are done in the driver's process where that is on the machine with the
+model, or else in one Ray task: a Ray Data job and its actors take seconds to start."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,8 @@ class Inferred:
     """Rows that this call computed; the others were there from an interrupted one."""
     seconds: float
     waited: float
+    engine: dict[str, Any]
+    """What ran the model; see `engines.Choice`."""
 
 
 class ShardPredictor:
@@ -61,17 +65,25 @@ class ShardPredictor:
         fingerprint: str,
         top_k: int | None,
         batch_size: int,
+        predict: dict[str, Any],
         threads: int,
+        images: int,
     ) -> None:
         from ns_ray.predictor import Predictor
 
-        self._predictor = Predictor(bundle, threads=threads, batch_size=batch_size)
+        self._predictor = Predictor(
+            bundle,
+            config=PredictConfig(**predict),
+            threads=threads,
+            batch_size=batch_size,
+            images=images,
+        )
         self._corpus = open_corpus(corpus)
         self._shards = {shard.name: shard for shard in self._corpus.shards}
         self._out, self._fingerprint, self._top_k = out, fingerprint, top_k
 
     def __call__(self, batch: dict[str, np.ndarray[Any, Any]]) -> dict[str, list[Any]]:
-        """One row of counts per shard: shard, rows, rejected, waited (seconds)."""
+        """One row per shard: shard, rows, rejected, waited (seconds), engine (JSON)."""
         names = [str(name) for name in batch["shard"]]
         counts = [self._label(name) for name in names]
         return {
@@ -79,7 +91,12 @@ class ShardPredictor:
             "rows": [rows for rows, _, _ in counts],
             "rejected": [rejected for _, rejected, _ in counts],
             "waited": [waited for _, _, waited in counts],
+            "engine": [self._engine()] * len(names),
         }
+
+    def _engine(self) -> str:
+        choice = self._predictor.choice
+        return json.dumps(choice.facts() if choice else {})
 
     def _label(self, name: str) -> tuple[int, int, float]:
         start, waited_before = time.monotonic(), self._predictor.waited
@@ -119,6 +136,7 @@ def infer(
     fingerprint: str,
     top_k: int | None,
     batch_size: int,
+    predict: PredictConfig,
     pool: Pool,
     title: str,
 ) -> Inferred:
@@ -130,6 +148,7 @@ def infer(
         fingerprint: of the job's inputs; part of the file names.
         top_k: probabilities kept per row; None keeps all.
         batch_size: images in a forward pass.
+        predict: how images go through the model.
         pool: the actors.
         title: name of the progress line.
 
@@ -137,6 +156,9 @@ def infer(
         StageError: actors kept failing; what was written is kept.
     """
     start = time.monotonic()
+    present = set(storage.list_files(out))
+    names = {shard.name: part_name(shard.name, fingerprint) for shard in corpus.shards}
+    missing = [shard for shard in corpus.shards if names[shard.name] not in present]
     arguments = {
         "bundle": bundle,
         "corpus": corpus.path,
@@ -144,18 +166,22 @@ def infer(
         "fingerprint": fingerprint,
         "top_k": top_k,
         "batch_size": batch_size,
+        "predict": predict.model_dump(),
+        "images": sum(shard.rows for shard in missing) // pool.actors,
         "threads": max(1, int(pool.cpus)),
     }
-    present = set(storage.list_files(out))
-    names = {shard.name: part_name(shard.name, fingerprint) for shard in corpus.shards}
-    missing = [shard for shard in corpus.shards if names[shard.name] not in present]
     fresh, waited = 0, 0.0
+    engine: dict[str, Any] = {}
     with progress(title, corpus.rows) as meter:
         meter.skip(corpus.rows - sum(shard.rows for shard in missing))
         if missing:
             for row in _run(arguments, missing, pool, title):
                 done = int(row["rows"]) + int(row["rejected"])
                 fresh, waited = fresh + done, waited + float(row["waited"])
+                if not engine:
+                    engine = json.loads(str(row["engine"]))
+                    if engine.get("note"):
+                        say(f"{title}: {engine['note']}")
                 meter.add(done, waited=float(row["waited"]) / pool.actors)
     present = set(storage.list_files(out))
     lost = [name for name in names.values() if name not in present]
@@ -173,6 +199,7 @@ def infer(
         fresh=fresh,
         seconds=time.monotonic() - start,
         waited=waited,
+        engine=engine,
     )
 
 
@@ -184,13 +211,18 @@ def _run(
     Raises:
         StageError: actors kept failing.
     """
-    names = [{"shard": shard.name} for shard in shards]
+    names = [shard.name for shard in shards]
     try:
-        if len(shards) <= FEW_SHARDS:
-            task = ray.remote(_predict_shards).options(num_cpus=pool.cpus, num_gpus=pool.gpus)
-            yield from ray.get(task.remote(arguments, [row["shard"] for row in names]))
+        if len(names) <= FEW_SHARDS and pool.in_process:
+            yield from _predict_shards(arguments, names)
             return
-        dataset = ray.data.from_items(names, override_num_blocks=len(names))
+        if len(names) <= FEW_SHARDS:
+            task = ray.remote(lambda: list(_predict_shards(arguments, names)))
+            yield from ray.get(task.options(num_cpus=pool.cpus, num_gpus=pool.gpus).remote())
+            return
+        dataset = ray.data.from_items(
+            [{"shard": name} for name in names], override_num_blocks=len(names)
+        )
         dataset.context.raise_original_map_exception = True
         labeled = dataset.map_batches(
             ShardPredictor,
@@ -219,7 +251,9 @@ def _explain(error: Exception, title: str) -> NsRayError:
     return StageError(f"{title} failed: {name}: {text}; run the same command again")
 
 
-def _predict_shards(arguments: dict[str, Any], names: list[str]) -> list[dict[str, Any]]:
+def _predict_shards(arguments: dict[str, Any], names: list[str]) -> Iterator[dict[str, Any]]:
     predictor = ShardPredictor(**arguments)
-    columns = predictor({"shard": np.array(names)})
-    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+    for name in names:
+        yield {
+            column: values[0] for column, values in predictor({"shard": np.array([name])}).items()
+        }

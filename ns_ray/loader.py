@@ -4,12 +4,13 @@ Chunks of encoded images are read once, into the object store, and shared by the
 and augment their rows. Order and pixels follow from (seed, lane, step) alone, whoever makes them.
 """
 
+import os
 import queue
 import threading
 from collections import OrderedDict, deque
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any
 
 import pyarrow as pa
@@ -60,7 +61,20 @@ def _make(
     )
 
 
-_make_task = ray.remote(num_cpus=1, scheduling_strategy="DEFAULT")(_make)
+def _make_politely(*args: Any) -> Batch:
+    _yield_to_training()
+    return _make(*args)
+
+
+@cache
+def _yield_to_training() -> None:
+    """Let the threads of the forward pass have the CPU whenever they want it: one that waits for
+    its turn keeps all others waiting at the end of each layer."""
+    if hasattr(os, "nice"):
+        os.nice(19)
+
+
+_make_task = ray.remote(num_cpus=1, scheduling_strategy="DEFAULT")(_make_politely)
 _load_task = ray.remote(num_cpus=1, scheduling_strategy="DEFAULT")(Source.load)
 
 

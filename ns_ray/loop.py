@@ -17,7 +17,6 @@ import ray.train
 import ray.train.torch
 import torch
 import torch.distributed as dist
-from ray.util.queue import Queue
 from timm.optim import create_optimizer_v2
 from timm.scheduler import create_scheduler_v2
 from timm.utils import ModelEmaV3
@@ -25,72 +24,35 @@ from timm.utils import ModelEmaV3
 from ns_ray import storage
 from ns_ray.bundle import load_weights, preprocessing, save
 from ns_ray.config import ModelConfig, TrainConfig, validate
-from ns_ray.errors import ConfigError, StageError
+from ns_ray.errors import StageError
+from ns_ray.job import Job, Tell, lane_sizes
 from ns_ray.loader import Loader, Sizes
 from ns_ray.losses import mixed_loss, sharpen
-from ns_ray.models import build_noised
+from ns_ray.models import bf16_is_faster, build_noised
 from ns_ray.schema import Corpus, open_corpus, open_labels, open_selection
 from ns_ray.stream import Source
 
 
-@dataclass(frozen=True)
-class Job:
-    """All that a training worker needs to know, as plain values."""
-
-    model: dict[str, Any]
-    train: dict[str, Any]
-    labeled: str
-    selection: str | None
-    soft: bool
-    temperature: float
-    start_from: str | None
-    seed: int
-    out: str
-    checkpoint: str
-    fingerprint: str
-    steps: int
-    loaders: int
-    threads: int
-    accumulate: int
-    provenance: dict[str, Any]
-
-
-def lane_sizes(train: TrainConfig, workers: int, pseudo: bool) -> tuple[int, int]:
-    """Labeled and pseudo-labeled images of one forward pass.
-
-    Raises:
-        ConfigError: the batch cannot be shared out evenly.
-    """
-    lanes = workers * train.accumulate
-    unlabeled = round(train.batch_size * train.unlabeled_ratio) if pseudo else 0
-    for size, setting in [(train.batch_size, "batch_size"), (unlabeled, "unlabeled_ratio")]:
-        if size % lanes:
-            raise ConfigError(
-                f"train.{setting} gives {size} images per step, which {workers} workers x "
-                f"{train.accumulate} passes cannot share evenly; make it a multiple of {lanes}"
-            )
-    return train.batch_size // lanes, unlabeled // lanes
-
-
-def train_loop(config: dict[str, Any]) -> None:
-    """Train as told by `config["job"]`, telling `config["rows"]` (a queue) how it goes."""
-    job = Job(**config["job"])
+def train_model(job: Job, tell: Tell) -> None:
+    """Train as told by `job`; rank 0 calls `tell` with how it goes."""
     train = validate(TrainConfig, job.train)
     world = ray.train.get_context().get_world_size()
     rank = ray.train.get_context().get_world_rank()
     device = ray.train.torch.get_device()
     if device.type == "cpu":
         torch.set_num_threads(job.threads)
-    bf16 = train.precision == "bf16" or (train.precision == "auto" and device.type == "cuda")
     corpus = open_corpus(job.labeled)
 
     learner = Learner(job, train, corpus, device)
     first = learner.restore()
+    bf16 = train.precision == "bf16" or (
+        train.precision == "auto" and bf16_is_faster(learner.model, device)
+    )
     feed = Feed(job, train, corpus, learner.size, rank, world, first)
     model: Any = learner.model
     if world > 1:
         model = ray.train.torch.prepare_model(model, move_to_device=False)
-    report = Report(config["rows"], job, train, rank, world, first, feed)
+    report = Report(tell, job, train, rank, world, first, feed)
     weight = train.unlabeled_ratio if train.unlabeled_weight is None else train.unlabeled_weight
 
     model.train()
@@ -127,7 +89,8 @@ def train_loop(config: dict[str, Any]) -> None:
                 learner.checkpoint(done)
     feed.close()
     if rank == 0:
-        learner.publish(corpus.classes, report.facts())
+        facts = {**report.facts(), "precision": "bf16" if bf16 else "fp32"}
+        learner.publish(corpus.classes, facts)
     if world > 1:
         dist.barrier()
 
@@ -312,7 +275,7 @@ class Report:
 
     def __init__(
         self,
-        rows: Queue,
+        tell: Tell,
         job: Job,
         train: TrainConfig,
         rank: int,
@@ -320,7 +283,7 @@ class Report:
         first: int,
         feed: Feed,
     ) -> None:
-        self._rows, self._job, self._train, self._feed = rows, job, train, feed
+        self._tell, self._job, self._train, self._feed = tell, job, train, feed
         self._rank, self._world, self._first = rank, world, first
         self._sums: torch.Tensor | None = None
         self._sent_step = first
@@ -365,7 +328,7 @@ class Report:
                 "seconds_waited": self._feed.waited,
                 "resumed_at": float(self._first),
             }
-            self._rows.put((step, values))
+            self._tell((step, values))
         self._sums, self._sent_step, self._sent = None, step, now
         if due.item():
             self._saved = now

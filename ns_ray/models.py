@@ -185,6 +185,25 @@ def has_depth_noise(model: nn.Module) -> bool:
     return any(isinstance(m, RowDropPath) and m.rate > 0 for m in model.modules())
 
 
+def bf16_is_faster(model: nn.Module, device: torch.device) -> bool:
+    """Whether to compute in bfloat16 where the user has no wish: on CUDA, and on CPUs that
+    multiply it natively, but for depthwise convolutions, whose backward pass is slower in it there
+    (docs/performance.md)."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported())
+    if device.type != "cpu" or any(
+        isinstance(m, nn.Conv2d) and m.groups == m.in_channels > 1 for m in model.modules()
+    ):
+        return False
+    return cpu_has_bf16()
+
+
+def cpu_has_bf16() -> bool:
+    """Whether the CPU multiplies bfloat16 itself, rather than by way of float32."""
+    can: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # since torch 2.10
+    return bool(can.get("avx512_bf16") or can.get("amx_bf16"))
+
+
 def parameter_count(model: nn.Module) -> int:
     """Number of trainable parameters."""
     return sum(p.numel() for p in model.parameters())

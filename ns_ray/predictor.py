@@ -3,6 +3,7 @@ share. Decodes in threads while the model works. Knows nothing about Ray, files 
 """
 
 import os
+import threading
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -13,6 +14,8 @@ import numpy as np
 import torch
 
 from ns_ray.bundle import Bundle, load, open_bundle
+from ns_ray.config import PredictConfig
+from ns_ray.engines import Choice, choose
 from ns_ray.errors import ImageError
 from ns_ray.images import eval_pixels
 
@@ -21,30 +24,35 @@ AHEAD = 2
 
 
 class Predictor:
-    """A trained model, its preprocessing, and the device it runs on.
+    """A trained model, its preprocessing, and what runs it (see engines.py), which is chosen when
+    the first images come.
 
     Attributes:
         classes: class names in the order of the probabilities.
         device: where the forward pass runs.
         waited: seconds spent waiting for decoded images so far.
+        choice: what runs the model; None before the first images.
     """
 
     def __init__(
         self,
         bundle: str,
         *,
+        config: PredictConfig | None = None,
         device: str = "auto",
-        precision: str = "auto",
         threads: int | None = None,
         batch_size: int = 64,
+        images: int | None = None,
     ) -> None:
         """
         Args:
             bundle: a bundle, a run folder, or a timm local-dir.
+            config: runtime, precision, and how exactly to decode.
             device: auto (CUDA where there is some), cpu, or cuda.
-            precision: auto (bf16 on CUDA, fp32 elsewhere), fp32 or bf16.
             threads: decoding threads, and CPU threads of the forward pass. None: all cores.
             batch_size: images in one forward pass.
+            images: how many are coming; None if there is no end to them. A short job starts with
+                what is ready at once.
 
         Raises:
             ConfigError: there is no such bundle.
@@ -52,25 +60,21 @@ class Predictor:
         """
         self.bundle: Bundle = open_bundle(bundle)
         self.classes = self.bundle.classes
+        self.config = config or PredictConfig()
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
         self.device = torch.device(device)
         self.threads = threads or os.cpu_count() or 1
         self.batch_size = batch_size
         self.waited = 0.0
+        self.choice: Choice | None = None
         if self.device.type == "cpu":
             torch.set_num_threads(self.threads)
-        if precision == "auto":
-            precision = "bf16" if self.device.type == "cuda" else "fp32"
-        self._dtype = torch.bfloat16 if precision == "bf16" else None
-        model, self.preprocess = load(self.bundle)
-        self._model = model.to(self.device).to(memory_format=torch.channels_last)
-        mean, std = (
-            torch.tensor(v, device=self.device).view(1, 3, 1, 1) * 255.0
-            for v in (self.preprocess.mean, self.preprocess.std)
+        self._images = images
+        self._model, self.preprocess = load(self.bundle)
+        self._pool = ThreadPoolExecutor(
+            self.threads, thread_name_prefix="decode", initializer=_yield_to_the_model
         )
-        self._mean, self._std = mean, std
-        self._pool = ThreadPoolExecutor(self.threads, thread_name_prefix="decode")
 
     def pixels(self, data: bytes) -> np.ndarray[Any, np.dtype[np.uint8]]:
         """An encoded image as the model sees it: uint8 [size, size, 3].
@@ -78,20 +82,22 @@ class Predictor:
         Raises:
             ImageError: it cannot be decoded.
         """
-        return eval_pixels(data, self.preprocess)
+        return eval_pixels(data, self.preprocess, self.config.fast_decode)
 
     def forward(self, pixels: np.ndarray[Any, np.dtype[np.uint8]]) -> np.ndarray[Any, Any]:
         """uint8 [n, size, size, 3] -> float32 probabilities [n, classes]."""
-        with torch.inference_mode():
-            batch = torch.from_numpy(pixels)
-            if self.device.type == "cuda":
-                batch = batch.pin_memory().to(self.device, non_blocking=True)
-            images = batch.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.channels_last)
-            images = (images - self._mean) / self._std
-            with torch.autocast(self.device.type, self._dtype, enabled=self._dtype is not None):
-                logits = self._model(images)
-            probs: np.ndarray[Any, Any] = logits.float().softmax(dim=1).cpu().numpy()
-        return probs
+        if self.choice is None:
+            self.choice = choose(
+                self._model,
+                self.preprocess,
+                self.device,
+                pixels,
+                threads=self.threads,
+                images=self._images,
+                runtime=self.config.runtime,
+                precision=self.config.precision,
+            )
+        return self.choice.forward(pixels)
 
     def predict(self, images: Sequence[bytes]) -> list[np.ndarray[Any, Any] | ImageError]:
         """Probabilities, float32 [classes], of each image, or why it has none."""
@@ -126,3 +132,10 @@ class Predictor:
             return self.pixels(data)
         except ImageError as error:
             return error
+
+
+def _yield_to_the_model() -> None:
+    """Give this thread the lowest priority: a thread of the forward pass that waits for its turn
+    keeps the others waiting at the end of each layer."""
+    if hasattr(os, "setpriority"):
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)

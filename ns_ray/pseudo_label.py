@@ -2,7 +2,7 @@
 
 from ns_ray import storage
 from ns_ray.bundle import Bundle
-from ns_ray.config import LabelConfig
+from ns_ray.config import LabelConfig, PredictConfig
 from ns_ray.errors import DataError
 from ns_ray.inference import infer
 from ns_ray.resources import Pool
@@ -10,7 +10,14 @@ from ns_ray.schema import Corpus, PseudoLabels, open_labels
 
 
 def pseudo_label(
-    config: LabelConfig, teacher: Bundle, unlabeled: Corpus, *, pool: Pool, out: str, title: str
+    config: LabelConfig,
+    teacher: Bundle,
+    unlabeled: Corpus,
+    *,
+    pool: Pool,
+    out: str,
+    title: str,
+    predict: PredictConfig | None = None,
 ) -> PseudoLabels:
     """Label every image of a corpus with a teacher: averaged weights, eval mode, clean center
     crop at the teacher's own resolution.
@@ -23,6 +30,7 @@ def pseudo_label(
         teacher: the model.
         unlabeled: the pile.
         pool: the actors.
+        predict: how images go through the model.
         out: folder of the pseudo-labels.
         title: name of the progress line.
 
@@ -32,7 +40,9 @@ def pseudo_label(
     """
     classes = len(teacher.classes)
     top_k = None if classes <= config.dense_classes else min(config.top_k, classes)
-    fingerprint = storage.fingerprint("label", teacher.fingerprint, unlabeled.fingerprint, top_k)
+    predict = predict or PredictConfig()
+    settings = [top_k, predict.model_dump()]
+    fingerprint = storage.fingerprint("label", teacher.fingerprint, unlabeled.fingerprint, settings)
     if storage.already(out, fingerprint) is not None:
         return open_labels(out)
     done = infer(
@@ -42,6 +52,7 @@ def pseudo_label(
         fingerprint=fingerprint,
         top_k=top_k,
         batch_size=config.batch_size,
+        predict=predict,
         pool=pool,
         title=title,
     )
@@ -61,6 +72,7 @@ def pseudo_label(
             "images_per_second": round(done.fresh / max(done.seconds, 1e-9), 1),
             "seconds_waited": round(done.waited, 3),
             "top_k": top_k,
+            "engine": done.engine,
         },
         inputs={"teacher": teacher.fingerprint, "corpus": unlabeled.fingerprint},
         seconds=done.seconds,

@@ -28,12 +28,15 @@ class Workers:
         cpus: CPUs of each; also its torch threads on a CPU.
         gpus: GPUs of each (0 or 1).
         loaders: processes per worker that decode and augment; 0 means a thread of the worker.
+        in_process: whether the one worker is the driver's own process. A process of its own would
+            first import what the driver has imported, for seconds, at every training.
     """
 
     count: int
     cpus: float
     gpus: float
     loaders: int
+    in_process: bool = False
 
 
 @dataclass(frozen=True)
@@ -44,11 +47,13 @@ class Pool:
         actors: how many.
         cpus: CPUs of each: decoding threads, and forward threads without a GPU.
         gpus: GPUs of each.
+        in_process: whether the driver's own process may do a small job instead.
     """
 
     actors: int
     cpus: float
     gpus: float
+    in_process: bool = False
 
 
 CPUS_PER_ACTOR = 8
@@ -77,7 +82,9 @@ def workers(config: ResourcesConfig, machine: Machine) -> Workers:
         )
     loaders = config.loaders
     if loaders is None:
-        loaders = min(8, max(1, machine.cpus // count - 1)) if machine.cpus > 2 else 1
+        # On a machine of our own they work while the model waits for them, and on idle CPUs; on a
+        # cluster their CPUs are set apart.
+        loaders = min(8, max(1, machine.cpus // count - (0 if machine.local else 1)))
     cpus = config.cpus_per_worker
     if cpus is None:
         share = machine.cpus // count
@@ -91,7 +98,7 @@ def workers(config: ResourcesConfig, machine: Machine) -> Workers:
             f"{machine.cpus} CPUs for loading; lower resources.cpus_per_worker or "
             "resources.num_workers, or start Ray with more CPUs (ray start --num-cpus)"
         )
-    return Workers(count, cpus, gpus, loaders)
+    return Workers(count, cpus, gpus, loaders, in_process=machine.local and count == 1)
 
 
 def pool(config: ResourcesConfig, machine: Machine) -> Pool:
@@ -120,7 +127,7 @@ def pool(config: ResourcesConfig, machine: Machine) -> Pool:
             f"{actors} label actors with {cpus:g} CPUs each, but {free} of the cluster's CPUs are "
             "free for them; lower resources.label_actors or resources.cpus_per_actor"
         )
-    return Pool(actors, cpus, gpus)
+    return Pool(actors, cpus, gpus, in_process=machine.local and actors == 1)
 
 
 def logical_cpus(workers: Workers, pool: Pool, machine: Machine) -> int:

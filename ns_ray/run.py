@@ -88,26 +88,27 @@ def _work(config: RunConfig, layout: RunLayout) -> dict[str, Any]:
     from ns_ray.runtime import cluster, prepare
 
     prepare()
-    from ns_ray import resources
-    from ns_ray.bundle import open_bundle
-    from ns_ray.evaluate import evaluate
-    from ns_ray.ingest import ingest
-    from ns_ray.models import build_noised
-    from ns_ray.pseudo_label import pseudo_label
-    from ns_ray.selection import select
-    from ns_ray.selftrain import Stages, self_train
-    from ns_ray.train import fit
-
     local = not storage.is_uri(layout.root)
     scratch = layout.root if local else tempfile.mkdtemp(prefix="ns-ray-")
     metrics = Metrics(f"{scratch}/metrics.jsonl")
-    for place, model in _models(config):
-        if model.bundle is None:
-            try:
-                build_noised(_offline(model), train_config(config.train, model).noise, 10)
-            except ConfigError as error:
-                raise ConfigError(f"{place}: {error}") from None
     with cluster(config.resources, f"{scratch}/ray.log") as machine:
+        # Here, where `prepare` has been importing them while Ray started.
+        from ns_ray import resources
+        from ns_ray.bundle import open_bundle
+        from ns_ray.evaluate import evaluate
+        from ns_ray.ingest import ingest
+        from ns_ray.models import build_noised
+        from ns_ray.pseudo_label import pseudo_label
+        from ns_ray.selection import select
+        from ns_ray.selftrain import Stages, self_train
+        from ns_ray.train import fit
+
+        for place, model in _models(config):
+            if model.bundle is None:
+                try:
+                    build_noised(_offline(model), train_config(config.train, model).noise, 10)
+                except ConfigError as error:
+                    raise ConfigError(f"{place}: {error}") from None
         pool = resources.pool(config.resources, machine)
         workers = resources.workers(config.resources, machine)
 
@@ -126,9 +127,9 @@ def _work(config: RunConfig, layout: RunLayout) -> dict[str, Any]:
             ingest=ingest,
             fit=train,
             open_bundle=open_bundle,
-            pseudo_label=partial(pseudo_label, pool=pool),
+            pseudo_label=partial(pseudo_label, pool=pool, predict=config.predict),
             select=select,
-            evaluate=partial(evaluate, pool=pool),
+            evaluate=partial(evaluate, pool=pool, predict=config.predict),
         )
         result = self_train(config, layout, stages)
     metrics.close()

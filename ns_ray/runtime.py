@@ -4,6 +4,7 @@ Ray reads its environment when it is imported, so `prepare` comes before any imp
 module and the doors (run.py, cli.py) import Ray, and the stages that use it, inside functions.
 """
 
+import ctypes
 import logging
 import os
 import secrets
@@ -11,6 +12,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import Any, TextIO, cast
 
@@ -20,20 +22,35 @@ from ns_ray.errors import StageError
 from ns_ray.resources import Machine
 
 KEEP_MEMORY = {
+    "MALLOC_ARENA_MAX": "1",
     "MALLOC_MMAP_THRESHOLD_": "4294967296",
     "MALLOC_TRIM_THRESHOLD_": "8589934592",
     "MALLOC_TOP_PAD_": "268435456",
 }
 """Settings of glibc's allocator. By default it returns each large activation to the system and
 faults it in again at the next layer, which costs more than the arithmetic (docs/performance.md).
-They act on processes started afterwards: Ray's workers."""
+One arena, because those of threads other than the main one cannot hold large blocks. They act on
+processes started afterwards: Ray's workers. `keep_memory` does the same for this one."""
+
+_MALLOPT = {-8: 1, -3: 2**31 - 1, -1: 2**31 - 1, -2: 2**28}
+"""The same as numbers of <malloc.h>: M_ARENA_MAX, M_MMAP_THRESHOLD, M_TRIM_THRESHOLD, M_TOP_PAD."""
 
 OBJECT_STORE = 2 * 2**30
 """Most bytes of the object store of a local cluster. Encoded images of a few chunks fit easily."""
 
 
+def keep_memory() -> None:
+    """Make this process's allocator keep the memory it has. Without glibc, nothing happens."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
+    if mallopt is not None:
+        for option, value in _MALLOPT.items():
+            mallopt(option, value)
+
+
 def prepare() -> None:
-    """Set the environment that Ray reads when it is imported, where the user hasn't."""
+    """Set the environment that Ray reads when it is imported, where the user hasn't; meanwhile
+    import torch and timm, which every run needs and which take seconds."""
+    keep_memory()
     defaults = {
         "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
         "RAY_USAGE_STATS_ENABLED": "0",
@@ -48,6 +65,9 @@ def prepare() -> None:
             defaults.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32))
     for name, value in defaults.items():
         os.environ.setdefault(name, value)
+    # Only what never imports Ray: two threads that import one package from two ends can meet it
+    # half-initialized.
+    threading.Thread(target=import_module, args=("timm",), daemon=True).start()
 
 
 @contextmanager

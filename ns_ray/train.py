@@ -21,8 +21,8 @@ from ns_ray import storage
 from ns_ray.bundle import Bundle, open_bundle
 from ns_ray.config import ModelConfig, TrainConfig
 from ns_ray.errors import NsRayError, StageError
+from ns_ray.job import Job, Tell, lane_sizes
 from ns_ray.log import Meter, progress, say
-from ns_ray.loop import Job, lane_sizes, train_loop
 from ns_ray.resources import Workers
 from ns_ray.schema import Corpus, Selection
 
@@ -109,14 +109,23 @@ def _train(
     job: Job, workers: Workers, max_failures: int, title: str, metrics: MetricsSink | None
 ) -> None:
     """Run the workers to the end, showing what they report; start again when one was lost."""
-    rows: Queue = Queue(actor_options={"num_cpus": 0})
     with progress(title, job.steps, "steps") as meter:
-        watcher = threading.Thread(target=_watch, args=(rows, meter, metrics), daemon=True)
+        show = _Show(meter, metrics)
+        if workers.in_process:
+            try:
+                _trainer(job, workers, show).fit()
+            except NsRayError:
+                raise
+            except Exception as error:
+                raise _stage_error(error, job) from error
+            return
+        rows: Queue = Queue(actor_options={"num_cpus": 0})
+        watcher = threading.Thread(target=_watch, args=(rows, show), daemon=True)
         watcher.start()
         try:
             for attempt in itertools.count():
                 try:
-                    _trainer(job, workers, rows).fit()
+                    _trainer(job, workers, rows.put).fit()
                     return
                 except ray.train.TrainingFailedError as error:
                     if not _lost_worker(error) or 0 <= max_failures <= attempt:
@@ -128,13 +137,22 @@ def _train(
             rows.shutdown()
 
 
-def _trainer(job: Job, workers: Workers, rows: Queue) -> ray.train.torch.TorchTrainer:
+def _trainer(job: Job, workers: Workers, tell: Tell) -> ray.train.torch.TorchTrainer:
+    def train_loop(config: dict[str, Any]) -> None:
+        # Imported here: Ray's controller gets this function too, and has no use for torch and timm.
+        from ns_ray.loop import train_model
+
+        train_model(config["job"], config["tell"])
+
     per_worker = {"CPU": workers.cpus, **({"GPU": workers.gpus} if workers.gpus else {})}
     return ray.train.torch.TorchTrainer(
         train_loop,
-        train_loop_config={"job": vars(job), "rows": rows},
+        train_loop_config={"job": job, "tell": tell},
         scaling_config=ScalingConfig(
-            num_workers=workers.count, use_gpu=workers.gpus > 0, resources_per_worker=per_worker
+            # Zero is Ray Train's local mode: the function runs in this process.
+            num_workers=0 if workers.in_process else workers.count,
+            use_gpu=workers.gpus > 0,
+            resources_per_worker=per_worker,
         ),
         run_config=RunConfig(
             # Our own checkpoints are atomic, Ray's record of them isn't: this folder only holds
@@ -163,9 +181,26 @@ def _lost_worker(error: Exception) -> bool:
     )
 
 
-def _watch(rows: Queue, meter: Meter, metrics: MetricsSink | None) -> None:
-    """Show and record what rank 0 reports, until None comes."""
-    waited = 0.0
+class _Show:
+    """Shows and records what rank 0 reports."""
+
+    def __init__(self, meter: Meter, metrics: MetricsSink | None) -> None:
+        self._meter, self._metrics, self._waited = meter, metrics, 0.0
+
+    def __call__(self, row: tuple[int, dict[str, float]]) -> None:
+        step, values = row
+        meter, waited = self._meter, values["seconds_waited"]
+        if meter.done == 0 and values["resumed_at"]:
+            meter.skip(int(values["resumed_at"]))
+        if step > meter.done:
+            meter.add(step - meter.done, waited=max(0.0, waited - self._waited))
+            self._waited = waited
+            if self._metrics is not None:
+                self._metrics(step, values)
+
+
+def _watch(rows: Queue, show: _Show) -> None:
+    """Pass on what comes, until None does."""
     while True:
         try:
             row = rows.get(timeout=60)
@@ -175,14 +210,7 @@ def _watch(rows: Queue, meter: Meter, metrics: MetricsSink | None) -> None:
             return
         if row is None:
             return
-        step, values = row
-        if meter.done == 0 and values["resumed_at"]:
-            meter.skip(int(values["resumed_at"]))
-        if step > meter.done:
-            meter.add(step - meter.done, waited=max(0.0, values["seconds_waited"] - waited))
-            waited = values["seconds_waited"]
-            if metrics is not None:
-                metrics(step, values)
+        show(row)
 
 
 def _explain(error: Exception, job: Job) -> NsRayError:
@@ -190,7 +218,11 @@ def _explain(error: Exception, job: Job) -> NsRayError:
     for failure in _failures(error):
         if isinstance(failure, NsRayError):
             return failure
-    text = str(_failures(error)[0]).strip().splitlines()
+    return _stage_error(_failures(error)[0], job)
+
+
+def _stage_error(error: BaseException, job: Job) -> StageError:
+    text = str(error).strip().splitlines()
     reason = text[-1] if text else type(error).__name__
     return StageError(
         f"training {job.out} failed: {reason}; run the same command again to continue"

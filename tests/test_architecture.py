@@ -22,7 +22,7 @@ ROWS: tuple[frozenset[str], ...] = (
     frozenset({"errors"}),
     frozenset({"config", "settings", "storage", "schema", "layout", "log", "resources"}),
     frozenset({"images", "augment", "models", "losses", "metrics", "policy", "stream"}),
-    frozenset({"bundle", "predictor"}),
+    frozenset({"job", "engines", "bundle", "predictor"}),
     frozenset({"sources", "packing", "ingest"}),
     frozenset({"inference", "loader", "loop"}),
     STAGES,

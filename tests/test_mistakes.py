@@ -85,15 +85,26 @@ def mistake(config: Path, settings: list[str]) -> tuple[int, str]:
         ("train.epoch=3", "unknown setting 'train.epoch' (did you mean 'epochs'?)"),
         ("trian.epochs=3", "unknown setting 'trian' (did you mean 'train'?)"),
         ("train.epochs=many", "train.epochs='many'"),
-        ("teacher.model=tset_resnet", "teacher: model 'tset_resnet' is not known to timm"),
-        ("students.0.model=efficentnet_b0", "students.0: model 'efficentnet_b0'"),
-        ("students.0.model=efficentnet_b0", "(did you mean 'efficientnet_b0'?)"),
-        ("teacher.model=test_vit", "teacher: image_size=8 does not fit 'test_vit'"),
         ("resources.num_workers=999", "resources.num_workers=999, but there are"),
         ("resources.num_workers=999", "set resources.num_workers to at most"),
     ],
 )
 def test_a_wrong_setting(setting: str, says: str, config: Path, no_ray: None) -> None:
+    code, line = mistake(config, [setting])
+    assert code == CONFIG
+    assert says in line
+
+
+@pytest.mark.parametrize(
+    ("setting", "says"),
+    [
+        ("teacher.model=tset_resnet", "teacher: model 'tset_resnet' is not known to timm"),
+        ("students.0.model=efficentnet_b0", "students.0: model 'efficentnet_b0'"),
+        ("students.0.model=efficentnet_b0", "(did you mean 'efficientnet_b0'?)"),
+        ("teacher.model=test_vit", "teacher: image_size=8 does not fit 'test_vit'"),
+    ],
+)
+def test_a_wrong_model(setting: str, says: str, config: Path, bare_machine: None) -> None:
     smaller = ["teacher.image_size=8"] if "vit" in setting else []
     code, line = mistake(config, [setting, *smaller])
     assert code == CONFIG

@@ -13,7 +13,7 @@ from broken_files import broken, encoded, jpeg, odd_but_good, picture
 from PIL import Image
 
 from ns_ray.bundle import save
-from ns_ray.config import ModelConfig, NoiseConfig
+from ns_ray.config import ModelConfig, NoiseConfig, PredictConfig
 from ns_ray.errors import ConfigError, ImageError
 from ns_ray.images import eval_pixels
 from ns_ray.models import build_noised
@@ -157,7 +157,7 @@ def test_noise_is_off(predictor: Predictor, folder: str) -> None:
 
 def test_bf16_is_close_to_fp32(predictor: Predictor, folder: str) -> None:
     images = [jpeg(seed) for seed in range(8)]
-    half = Predictor(folder, device="cpu", threads=1, precision="bf16")
+    half = Predictor(folder, device="cpu", threads=1, config=PredictConfig(precision="bf16"))
     probs = stacked(half.predict(images))
     assert probs.dtype == np.float32
     np.testing.assert_allclose(probs, stacked(predictor.predict(images)), atol=0.05)

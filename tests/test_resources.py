@@ -22,11 +22,11 @@ def resources(**settings: Any) -> ResourcesConfig:
 @pytest.mark.parametrize(
     ("settings", "machine", "expected"),
     [
-        ({}, LAPTOP, Workers(1, 2.0, 0.0, 1)),
+        ({}, LAPTOP, Workers(1, 2.0, 0.0, 2, True)),
         ({"num_workers": 2}, LAPTOP, Workers(2, 1.0, 0.0, 1)),
-        ({}, BOX, Workers(1, 16.0, 1.0, 8)),
-        ({"gpus_per_worker": 0}, BOX, Workers(1, 16.0, 0.0, 8)),
-        ({"loaders": 0, "cpus_per_worker": 3}, BOX, Workers(1, 3.0, 1.0, 0)),
+        ({}, BOX, Workers(1, 16.0, 1.0, 8, True)),
+        ({"gpus_per_worker": 0}, BOX, Workers(1, 16.0, 0.0, 8, True)),
+        ({"loaders": 0, "cpus_per_worker": 3}, BOX, Workers(1, 3.0, 1.0, 0, True)),
         ({"num_workers": 8}, CLUSTER, Workers(8, 1.0, 1.0, 7)),
         ({"num_workers": 8, "loaders": 2}, CLUSTER, Workers(8, 5.0, 1.0, 2)),
         ({"num_workers": 9}, CLUSTER, Workers(9, 1.0, 0.0, 6)),
@@ -39,9 +39,9 @@ def test_workers(settings: dict[str, Any], machine: Machine, expected: Workers) 
 @pytest.mark.parametrize(
     ("settings", "machine", "expected"),
     [
-        ({}, LAPTOP, Pool(1, 2.0, 0.0)),
+        ({}, LAPTOP, Pool(1, 2.0, 0.0, True)),
         ({"label_actors": 4}, LAPTOP, Pool(4, 1.0, 0.0)),
-        ({}, BOX, Pool(1, 16.0, 1.0)),
+        ({}, BOX, Pool(1, 16.0, 1.0, True)),
         ({"gpus_per_actor": 0.5}, BOX, Pool(2, 8.0, 0.5)),
         ({"gpus_per_actor": 0}, BOX, Pool(2, 8.0, 0.0)),
         ({}, CLUSTER, Pool(8, 7.0, 1.0)),

@@ -1,0 +1,228 @@
+"""Ways to run a model's forward pass, and the choice between them.
+
+Eager torch is the reference and always there. On CPUs OpenVINO is up to three times faster, but
+takes seconds to convert a model; so `choose` measures the first batch, converts when the job is
+long enough to earn it back, compares the answers on real images, and keeps what is faster and
+agrees. What was chosen and what was measured goes into the record of the job. Knows nothing about
+files, Ray or HTTP.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import nn
+
+from ns_ray.images import Preprocess
+from ns_ray.models import bf16_is_faster, cpu_has_bf16
+
+Runtime = Literal["auto", "torch", "openvino"]
+Precision = Literal["auto", "fp32", "bf16"]
+Forward = Callable[[np.ndarray[Any, Any]], np.ndarray[Any, Any]]
+"""uint8 pixels [n, size, size, 3] -> float32 probabilities [n, classes]."""
+
+CONVERSION_SECONDS = 6.0
+"""What converting and compiling a model takes at most for the models of the recipes (measured: 2 to
+5 s, docs/performance.md). Shorter jobs stay with eager torch."""
+
+COMPILE_SECONDS = 600.0
+"""torch.compile takes 25 to 60 s and gains a tenth to a third: worth it above this."""
+
+TOLERANCE = {"fp32": 2e-3, "bf16": 0.1}
+"""Largest difference of any probability of a batch to fp32 torch that a runtime may show. Measured:
+1e-6 for fp32; for bf16 0.006 with OpenVINO and 0.04 with torch itself."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A forward pass, and why it is this one.
+
+    Attributes:
+        runtime, precision: what runs.
+        difference: largest difference of a probability to fp32 torch on the batch compared, None
+            where nothing was compared.
+        agreement: share of that batch with the same top-1.
+        rates: images/s on that batch by runtime.
+        note: one line for people; empty for short jobs, which take torch as it is.
+    """
+
+    forward: Forward
+    runtime: str
+    precision: str
+    difference: float | None
+    agreement: float | None
+    rates: dict[str, float]
+    note: str
+
+    def facts(self) -> dict[str, Any]:
+        """The same as plain values."""
+        return {
+            "runtime": self.runtime,
+            "precision": self.precision,
+            "difference_to_torch_fp32": self.difference,
+            "top1_agreement": self.agreement,
+            "images_per_second_alone": self.rates,
+            "note": self.note,
+        }
+
+
+def choose(
+    model: nn.Module,
+    preprocess: Preprocess,
+    device: torch.device,
+    pixels: np.ndarray[Any, Any],
+    *,
+    threads: int,
+    images: int | None,
+    runtime: Runtime = "auto",
+    precision: Precision = "auto",
+) -> Choice:
+    """The forward pass for a job.
+
+    Args:
+        model: a timm model in eval mode, on the CPU.
+        preprocess: its preprocessing.
+        device: where to run.
+        pixels: a batch of real images, uint8 [n, size, size, 3], to measure and compare with.
+        threads: CPU threads.
+        images: how many the job has; None if there is no end to them.
+        runtime: auto, or the one to use whatever it costs.
+        precision: auto (bf16 where the runtime is faster with it on this hardware), fp32, or bf16.
+    """
+    torch_bf16 = precision == "bf16" or (precision == "auto" and bf16_is_faster(model, device))
+    precision = ("bf16" if cpu_has_bf16() else "fp32") if precision == "auto" else precision
+    eager = TorchForward(model, preprocess, device, torch_bf16)
+    few = pixels[:16] if device.type == "cpu" else pixels
+    rate = _rate(eager, few) if images is None or images > len(pixels) else 0.0
+    rates = {"torch": round(rate, 1)} if rate else {}
+    seconds = float("inf") if images is None else images / rate if rate else 0.0
+
+    def torch_choice(why: str, forward: Forward = eager) -> Choice:
+        difference = agreement = None
+        if torch_bf16:
+            difference, agreement = _compare(
+                TorchForward(model, preprocess, device, False)(pixels), forward(pixels)
+            )
+        name = "bf16" if torch_bf16 else "fp32"
+        return Choice(forward, "torch", name, difference, agreement, rates, why)
+
+    if runtime == "torch":
+        return torch_choice("torch, as asked for")
+    if device.type != "cpu":
+        if seconds > COMPILE_SECONDS:
+            compiled = TorchForward(model, preprocess, device, torch_bf16, compiled=True)
+            return torch_choice(f"torch, compiled: {seconds:.0f} s of work pay for it", compiled)
+        return torch_choice("")
+    if runtime == "auto" and seconds < 2 * CONVERSION_SECONDS:
+        return torch_choice("")
+    try:
+        fast = OpenVINOForward(model, preprocess, threads, precision)
+    except Exception as error:  # a missing package, an operator it lacks, a graph it can't trace
+        if runtime == "openvino":
+            raise
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        return torch_choice(f"torch: OpenVINO cannot take this model ({reason})")
+    rates["openvino"] = round(_rate(fast, few), 1)
+    reference = eager if not torch_bf16 else TorchForward(model, preprocess, device, False)
+    difference, agreement = _compare(reference(pixels), fast(pixels))
+    if difference > TOLERANCE[precision]:
+        return torch_choice(f"torch: OpenVINO's probabilities differ by {difference:.2g}")
+    if runtime == "auto" and rates["openvino"] < rate:
+        return torch_choice("torch: it is faster than OpenVINO here")
+    gain = f", {rates['openvino'] / rate:.1f} times torch" if rate else ""
+    note = f"OpenVINO {precision}{gain}"
+    return Choice(fast, "openvino", precision, difference, agreement, rates, note)
+
+
+class TorchForward:
+    """Eager (or compiled) torch: pixels travel as uint8 and are normalized on the device."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        preprocess: Preprocess,
+        device: torch.device,
+        bf16: bool,
+        compiled: bool = False,
+    ) -> None:
+        self._device, self._bf16 = device, bf16
+        model = model.to(device).to(memory_format=torch.channels_last)
+        self._model: Any = torch.compile(model, mode="reduce-overhead") if compiled else model
+        self._mean, self._std = (
+            torch.tensor(v, device=device).view(1, 3, 1, 1) * 255.0
+            for v in (preprocess.mean, preprocess.std)
+        )
+
+    def __call__(self, pixels: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        """uint8 [n, size, size, 3] -> float32 probabilities [n, classes]."""
+        with torch.inference_mode():
+            batch = torch.from_numpy(pixels)
+            if self._device.type == "cuda":
+                batch = batch.pin_memory().to(self._device, non_blocking=True)
+            images = batch.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.channels_last)
+            images = (images - self._mean) / self._std
+            with torch.autocast(self._device.type, torch.bfloat16, enabled=self._bf16):
+                logits = self._model(images)
+            probs: np.ndarray[Any, Any] = logits.float().softmax(dim=1).cpu().numpy()
+        return probs
+
+
+class OpenVINOForward:
+    """OpenVINO on the CPU, with normalization and softmax in the graph."""
+
+    def __init__(
+        self, model: nn.Module, preprocess: Preprocess, threads: int, precision: str
+    ) -> None:
+        """
+        Raises:
+            Exception: of many kinds, when the model cannot be converted.
+        """
+        import openvino as ov
+        from openvino.preprocess import PrePostProcessor
+
+        size = preprocess.size
+        whole = nn.Sequential(model, nn.Softmax(dim=1)).eval()
+        with torch.inference_mode():
+            graph = ov.convert_model(whole, example_input=torch.zeros(2, 3, size, size))
+        graph.reshape([-1, 3, size, size])
+        steps = PrePostProcessor(graph)
+        steps.input().tensor().set_element_type(ov.Type.u8).set_layout(ov.Layout("NHWC"))
+        steps.input().model().set_layout(ov.Layout("NCHW"))
+        steps.input().preprocess().convert_element_type(ov.Type.f32).mean(
+            [255.0 * v for v in preprocess.mean]
+        ).scale([255.0 * v for v in preprocess.std])
+        compiled = ov.Core().compile_model(
+            steps.build(),
+            "CPU",
+            {
+                "PERFORMANCE_HINT": "LATENCY",  # one stream over all threads; see performance.md
+                "INFERENCE_NUM_THREADS": threads,
+                "INFERENCE_PRECISION_HINT": "bf16" if precision == "bf16" else "f32",
+            },
+        )
+        self._request = compiled.create_infer_request()
+
+    def __call__(self, pixels: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        """uint8 [n, size, size, 3] -> float32 probabilities [n, classes]."""
+        self._request.infer([pixels], share_inputs=True)
+        probs: np.ndarray[Any, Any] = self._request.get_output_tensor().data.copy()
+        return probs
+
+
+def _rate(forward: Forward, pixels: np.ndarray[Any, Any]) -> float:
+    """Images/s: the better of two runs, after one that warms up."""
+    times = []
+    for _ in range(3):
+        start = time.perf_counter()
+        forward(pixels)
+        times.append(time.perf_counter() - start)
+    return len(pixels) / min(times[1:])
+
+
+def _compare(reference: np.ndarray[Any, Any], other: np.ndarray[Any, Any]) -> tuple[float, float]:
+    """Largest difference of a probability, and the share of rows with the same top-1."""
+    same = reference.argmax(axis=1) == other.argmax(axis=1)
+    return float(np.abs(reference - other).max()), float(same.mean())

@@ -1,0 +1,126 @@
+"""What runs a model: OpenVINO agrees with torch for the models people use, and is taken only where
+it pays and agrees."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import timm
+import torch
+from torch import nn
+
+from ns_ray import engines
+from ns_ray.bundle import preprocessing
+from ns_ray.engines import OpenVINOForward, TorchForward, choose
+from ns_ray.images import Preprocess
+
+CPU = torch.device("cpu")
+THIN = {"channels": [32, 64, 128, 256], "stem_width": 16, "stem_type": "deep"}
+
+
+def model_and_pixels(
+    name: str, size: int, **arguments: Any
+) -> tuple[nn.Module, Preprocess, np.ndarray[Any, Any]]:
+    torch.manual_seed(0)
+    model = timm.create_model(name, num_classes=10, **arguments).eval()
+    head = model.get_classifier()
+    nn.init.normal_(head.weight, std=20.0 / head.weight.shape[1] ** 0.5)  # decided answers
+    spec = preprocessing(model)
+    spec = Preprocess(size, 1.0, "bicubic", spec.mean, spec.std)
+    pixels = np.random.default_rng(0).integers(0, 256, (24, size, size, 3), dtype=np.uint8)
+    return model, spec, pixels
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "arguments"),
+    [
+        ("test_resnet", 32, {}),
+        ("resnet10t", 48, THIN),
+        ("resnet18", 64, {}),
+        ("tf_efficientnet_lite0", 96, {}),
+        ("efficientnet_b0", 64, {}),
+        ("vit_tiny_patch16_224", 64, {"img_size": 64}),
+        ("convnext_atto", 64, {}),
+    ],
+)
+def test_openvino_agrees_with_torch(name: str, size: int, arguments: dict[str, Any]) -> None:
+    model, spec, pixels = model_and_pixels(name, size, **arguments)
+    expected = TorchForward(model, spec, CPU, bf16=False)(pixels)
+    found = OpenVINOForward(model, spec, threads=1, precision="fp32")(pixels)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+    np.testing.assert_allclose(found.sum(axis=1), 1.0, atol=1e-4)
+    # Any number of images, whatever came before.
+    one = OpenVINOForward(model, spec, threads=1, precision="fp32")
+    for count in (1, 24, 7):
+        np.testing.assert_allclose(one(pixels[:count]), expected[:count], atol=1e-4)
+
+
+def test_a_result_is_not_overwritten_by_the_next() -> None:
+    model, spec, pixels = model_and_pixels("test_resnet", 32)
+    forward = OpenVINOForward(model, spec, threads=1, precision="fp32")
+    first = forward(pixels[:2])
+    kept = first.copy()
+    forward(pixels[2:4])
+    np.testing.assert_array_equal(first, kept)
+
+
+def chosen(runtime: Any = "auto", images: int | None = None, precision: Any = "fp32") -> Any:
+    model, spec, pixels = model_and_pixels("resnet10t", 48, **THIN)
+    return choose(
+        model, spec, CPU, pixels, threads=1, images=images, runtime=runtime, precision=precision
+    )
+
+
+def test_a_short_job_starts_at_once_with_torch() -> None:
+    choice = chosen(images=24)
+    assert (choice.runtime, choice.note, choice.rates) == ("torch", "", {})
+
+
+def test_the_user_decides() -> None:
+    assert chosen("torch").runtime == "torch"
+    choice = chosen("openvino", images=24)
+    assert choice.runtime == "openvino"
+    assert choice.agreement == 1.0
+    assert choice.difference < 1e-4
+
+
+def test_the_faster_one_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    rates = iter([100.0, 50.0, 100.0, 200.0])
+    monkeypatch.setattr(engines, "_rate", lambda *_: next(rates))
+    assert chosen().runtime == "torch"
+    faster = chosen()
+    assert faster.runtime == "openvino"
+    assert faster.facts()["images_per_second_alone"] == {"torch": 100.0, "openvino": 200.0}
+    assert "2.0 times torch" in faster.note
+
+
+def test_what_disagrees_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Wrong:
+        def __init__(self, *_: Any) -> None: ...
+
+        def __call__(self, pixels: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+            return np.full((len(pixels), 10), 0.1, np.float32)
+
+    monkeypatch.setattr(engines, "OpenVINOForward", Wrong)
+    choice = chosen()
+    assert choice.runtime == "torch"
+    assert "differ by" in choice.note
+
+
+def test_what_cannot_be_converted_runs_on_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> None:
+        raise RuntimeError("no such operator")
+
+    monkeypatch.setattr(engines, "OpenVINOForward", fail)
+    choice = chosen()
+    assert choice.runtime == "torch"
+    assert "no such operator" in choice.note
+    with pytest.raises(RuntimeError):
+        chosen("openvino")
+
+
+def test_bf16_is_compared_with_fp32() -> None:
+    choice = chosen("torch", images=24, precision="bf16")
+    assert choice.precision == "bf16"
+    assert 0 < choice.difference < 0.2
