@@ -20,6 +20,7 @@ from ns_ray.models import build_noised
 from ns_ray.predictor import Predictor
 
 CLASSES = ("ant", "bee", "cat", "dog")
+FP32 = PredictConfig(precision="fp32")
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +47,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture(scope="module")
 def predictor(folder: str) -> Iterator[Predictor]:
     before = torch.get_num_threads()
-    yield Predictor(folder, device="cpu", threads=1)
+    yield Predictor(folder, device="cpu", threads=1, config=FP32)
     torch.set_num_threads(before)
 
 
@@ -131,7 +132,7 @@ def test_order_is_kept_over_many_batches(folder: str, predictor: Predictor) -> N
     images = [jpeg(seed) for seed in range(23)]
     alone = np.stack([stacked(predictor.predict([data]))[0] for data in images])
     assert len(np.unique(alone.round(5), axis=0)) == 23
-    many_threads = Predictor(folder, device="cpu", threads=3, batch_size=4)
+    many_threads = Predictor(folder, device="cpu", threads=3, batch_size=4, config=FP32)
     torch.set_num_threads(1)
     np.testing.assert_allclose(stacked(many_threads.predict(images)), alone, atol=1e-5)
     np.testing.assert_allclose(stacked(many_threads.predict(images[::-1])), alone[::-1], atol=1e-5)
@@ -141,7 +142,7 @@ def test_order_is_kept_over_many_batches(folder: str, predictor: Predictor) -> N
 def test_the_batch_size_does_not_matter(folder: str, predictor: Predictor, batch_size: int) -> None:
     images = [jpeg(seed) for seed in range(9)]
     expected = stacked(predictor.predict(images))
-    other = Predictor(folder, device="cpu", threads=1, batch_size=batch_size)
+    other = Predictor(folder, device="cpu", threads=1, batch_size=batch_size, config=FP32)
     np.testing.assert_allclose(stacked(other.predict(images)), expected, atol=1e-5)
 
 
