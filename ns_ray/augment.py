@@ -135,7 +135,7 @@ def _shift(image: Image.Image, padding: int) -> Image.Image:
     """Random crop of the image padded by reflection."""
     dx, dy = random.randint(-padding, padding), random.randint(-padding, padding)
     rows, columns = _reflected(image.height, dy), _reflected(image.width, dx)
-    return Image.fromarray(np.asarray(image)[rows[:, None], columns])
+    return Image.fromarray(np.asarray(image).take(rows, axis=0).take(columns, axis=1))
 
 
 def _reflected(length: int, offset: int) -> np.ndarray[Any, np.dtype[np.intp]]:

@@ -11,6 +11,7 @@ or written twice.
 import json
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,6 +38,10 @@ FEW_SHARDS = 4
 """Up to this many shards are done in the driver's process where that is on the machine with the
 model, or else in one Ray task: a Ray Data job and its actors take seconds to start."""
 
+TASKS_PER_ACTOR = 20
+"""A task takes several shards where there are very many: the driver hands out a limited number of
+tasks a second, whatever their size (docs/scale.md)."""
+
 
 @dataclass(frozen=True)
 class Inferred:
@@ -52,6 +57,11 @@ class Inferred:
     waited: float
     engine: dict[str, Any]
     """What ran the model; see `engines.Choice`."""
+    start_seconds: float
+    """From the call to the first image: starting actors, loading the model."""
+    steady_rate: float | None
+    """Images/s from the first finished shard on, as long as all actors had work; None with too few
+    shards to tell."""
 
 
 class ShardPredictor:
@@ -83,25 +93,41 @@ class ShardPredictor:
         self._out, self._fingerprint, self._top_k = out, fingerprint, top_k
 
     def __call__(self, batch: dict[str, np.ndarray[Any, Any]]) -> dict[str, list[Any]]:
-        """One row per shard: shard, rows, rejected, waited (seconds), engine (JSON)."""
-        names = [str(name) for name in batch["shard"]]
-        counts = [self._label(name) for name in names]
-        return {
-            "shard": names,
-            "rows": [rows for rows, _, _ in counts],
-            "rejected": [rejected for _, rejected, _ in counts],
-            "waited": [waited for _, _, waited in counts],
-            "engine": [self._engine()] * len(names),
-        }
+        """The rows that `each` gives, as columns."""
+        columns: dict[str, list[Any]] = {}
+        for row in self.each([str(name) for name in batch["shard"]]):
+            for column, value in row.items():
+                columns.setdefault(column, []).append(value)
+        return columns
 
-    def _engine(self) -> str:
-        choice = self._predictor.choice
-        return json.dumps(choice.facts() if choice else {})
+    def each(self, names: list[str]) -> Iterator[dict[str, Any]]:
+        """One row per shard: shard, rows, rejected, waited (seconds), began and ended (seconds
+        since the epoch), engine (JSON). The next shard is read while one is predicted."""
+        with ThreadPoolExecutor(1, thread_name_prefix="read") as reader:
+            coming = [reader.submit(self._read, names[0])]
+            for index, name in enumerate(names):
+                began, waited_before = time.time(), self._predictor.waited
+                table = coming.pop().result()
+                waited = time.time() - began
+                if index + 1 < len(names):
+                    coming.append(reader.submit(self._read, names[index + 1]))
+                rows, rejected = self._label(name, table)
+                choice = self._predictor.choice
+                yield {
+                    "shard": name,
+                    "rows": rows,
+                    "rejected": rejected,
+                    "waited": waited + self._predictor.waited - waited_before,
+                    "began": began,
+                    "ended": time.time(),
+                    "engine": json.dumps(choice.facts() if choice else {}),
+                }
 
-    def _label(self, name: str) -> tuple[int, int, float]:
-        start, waited_before = time.monotonic(), self._predictor.waited
-        table = self._corpus.read(self._shards[name], ["key", "image", "uri"])
-        waited = time.monotonic() - start - waited_before
+    def _read(self, name: str) -> pa.Table:
+        return self._corpus.read(self._shards[name], ["key", "image", "uri"])
+
+    def _label(self, name: str, table: pa.Table) -> tuple[int, int]:
+        """Predict a shard and write its files; the number of good and of bad images."""
         images = [image.as_buffer().to_pybytes() for image in table["image"]]
         results = self._predictor.predict(images)
         good = np.array([not isinstance(result, ImageError) for result in results], dtype=bool)
@@ -125,7 +151,7 @@ class ShardPredictor:
             storage.write_table(storage.join(self._out, path), table)
         path = storage.join(self._out, part_name(name, self._fingerprint))
         storage.write_table(path, labels)
-        return len(keys), len(bad), waited + self._predictor.waited
+        return len(keys), len(bad)
 
 
 def infer(
@@ -155,7 +181,7 @@ def infer(
     Raises:
         StageError: actors kept failing; what was written is kept.
     """
-    start = time.monotonic()
+    start, called = time.monotonic(), time.time()
     present = set(storage.list_files(out))
     names = {shard.name: part_name(shard.name, fingerprint) for shard in corpus.shards}
     missing = [shard for shard in corpus.shards if names[shard.name] not in present]
@@ -172,12 +198,14 @@ def infer(
     }
     fresh, waited = 0, 0.0
     engine: dict[str, Any] = {}
+    spans: list[tuple[float, float, int]] = []
     with progress(title, corpus.rows) as meter:
         meter.skip(corpus.rows - sum(shard.rows for shard in missing))
         if missing:
             for row in _run(arguments, missing, pool, title):
                 done = int(row["rows"]) + int(row["rejected"])
                 fresh, waited = fresh + done, waited + float(row["waited"])
+                spans.append((float(row["began"]), float(row["ended"]), done))
                 if not engine:
                     engine = json.loads(str(row["engine"]))
                     if engine.get("note"):
@@ -200,7 +228,29 @@ def infer(
         seconds=time.monotonic() - start,
         waited=waited,
         engine=engine,
+        start_seconds=min((began for began, _, _ in spans), default=called) - called,
+        steady_rate=steady_rate(spans, pool.actors),
     )
+
+
+def steady_rate(spans: list[tuple[float, float, int]], actors: int) -> float | None:
+    """Images/s while every actor was at work and none was on its first shard, which includes the
+    choice of a runtime.
+
+    Args:
+        spans: when each shard began and ended, in seconds, and its images.
+        actors: how many worked.
+    """
+    ends = sorted(end for _, end, _ in spans)
+    if len(spans) <= 2 * actors:
+        return None
+    first, last = ends[actors - 1], ends[-actors]
+    done = 0.0
+    for began, ended, images in spans:
+        inside = min(ended, last) - max(began, first)
+        if inside > 0:
+            done += images * inside / (ended - began)
+    return done / (last - first) if last > first else None
 
 
 def _run(
@@ -220,14 +270,15 @@ def _run(
             task = ray.remote(lambda: list(_predict_shards(arguments, names)))
             yield from ray.get(task.options(num_cpus=pool.cpus, num_gpus=pool.gpus).remote())
             return
+        per_task = max(1, len(names) // (TASKS_PER_ACTOR * pool.actors))
         dataset = ray.data.from_items(
-            [{"shard": name} for name in names], override_num_blocks=len(names)
+            [{"shard": name} for name in names], override_num_blocks=-(-len(names) // per_task)
         )
         dataset.context.raise_original_map_exception = True
         labeled = dataset.map_batches(
             ShardPredictor,
             fn_constructor_kwargs=arguments,
-            batch_size=1,  # a shard is a batch of images already
+            batch_size=per_task,
             compute=ray.data.ActorPoolStrategy(size=min(pool.actors, len(names))),
             num_cpus=pool.cpus,
             num_gpus=pool.gpus or None,
@@ -252,8 +303,4 @@ def _explain(error: Exception, title: str) -> NsRayError:
 
 
 def _predict_shards(arguments: dict[str, Any], names: list[str]) -> Iterator[dict[str, Any]]:
-    predictor = ShardPredictor(**arguments)
-    for name in names:
-        yield {
-            column: values[0] for column, values in predictor({"shard": np.array([name])}).items()
-        }
+    yield from ShardPredictor(**arguments).each(names)

@@ -70,6 +70,8 @@ def pseudo_label(
             "rows": done.rows,
             "rejected": done.rejected,
             "images_per_second": round(done.fresh / max(done.seconds, 1e-9), 1),
+            "steady_images_per_second": done.steady_rate and round(done.steady_rate, 1),
+            "start_seconds": round(done.start_seconds, 3),
             "seconds_waited": round(done.waited, 3),
             "top_k": top_k,
             "engine": done.engine,

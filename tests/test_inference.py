@@ -37,8 +37,8 @@ Label = Callable[..., PseudoLabels]
 class Mortal(inference.ShardPredictor):
     """Dies once, at the worst moment: its shard is written, and nobody has been told."""
 
-    def _label(self, name: str) -> tuple[int, int, float]:
-        counts = super()._label(name)
+    def _label(self, name: str, table: pa.Table) -> tuple[int, int]:
+        counts = super()._label(name, table)
         grave = Path(self._out).parent / "grave"
         if not grave.exists():
             grave.write_text(name)

@@ -1,0 +1,231 @@
+"""Pseudo-labeling against the loop that one would write with timm, and against the machine's limit.
+
+    pip install -e '.[bench]'
+    python benchmarks/label_speed.py [--model tf_efficientnet_lite0] [--images 5120]
+
+Photographs of about 500 x 375 pixels; ImageNet weights where they can be had. Sides, each in
+processes of its own, in turn:
+
+- plain: timm + DataLoader with two workers, channels_last, bf16 autocast, timm's transform;
+- ours: `pseudo_label` on a packed corpus through Ray Data, start-up given apart;
+- limit: 1 / (1 / forward alone + 1 / decode alone), each on all cores, of the runtime that ours
+  chose.
+
+Also prints how often the answers agree with fp32 torch after timm's own transform.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from machine import machine
+
+ROUNDS = 5
+
+
+def plain(bundle: str, folder: str, images: int) -> dict[str, Any]:
+    """Images/s of the plain loop, five times over `images` images, after a warm-up."""
+    import timm
+    import torch
+    from timm.data import ImageDataset, create_transform, resolve_model_data_config
+    from torch.utils.data import DataLoader, Subset
+
+    model = timm.create_model(f"local-dir:{bundle}", pretrained=True).eval()
+    model = model.to(memory_format=torch.channels_last)
+    transform = create_transform(**resolve_model_data_config(model), is_training=False)
+    dataset = ImageDataset(folder, transform=transform)
+    rates = []
+    for _ in range(ROUNDS):
+        loader = DataLoader(Subset(dataset, range(images)), batch_size=64, num_workers=2)
+        done, start = 0, 0.0
+        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+            for batch, _ in loader:
+                model(batch.to(memory_format=torch.channels_last)).softmax(dim=1)
+                if not start:  # the first batch is not counted: workers start during it
+                    start = time.perf_counter()
+                else:
+                    done += len(batch)
+        rates.append(done / (time.perf_counter() - start))
+    return {"rates": rates}
+
+
+def ours(bundle: str, corpus: str, precision: str) -> dict[str, Any]:
+    """What `_DONE.json` of a labeling says, on a local Ray."""
+    from ns_ray import resources
+    from ns_ray.bundle import open_bundle
+    from ns_ray.config import LabelConfig, PredictConfig, ResourcesConfig
+    from ns_ray.pseudo_label import pseudo_label
+    from ns_ray.runtime import cluster, prepare
+    from ns_ray.schema import open_corpus
+
+    prepare()
+    with tempfile.TemporaryDirectory() as out, cluster(ResourcesConfig(), f"{out}/log") as found:
+        labels = pseudo_label(
+            LabelConfig(),
+            open_bundle(bundle),
+            open_corpus(corpus),
+            pool=resources.pool(ResourcesConfig(), found),
+            out=f"{out}/labels",
+            title="label",
+            predict=PredictConfig.model_validate({"precision": precision}),
+        )
+        return dict(labels.facts)
+
+
+def limit(bundle: str, folder: str, precision: str) -> dict[str, Any]:
+    """Images/s of decoding alone and of the forward pass alone, median of five."""
+    from ns_ray.config import PredictConfig
+    from ns_ray.images import eval_pixels
+    from ns_ray.predictor import Predictor
+    from ns_ray.runtime import keep_memory
+
+    keep_memory()
+    predictor = Predictor(bundle, config=PredictConfig.model_validate({"precision": precision}))
+    files = sorted(Path(folder).glob("*.jpg"))[:512]
+    data = [file.read_bytes() for file in files]
+    decode, forward = [], []
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for _ in range(ROUNDS):
+            start = time.perf_counter()
+            pixels = list(pool.map(lambda d: eval_pixels(d, predictor.preprocess), data))
+            decode.append(len(data) / (time.perf_counter() - start))
+    batches = [np.stack(pixels[i : i + 64]) for i in range(0, len(pixels), 64)]
+    predictor.forward(batches[0])
+    for _ in range(ROUNDS):
+        start = time.perf_counter()
+        for batch in batches:
+            predictor.forward(batch)
+        forward.append(len(pixels) / (time.perf_counter() - start))
+    return {"decode": statistics.median(decode), "forward": statistics.median(forward)}
+
+
+def agreement(bundle: str, folder: str) -> dict[str, Any]:
+    """Top-1 agreement with fp32 torch after timm's transform, and the largest difference."""
+    import io
+
+    import timm
+    import torch
+    from photos import imagenet_photos
+    from PIL import Image
+    from timm.data import create_transform, resolve_model_data_config
+
+    from ns_ray.config import PredictConfig
+    from ns_ray.predictor import Predictor
+
+    model = timm.create_model(f"local-dir:{bundle}", pretrained=True).eval()
+    transform = create_transform(**resolve_model_data_config(model), is_training=False)
+    photos = [data for data, _ in imagenet_photos()]
+    data = photos + [f.read_bytes() for f in sorted(Path(folder).glob("*.jpg"))[:1000]]
+    expected = []
+    with torch.inference_mode():
+        for start in range(0, len(data), 50):
+            images = [Image.open(io.BytesIO(d)).convert("RGB") for d in data[start : start + 50]]
+            batch = torch.stack([transform(image) for image in images])
+            expected.append(model(batch).softmax(dim=1).numpy())
+    reference = np.concatenate(expected)
+    rows = []
+    for runtime, precision, fast in [
+        ("torch", "fp32", False),
+        ("torch", "fp32", True),
+        ("openvino", "fp32", False),
+        ("openvino", "fp32", True),
+        ("openvino", "bf16", False),
+        ("openvino", "bf16", True),
+    ]:
+        config = PredictConfig.model_validate(
+            {"runtime": runtime, "precision": precision, "fast_decode": fast}
+        )
+        found = np.stack([np.asarray(p) for p in Predictor(bundle, config=config).predict(data)])
+        same = found.argmax(axis=1) == reference.argmax(axis=1)
+        rows.append(
+            {
+                "name": f"{runtime} {precision}, {'fast' if fast else 'exact'} decode",
+                "photos": f"{same[: len(photos)].sum()}/{len(photos)}",
+                "jpegs": float(same[len(photos) :].mean()),
+                "difference": float(np.abs(found - reference).max()),
+            }
+        )
+    return {"rows": rows, "images": len(data)}
+
+
+def apart(side: str, *arguments: str) -> dict[str, Any]:
+    """The result of one side, in a process of its own."""
+    command = [sys.executable, __file__, "--side", side, *arguments]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return result
+
+
+def main() -> None:
+    """Measure all sides and print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", default="tf_efficientnet_lite0")
+    parser.add_argument("--images", type=int, default=5120)
+    parser.add_argument("--plain-images", type=int, default=576)
+    parser.add_argument("--side", nargs="+", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.side:
+        side, *rest = args.side
+        sides = {"plain": plain, "ours": ours, "limit": limit, "agreement": agreement}
+        numbers = [int(value) if value.isdigit() else value for value in rest]
+        print(json.dumps(sides[side](*numbers)))
+        return
+
+    from models import imagenet_bundle
+    from photos import write
+
+    from ns_ray.packing import pack
+    from ns_ray.runtime import cluster, prepare
+
+    with tempfile.TemporaryDirectory() as work:
+        folder = write(f"{work}/photos", args.images)
+        bundle = imagenet_bundle(args.model, f"{work}/bundle")
+        prepare()
+        from ns_ray.config import ResourcesConfig
+
+        with cluster(ResourcesConfig(), f"{work}/ray.log"):
+            corpus = pack(folder, out=f"{work}/corpus", classes=()).path
+        few = str(args.plain_images)
+        rates = list(apart("plain", bundle, folder, few)["rates"])
+        found = {p: apart("ours", bundle, corpus, p) for p in ("auto", "fp32")}
+        rates += apart("plain", bundle, folder, few)["rates"]
+        limits = {p: apart("limit", bundle, folder, p) for p in ("auto", "fp32")}
+        agree = apart("agreement", bundle, folder)
+
+    base = statistics.median(rates)
+    print(f"\nMachine: {machine()}; {args.model}, {args.images:,} JPEGs of about 500 x 375\n")
+    print("| | images/s | against plain | against the limit |\n|---|---:|---:|---:|")
+    spread = f"{min(rates):.0f} to {max(rates):.0f}"
+    print(f"| plain: timm + DataLoader, bf16, channels_last ({spread}) | {base:.0f} | 1.0 | |")
+    for precision, facts in found.items():
+        both = limits[precision]
+        top = 1 / (1 / both["forward"] + 1 / both["decode"])
+        steady = facts["steady_images_per_second"]
+        name = f"{facts['engine']['runtime']} {facts['engine']['precision']}"
+        print(f"| ours, {name} | {steady:.0f} | {steady / base:.1f} | {steady / top:.2f} |")
+        print(
+            f"| limit, {name}: forward {both['forward']:.0f}, decode {both['decode']:.0f} "
+            f"| {top:.0f} | {top / base:.1f} | 1.00 |"
+        )
+    for facts in found.values():
+        print(
+            f"\nours, {facts['engine']['precision']}: {facts['start_seconds']:.1f} s from the call "
+            f"to the first image, {facts['images_per_second']:.0f} images/s with it"
+        )
+    print(f"\nAgainst fp32 torch after timm's transform, {agree['images']:,} images:\n")
+    print("| | 20 ImageNet photos | JPEGs | largest difference |\n|---|---:|---:|---:|")
+    for row in agree["rows"]:
+        print(f"| {row['name']} | {row['photos']} | {row['jpegs']:.1%} | {row['difference']:.3f} |")
+
+
+if __name__ == "__main__":
+    main()

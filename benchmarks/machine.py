@@ -1,0 +1,15 @@
+"""What the benchmarks say about the machine they ran on."""
+
+import os
+import platform
+from pathlib import Path
+
+
+def machine() -> str:
+    """Processor and number of CPUs, such as "AMD EPYC, 2 CPUs"."""
+    name = platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        lines = [line for line in info.read_text().splitlines() if line.startswith("model name")]
+        name = lines[0].partition(":")[2].strip() if lines else name
+    return f"{name}, {os.cpu_count()} CPUs"

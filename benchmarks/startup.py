@@ -1,0 +1,193 @@
+"""Seconds from a command to its first pseudo-label and to its first training step, and what the
+whole `digits` run costs against its parts.
+
+    python benchmarks/startup.py [--rounds 5]
+
+The first pseudo-labels are there when a file with them is; the shards have 64 images, so that
+waiting for the rest of a shard doesn't count. The first training step is the first row of
+metrics.jsonl with `train.log_steps=1`, which includes packing the images.
+
+The parts of `digits`, in one process without Ray: each training's steps on a ready batch, making
+its batches (decode and noise, spread over all CPUs), and decoding and classifying the images that
+are labeled and scored.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from machine import machine
+
+
+def first(command: list[str], there: Callable[[], bool]) -> float:
+    """Seconds from the start of a command until `there()`; the command is then ended."""
+    start = time.perf_counter()
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while not there():
+        if process.poll() is not None and not there():
+            sys.exit(f"{' '.join(command)} ended with {process.returncode}")
+        time.sleep(0.02)
+    seconds = time.perf_counter() - start
+    process.terminate()
+    process.wait()
+    return seconds
+
+
+def first_label(bundle: str, corpus: str) -> float:
+    """`ns-ray label` on a packed corpus."""
+    with tempfile.TemporaryDirectory() as out:
+        command = [sys.executable, "-m", "ns_ray", "label", "--bundle", bundle, "--data", corpus]
+        found = Path(out, "labels")
+        return first([*command, "--out", str(found)], lambda: any(found.glob("*.parquet")))
+
+
+def first_step() -> float:
+    """`python -m ns_ray.run` on the digits."""
+    with tempfile.TemporaryDirectory() as out:
+        command = [sys.executable, "-m", "ns_ray.run", "--set", f"storage={out}"]
+        metrics = Path(out, "digits", "metrics.jsonl")
+        return first(
+            [*command, "--set", "train.log_steps=1"],
+            lambda: metrics.exists() and metrics.stat().st_size > 0,
+        )
+
+
+def whole_digits(storage: str) -> tuple[float, dict[str, Any]]:
+    """Seconds of a whole run from its first log line on, and its result."""
+    command = [sys.executable, "-u", "-m", "ns_ray.run", "--set", f"storage={storage}"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    process.stdout.readline()  # the first corpus is packed: Ray and torch are up
+    start = time.perf_counter()
+    process.stdout.read()
+    process.wait()
+    seconds = time.perf_counter() - start
+    return seconds, json.loads(Path(storage, "digits", "result.json").read_text())
+
+
+def parts(run: str, threads: int) -> dict[str, float]:
+    """Seconds of each part of the digits run, alone."""
+    import numpy as np
+    import torch
+    from timm.optim import create_optimizer_v2
+    from timm.utils import ModelEmaV3
+
+    from ns_ray.augment import Augment
+    from ns_ray.config import train_config
+    from ns_ray.images import decode
+    from ns_ray.losses import mixed_loss
+    from ns_ray.models import bf16_is_faster, build_noised
+    from ns_ray.predictor import Predictor
+    from ns_ray.runtime import keep_memory
+    from ns_ray.schema import open_corpus
+    from ns_ray.settings import load_recipe
+
+    keep_memory()
+    torch.set_num_threads(threads)
+    config = load_recipe("digits", [])
+    corpora = {n: open_corpus(f"{run}/corpora/{n}") for n in ("labeled", "unlabeled", "test")}
+    tables = {
+        name: [image.as_py() for _, table in corpus.scan(["image"]) for image in table["image"]]
+        for name, corpus in corpora.items()
+    }
+    seconds = {"steps": 0.0, "batches": 0.0, "labeling and scoring": 0.0}
+    trainings = [(config.teacher, False), *((s, True) for s in config.students)]
+    for model_config, pseudo in [*trainings, (config.students[-1], False)]:
+        train = train_config(config.train, model_config)
+        images = train.batch_size * (1 + (int(train.unlabeled_ratio) if pseudo else 0))
+        count = round(train.epochs * len(tables["labeled"]) / train.batch_size)
+        model, _ = build_noised(model_config, train.noise, 10)
+        model = model.train().to(memory_format=torch.channels_last)
+        optimizer = create_optimizer_v2(
+            model, opt=train.optimizer, lr=train.lr, weight_decay=train.weight_decay
+        )
+        ema = ModelEmaV3(model, decay=0.98)
+        batch = torch.randn(images, 3, 32, 32).to(memory_format=torch.channels_last)
+        labels = torch.randint(0, 10, (train.batch_size,))
+        rest = images - train.batch_size
+        targets = torch.full((rest, 10), 0.1) if rest else None
+        half = bf16_is_faster(model, torch.device("cpu"))
+        for step in range(count + 5):
+            if step == 5:
+                start = time.perf_counter()
+            optimizer.zero_grad()
+            with torch.autocast("cpu", torch.bfloat16, enabled=half):
+                logits = model(batch)
+            loss, _, _ = mixed_loss(
+                logits.float(), labels, targets, weight=7.0, label_smoothing=0.1
+            )
+            torch.autograd.backward(loss)
+            optimizer.step()
+            ema.update(model)
+        seconds["steps"] += time.perf_counter() - start
+        augment = Augment(train.noise, 32)
+        start = time.perf_counter()
+        some = tables["unlabeled"][:500]
+        for data in some:
+            augment(decode(data))
+        each = (time.perf_counter() - start) / len(some)
+        seconds["batches"] += each * images * count / threads
+    predictor = Predictor(f"{run}/model", images=1)
+    scored = [tables["unlabeled"]] * 2 + [tables["test"]] * 4 + [tables["labeled"]] * 4
+    predictor.predict(scored[0][:64])
+    start = time.perf_counter()
+    for images_ in scored:
+        results = predictor.predict(images_)
+        assert not any(isinstance(r, Exception) for r in results)
+    seconds["labeling and scoring"] = time.perf_counter() - start
+    assert np.isfinite(list(seconds.values())).all()
+    return seconds
+
+
+def main() -> None:
+    """Measure and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--parts", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.parts:
+        print(json.dumps(parts(args.parts, os.cpu_count() or 1)))
+        return
+    from models import imagenet_bundle
+    from photos import write
+
+    from ns_ray.config import ResourcesConfig
+    from ns_ray.packing import pack
+    from ns_ray.runtime import cluster, prepare
+
+    prepare()
+    with tempfile.TemporaryDirectory() as work:
+        bundle = imagenet_bundle("tf_efficientnet_lite0", f"{work}/bundle")
+        folder = write(f"{work}/photos", 2048)
+        with cluster(ResourcesConfig(), f"{work}/ray.log"):
+            corpus = pack(folder, out=f"{work}/corpus", classes=(), rows_per_shard=64).path
+        labels = [first_label(bundle, corpus) for _ in range(args.rounds)]
+        steps = [first_step() for _ in range(args.rounds)]
+        seconds, _ = whole_digits(work)
+        command = [sys.executable, __file__, "--parts", f"{work}/digits"]
+        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+        bare: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+
+    print(f"\nMachine: {machine()}; median of {args.rounds}\n")
+    print("| | seconds |\n|---|---:|")
+    for title, values in (("first pseudo-label", labels), ("first training step", steps)):
+        spread = f"{min(values):.1f} to {max(values):.1f}"
+        print(f"| command to {title} ({spread}) | {statistics.median(values):.1f} |")
+    print("\n| digits, after start-up | seconds | against its parts |\n|---|---:|---:|")
+    for title, value in bare.items():
+        print(f"| {title} | {value:.1f} | |")
+    total = sum(bare.values())
+    print(f"| its parts together | {total:.1f} | 1.00 |")
+    print(f"| the whole run | {seconds:.1f} | {seconds / total:.2f} |")
+
+
+if __name__ == "__main__":
+    main()
