@@ -7,8 +7,8 @@
 The same model, batch, noise (RandAugment, shift or crop, flip) and moving average on each side:
 
 - bare: forward, backward and SGD step on one ready batch, nothing else;
-- timm: its loader (two workers), transforms, optimizer and ModelEmaV3 in a plain loop, channels_last,
-  which is the fastest of its flags on a CPU; the start of workers is not counted;
+- timm: its loader (two workers), transforms, optimizer and ModelEmaV3 in a plain loop,
+  channels_last, which is the fastest of its flags on a CPU; the start of workers is not counted;
 - ours: `fit` on a quarter labeled and three quarters pseudo-labeled images: everything from the
   call to the published bundle counts, checkpoints too.
 """
