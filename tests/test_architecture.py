@@ -21,7 +21,9 @@ ROWS: tuple[frozenset[str], ...] = (
     frozenset({"__init__"}),
     frozenset({"errors"}),
     frozenset({"config", "settings", "storage", "schema", "layout", "log", "resources"}),
-    frozenset({"images", "augment", "models", "losses", "metrics", "policy", "stream"}),
+    frozenset(
+        {"images", "augment", "pretrained", "models", "losses", "metrics", "policy", "stream"}
+    ),
     frozenset({"job", "engines", "bundle", "predictor"}),
     frozenset({"sources", "packing", "ingest"}),
     frozenset({"inference", "loader", "loop"}),
