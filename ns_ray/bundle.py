@@ -14,6 +14,7 @@ from typing import Any
 
 import timm
 import torch
+import yaml
 from timm.data import resolve_model_data_config
 from timm.models import save_for_hf
 from torch import nn
@@ -97,25 +98,80 @@ def save(
     return open_bundle(out)
 
 
-def card(classes: Sequence[str], facts: Mapping[str, Any]) -> str:
-    """The model card: what Hugging Face and people expect in a model folder's README.md."""
+def card(
+    classes: Sequence[str], facts: Mapping[str, Any], row: Mapping[str, Any] | None = None
+) -> str:
+    """The model card: what Hugging Face and people expect in a model folder's README.md.
+
+    Args:
+        classes: class names.
+        facts: the provenance.
+        row: the model's row of result.json, once it has been scored.
+    """
     shown = ", ".join(classes[:20]) + (", ..." if len(classes) > 20 else "")
     rows = "\n".join(
         f"| {key} | {value} |"
         for key, value in facts.items()
         if isinstance(value, str | int | float) and key not in ("weights_sha256",)
     )
+    head: dict[str, Any] = {
+        "library_name": "timm",
+        "pipeline_tag": "image-classification",
+        "tags": ["image-classification", "timm", "noisy-student"],
+    }
+    scores = {name: found for name, found in (row or {}).get("scores", {}).items() if found}
+    if scores:
+        name = str(facts.get("run", "model"))
+        head["model-index"] = [{"name": name, "results": _results(scores)}]
     return (
-        "---\nlibrary_name: timm\npipeline_tag: image-classification\n"
-        "tags: [image-classification, timm, noisy-student]\n---\n"
+        f"---\n{yaml.safe_dump(head, sort_keys=False, allow_unicode=True)}---\n"
         f"# {facts.get('model', 'model')}, {facts.get('role', 'trained')} of run "
         f"{facts.get('run', '?')}\n\n"
         f"Classifies an image into {len(classes)} classes: {shown}.\n"
         "Trained by Noisy Student self-training with ns_ray; the weights are the exponential "
         "moving average.\n\n"
         '```python\nmodel = timm.create_model("local-dir:PATH", pretrained=True)\n```\n\n'
-        f"| | |\n|---|---|\n{rows}\n"
+        + (_scores_table(scores) if scores else "")
+        + f"| | |\n|---|---|\n{rows}\n"
     )
+
+
+def scored_card(path: str, row: Mapping[str, Any]) -> str:
+    """The model card of a published bundle, with the scores of its row of result.json."""
+    bundle = open_bundle(path)
+    facts = {"model": row["model"], "role": row["role"], **bundle.provenance}
+    return card(bundle.classes, facts, row)
+
+
+def _results(scores: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Scores as Hugging Face's model-index has them."""
+    return [
+        {
+            "task": {"type": "image-classification"},
+            "dataset": {"name": split, "type": "image-classification"},
+            "metrics": [
+                {"type": "accuracy" if name == "top1" else name, "value": scores[split][name]}
+                for name in scores[split]
+                if name not in ("rows", "top1_interval")
+            ],
+        }
+        for split in scores
+    ]
+
+
+def _scores_table(scores: Mapping[str, Mapping[str, Any]]) -> str:
+    names = list(dict.fromkeys(name for found in scores.values() for name in found))
+    lines = [f"| | {' | '.join(scores)} |", "|---" * (len(scores) + 1) + "|"]
+    for name in names:
+        values = (_score(found.get(name)) for found in scores.values())
+        lines.append(f"| {name} | {' | '.join(values)} |")
+    return "Fractions but for rows and nll (nats):\n\n" + "\n".join(lines) + "\n\n"
+
+
+def _score(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        return " to ".join(_score(end) for end in value)
+    return "-" if value is None else f"{value:.4f}" if isinstance(value, float) else f"{value:,}"
 
 
 def resolve(path: str) -> str:

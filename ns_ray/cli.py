@@ -272,6 +272,30 @@ def evaluate(bundle: Bundle, data: Data, out: Out, set_: Set = None, debug: Debu
     _finish(debug, work)
 
 
+@app.command()
+def report(
+    run: Annotated[str, typer.Argument(help="A finished run's folder or URI.", show_default=False)],
+    other: Annotated[
+        str | None, typer.Argument(help="Another run: compare the two.", show_default=False)
+    ] = None,
+    out: Annotated[
+        str | None,
+        typer.Option(help="File of the comparison; in the second run's folder if not given."),
+    ] = None,
+    debug: Debug = False,
+) -> None:
+    """Write the report of a run again, or a page that compares two runs."""
+
+    def work() -> None:
+        from ns_ray import report as pages
+
+        if other is None and out is not None:
+            raise ConfigError(f"--out {out}: the report of one run is always RUN/report.html")
+        say(pages.write(run) if other is None else pages.compare(run, other, out))
+
+    _finish(debug, work)
+
+
 def main() -> None:
     """The `ns-ray` command."""
     sys.exit(app())

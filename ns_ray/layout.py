@@ -30,6 +30,11 @@ class RunLayout:
         return storage.join(self.root, "result.json")
 
     @property
+    def report(self) -> str:
+        """The verdict for people."""
+        return storage.join(self.root, "report.html")
+
+    @property
     def metrics(self) -> str:
         """Every metric as it happened."""
         return storage.join(self.root, "metrics.jsonl")

@@ -45,6 +45,7 @@ def execute(config: RunConfig, *, overwrite: bool = False) -> int:
     if result is None:
         result = _work(config, layout)
     show(result)
+    _report(layout)
     return 0 if result["status"] == "done" else NO_STUDENT
 
 
@@ -94,7 +95,7 @@ def _work(config: RunConfig, layout: RunLayout) -> dict[str, Any]:
     with cluster(config.resources, f"{scratch}/ray.log") as machine:
         # Here, where `prepare` has been importing them while Ray started.
         from ns_ray import resources
-        from ns_ray.bundle import open_bundle
+        from ns_ray.bundle import open_bundle, scored_card
         from ns_ray.evaluate import evaluate
         from ns_ray.ingest import ingest
         from ns_ray.models import build_noised
@@ -138,8 +139,24 @@ def _work(config: RunConfig, layout: RunLayout) -> dict[str, Any]:
             data = storage.read_bytes(storage.join(scratch, name))
             storage.write_bytes(storage.join(layout.root, name), data)
     publish_model(result.pop("best_bundle"), layout.model)
+    best = result["generations"][result["best_generation"]]
+    storage.write_bytes(
+        storage.join(layout.model, "README.md"), scored_card(layout.model, best).encode()
+    )
     storage.write_json(layout.result, result)
     return result
+
+
+def _report(layout: RunLayout) -> None:
+    """Write the report, where it is missing or older than the result, and say where it is. The run
+    has ended by then: whatever goes wrong here must not cost it."""
+    from ns_ray import report
+
+    try:
+        say(f"report: {report.up_to_date(layout.root)}")
+    except Exception as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        say(f"the report could not be written: {reason}; ns-ray report {layout.root} tries again")
 
 
 def _models(config: RunConfig) -> list[tuple[str, ModelConfig]]:

@@ -252,6 +252,10 @@ def _row(g: Generation) -> dict[str, Any]:
         "parameters": g.bundle.parameters,
         "val_top1": g.validation.top1,
         "test_top1": g.test.top1 if g.test else None,
+        "scores": {
+            "validation": _summary(g.validation.scores),
+            "test": _summary(g.test.scores) if g.test else None,
+        },
         "accepted": g.accepted,
         "p_value": g.p_value,
         "pseudo_labels": None
@@ -259,6 +263,16 @@ def _row(g: Generation) -> dict[str, Any]:
         else {"rows": g.labels.rows, "kept": g.selection.kept, "copies": g.selection.copies},
         "seconds": {name: round(value, 1) for name, value in seconds.items()},
         "images_per_second": rates,
+    }
+
+
+def _summary(scores: Mapping[str, Any]) -> dict[str, Any]:
+    """The scores that are one number, and the interval of the accuracy."""
+    not_scores = ("rejected", "images_per_second")
+    return {
+        name: value
+        for name, value in scores.items()
+        if (isinstance(value, int | float) or name == "top1_interval") and name not in not_scores
     }
 
 

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
@@ -133,6 +134,22 @@ def read_table(path: str, columns: list[str] | None = None) -> pa.Table:
     """A whole Parquet file, or some of its columns."""
     fs, inner = filesystem(path)
     return pq.read_table(inner, columns=columns, filesystem=fs, partitioning=None)
+
+
+def read_rows(path: str, column: str, values: list[str], columns: list[str]) -> pa.Table:
+    """The rows of a Parquet file whose `column` is one of `values`, with some of their columns:
+    only the row groups that hold them are read."""
+    fs, inner = filesystem(path)
+    wanted = pa.array(values, pa.string())
+    with fs.open_input_file(inner) as source:
+        file = pq.ParquetFile(source)
+        groups = [
+            group
+            for group in range(file.num_row_groups)
+            if pc.any(pc.is_in(file.read_row_group(group, [column])[column], wanted)).as_py()
+        ]
+        table = file.read_row_groups(groups, list({column, *columns}))
+    return table.filter(pc.is_in(table[column], wanted))
 
 
 def write_table(path: str, table: pa.Table, row_group_size: int = 256) -> None:

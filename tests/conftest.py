@@ -63,6 +63,18 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Whole:
     return whole_run(tmp_path_factory.mktemp("whole"))
 
 
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    """Headless Chromium: the machine's, or else the one that `playwright install` has put there."""
+    from playwright.sync_api import sync_playwright
+
+    path = shutil.which("chromium") or shutil.which("chromium-browser")
+    with sync_playwright() as playwright:
+        started = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        yield started
+        started.close()
+
+
 def free_ports(count: int) -> list[int]:
     """Ports of this machine that nobody listens on."""
     sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import timm
 import torch
+import yaml
 from tiny import COLORS, LONELY, MODEL, Whole, start
 
 from ns_ray import storage
@@ -109,8 +110,31 @@ def test_timm_loads_the_model(whole: Whole) -> None:
         assert model(torch.zeros(1, 3, 32, 32)).shape == (1, len(COLORS) + 1)
     best = result(whole.root)["best_generation"]
     bundle = whole.root / f"gen-{best:02d}" / "bundle"
-    for name in ("model.safetensors", "config.json", "ns_ray.json", "README.md", "_DONE.json"):
+    for name in ("model.safetensors", "config.json", "ns_ray.json", "_DONE.json"):
         assert (whole.root / "model" / name).read_bytes() == (bundle / name).read_bytes()
+
+
+@needs_run
+def test_the_model_card_and_the_report_have_the_numbers_of_the_result(whole: Whole) -> None:
+    found = result(whole.root)
+    best = found["generations"][found["best_generation"]]
+    for split, name in (("validation", "val_top1"), ("test", "test_top1")):
+        assert best["scores"][split]["top1"] == best[name]
+    card = (whole.root / "model" / "README.md").read_text()
+    head = yaml.safe_load(card.split("---")[1])
+    for measured in head["model-index"][0]["results"]:
+        scores = best["scores"][measured["dataset"]["name"]]
+        values = {metric["type"]: metric["value"] for metric in measured["metrics"]}
+        assert values["accuracy"] == scores["top1"]
+        assert values["ece"] == scores["ece"]
+        assert f"{scores['top1']:.4f}" in card
+        assert f"{scores['nll']:.4f}" in card
+    report = (whole.root / "report.html").read_text()
+    assert f"report: {whole.root}/report.html" in table(whole.process.stdout)
+    for row in found["generations"]:
+        assert f"{row['val_top1']:.1%}" in report
+        assert f"{row['test_top1']:.1%}" in report
+    assert all(f">{reason.replace('_', ' ')}<" in report for reason in set(whole.bad.values()))
 
 
 @needs_run

@@ -1,0 +1,78 @@
+"""The report: `report.html` of a run, and a page that compares two runs.
+
+One file that opens offline and needs nothing else: no scripts, no outside resources. Everything in
+it is read from the run's files, so that it can be made again at any time:
+
+    ns-ray report runs/my-run
+    ns-ray report runs/my-run runs/other-run
+
+Knows no torch, no Ray and no driver.
+"""
+
+import logging
+
+from ns_ray import storage
+
+
+def write(root: str) -> str:
+    """Write the report of a finished run.
+
+    Args:
+        root: the run's folder or URI.
+
+    Returns:
+        The report's path.
+
+    Raises:
+        ConfigError: there is no run, or its folder cannot be written.
+        DataError: the run has not finished, or its files are damaged.
+    """
+    from ns_ray.report.facts import open_run
+
+    run = open_run(root)
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # no remarks about its font cache
+    from ns_ray.report.page import run_page
+
+    storage.write_bytes(run.layout.report, run_page(run).encode())
+    return run.layout.report
+
+
+def up_to_date(root: str) -> str:
+    """The report of a finished run, written where it is missing or belongs to another result.
+
+    Returns:
+        The report's path.
+    """
+    from ns_ray.report.facts import open_run
+
+    run = open_run(root)
+    mark = f'<meta name="run" content="{run.mark}">'.encode()
+    if storage.exists(run.layout.report) and mark in storage.read_bytes(run.layout.report):
+        return run.layout.report
+    return write(root)
+
+
+def compare(first: str, second: str, out: str | None = None) -> str:
+    """Write a page that compares two finished runs.
+
+    Args:
+        first: a run's folder or URI.
+        second: that of the run that is compared with it.
+        out: the page; None: `compare-NAME.html` in the second run's folder.
+
+    Returns:
+        The page's path.
+
+    Raises:
+        ConfigError: there is no run, or the page cannot be written.
+        DataError: a run has not finished, or the two know different classes.
+    """
+    from ns_ray.report.facts import open_run
+
+    a, b = open_run(first), open_run(second)
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)
+    from ns_ray.report.comparison import comparison_page
+
+    path = storage.absolute(out) if out else storage.join(b.layout.root, f"compare-{a.name}.html")
+    storage.write_bytes(path, comparison_page(a, b).encode())
+    return path

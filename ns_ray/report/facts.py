@@ -1,0 +1,335 @@
+"""What a finished run left in its files, as plain values. Knows no HTML and no pictures."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import yaml
+
+from ns_ray import storage
+from ns_ray.errors import ConfigError, DataError
+from ns_ray.layout import CONTROL, RunLayout
+from ns_ray.schema import (
+    REJECTED_PREFIX,
+    Corpus,
+    PseudoLabels,
+    Selection,
+    open_corpus,
+    open_labels,
+    open_selection,
+)
+
+Array = np.ndarray[Any, Any]
+SPLITS = ("labeled", "unlabeled", "validation", "test")
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What a model says about a labeled corpus, sorted by key; all columns have the same length.
+
+    Attributes:
+        keys: keys, strings.
+        shards: corpus shard of each image, strings.
+        truth: index of its class.
+        predicted: index of the predicted class.
+        confidence: of the prediction, a fraction.
+    """
+
+    keys: Array
+    shards: Array
+    truth: Array
+    predicted: Array
+    confidence: Array
+
+    @property
+    def correct(self) -> Array:
+        """Whether the model is right about each."""
+        return np.asarray(self.predicted == self.truth)
+
+
+@dataclass(frozen=True)
+class Model:
+    """A trained model of the run: the first teacher, a student or the control arm.
+
+    Attributes:
+        folder: `gen-00`, or `control`.
+        row: its row of result.json.
+        scores: its evaluation.json; empty where there is none.
+    """
+
+    folder: str
+    row: dict[str, Any]
+    scores: dict[str, Any]
+
+    @property
+    def is_control(self) -> bool:
+        """Whether this is the control arm."""
+        return self.folder == CONTROL
+
+    @property
+    def name(self) -> str:
+        """`generation 1`, or `control arm`."""
+        return "control arm" if self.is_control else f"generation {self.row['generation']}"
+
+    @property
+    def kind(self) -> str:
+        """`control`, `teacher` (the first one) or `student`."""
+        return "control" if self.is_control else str(self.row["role"])
+
+    def of(self, split: str) -> dict[str, Any]:
+        """Scores on validation or test; empty where there are none."""
+        return dict(self.scores.get(split) or {})
+
+    @property
+    def robustness(self) -> dict[str, Any]:
+        """Scores on corrupted, perturbed and adversarial images; empty where there are none."""
+        return dict(self.scores.get("robustness") or {})
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What a student was taught: the pseudo-labels and the rows chosen from them.
+
+    Attributes:
+        generation: the student's.
+        teacher: generation of the model that labeled.
+    """
+
+    generation: int
+    teacher: int
+    labels: PseudoLabels
+    selection: Selection
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run."""
+
+    layout: RunLayout
+    result: dict[str, Any]
+    config: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        """The run's name."""
+        return str(self.result["name"])
+
+    @property
+    def mark(self) -> str:
+        """Changes with the result."""
+        return storage.fingerprint(self.result)
+
+    @property
+    def classes(self) -> list[str]:
+        """Class names in the order of their indices."""
+        return [str(name) for name in self.result["data"]["classes"]]
+
+    @cached_property
+    def models(self) -> list[Model]:
+        """The generations in order, then the control arm."""
+        rows = [(f"gen-{row['generation']:02d}", row) for row in self.result["generations"]]
+        if self.result.get("control"):
+            rows.append((CONTROL, self.result["control"]))
+        return [Model(folder, row, self._scores(folder)) for folder, row in rows]
+
+    def _scores(self, folder: str) -> dict[str, Any]:
+        path = storage.join(self.layout.root, folder, "evaluation.json")
+        return storage.read_json(path) if storage.exists(path) else {}
+
+    @property
+    def commit(self) -> str | None:
+        """Commit of the program that trained the best model, where it is known."""
+        path = storage.join(self.layout.root, self.best.folder, "bundle", "ns_ray.json")
+        return storage.read_json(path).get("git_sha") if storage.exists(path) else None
+
+    @property
+    def teacher(self) -> Model:
+        """The first teacher."""
+        return self.models[0]
+
+    @property
+    def control(self) -> Model | None:
+        """The control arm."""
+        return self.models[-1] if self.models[-1].is_control else None
+
+    @property
+    def best(self) -> Model:
+        """The model that is served."""
+        return self.models[int(self.result["best_generation"])]
+
+    @property
+    def student(self) -> Model:
+        """The best student: the best model, or the last student where the teacher stayed best."""
+        if self.best is not self.teacher:
+            return self.best
+        return [model for model in self.models if not model.is_control][-1]
+
+    @property
+    def split(self) -> str:
+        """The images that the headline is about: test where there is one."""
+        return "test" if self.best.row.get("test_top1") is not None else "validation"
+
+    def top1(self, model: Model) -> float:
+        """Accuracy on the headline's images, a fraction."""
+        return float(model.row["test_top1" if self.split == "test" else "val_top1"])
+
+    @cached_property
+    def lessons(self) -> list[Lesson]:
+        """One for each student."""
+        found = []
+        for g in range(1, len(self.result["generations"])):
+            selection = open_selection(self.layout.selection(g))
+            # Refused, a student's teacher teaches the next one too, from the labels that exist.
+            folder = selection.labels.rstrip("/").split("/")[-2]
+            labels = open_labels(storage.join(self.layout.root, folder, "pseudo_labels"))
+            found.append(Lesson(g, int(folder.removeprefix("gen-")) - 1, labels, selection))
+        return found
+
+    def corpus(self, split: str) -> Corpus | None:
+        """Labeled, unlabeled, validation or test images; None where the run has none."""
+        path = self.layout.corpus(split)
+        return open_corpus(path) if storage.published(path) else None
+
+    def predictions(self, model: Model, split: str) -> Predictions | None:
+        """What a model said about validation or test images; None where that is gone."""
+        if (model.folder, split) not in self._predictions:
+            self._predictions[model.folder, split] = self._read_predictions(model, split)
+        return self._predictions[model.folder, split]
+
+    @cached_property
+    def _predictions(self) -> dict[tuple[str, str], Predictions | None]:
+        return {}
+
+    def _read_predictions(self, model: Model, split: str) -> Predictions | None:
+        done = storage.published(storage.join(self.layout.root, model.folder, "evaluation", split))
+        corpus = self.corpus(split)
+        if done is None or corpus is None:
+            return None
+        tables = []
+        files = {name.split(".", 1)[0]: name for name in done.files if _is_labels(name)}
+        for shard, truth in corpus.scan(["key", "label"]):
+            path = (model.folder, "evaluation", split, files[shard.name])
+            table = storage.read_table(
+                storage.join(self.layout.root, *path), ["key", "label", "confidence", "shard"]
+            )
+            rows = pc.index_in(table["key"], value_set=truth["key"].combine_chunks())
+            tables.append(table.append_column("truth", truth["label"].take(rows)))
+        table = pa.concat_tables(tables).sort_by("key")
+        column = {name: table[name].to_numpy() for name in table.column_names}
+        return Predictions(
+            keys=column["key"],
+            shards=column["shard"],
+            truth=column["truth"],
+            predicted=column["label"],
+            confidence=column["confidence"],
+        )
+
+
+def open_run(path: str) -> Run:
+    """A finished run's folder or URI.
+
+    Raises:
+        ConfigError: there is no run.
+        DataError: the run has not finished.
+    """
+    layout = RunLayout(storage.absolute(path))
+    if not storage.exists(layout.config):
+        raise ConfigError(f"{layout.root} is no run: it has no config.yaml; give a run's folder")
+    if not storage.exists(layout.result):
+        raise DataError(
+            f"{layout.root} has no result.json: the run has not finished; start it again"
+        )
+    config = yaml.safe_load(storage.read_bytes(layout.config))
+    return Run(layout, storage.read_json(layout.result), config)
+
+
+def matched(a: Array, b: Array) -> tuple[Array, Array]:
+    """Positions in each of two arrays of unique keys of those that both hold."""
+    at_a = pc.index_in(pa.array(b), value_set=pa.array(a)).to_numpy(zero_copy_only=False)
+    at_b = np.flatnonzero(~np.isnan(at_a.astype(np.float64)))
+    return at_a[at_b].astype(np.int64), at_b
+
+
+@dataclass(frozen=True)
+class Kept:
+    """How right a class's pseudo-labels are, as far as validation images can tell.
+
+    Attributes:
+        rows: validation images that the teacher gives this class and selection would not drop.
+        right: those that are of this class.
+    """
+
+    rows: int
+    right: int
+
+
+def kept_precision(run: Run, lesson: Lesson) -> list[Kept] | None:
+    """Per class, on validation: the teacher's answers above the class's threshold of confidence.
+    None where the teacher's predictions are gone."""
+    found = run.predictions(run.models[lesson.teacher], "validation")
+    if found is None:
+        return None
+    facts = lesson.selection.facts
+    cuts = np.array(
+        [
+            facts["threshold"] if row["threshold"] is None else row["threshold"]
+            for row in facts["table"]
+        ],
+        np.float32,
+    )
+    above = found.confidence > cuts[found.predicted]
+    rows = np.bincount(found.predicted[above], minlength=len(cuts))
+    right = np.bincount(found.predicted[above & found.correct], minlength=len(cuts))
+    return [Kept(int(n), int(k)) for n, k in zip(rows, right, strict=True)]
+
+
+def confusion(run: Run, model: Model) -> Array | None:
+    """int64 [true class, predicted class] on the headline's images."""
+    counts = model.of(run.split).get("confusion")
+    if counts is not None:
+        return np.array(counts, np.int64)
+    found = run.predictions(model, run.split)
+    if found is None:
+        return None
+    size = len(run.classes)
+    cells = found.truth.astype(np.int64) * size + found.predicted
+    return np.asarray(np.bincount(cells, minlength=size * size).reshape(size, size), np.int64)
+
+
+def unreadable(run: Run) -> list[dict[str, Any]]:
+    """Images that could not be used: {corpus, reason, rows, examples: [uri]}, most rows first."""
+    found: dict[tuple[str, str], dict[str, Any]] = {}
+    for split in SPLITS:
+        corpus = run.corpus(split)
+        paths = [storage.join(corpus.path, "rejected.parquet")] if corpus else []
+        if split == "unlabeled" and run.lessons:
+            labels = run.lessons[0].labels
+            done = storage.published(labels.path)
+            names = [n for n in done.files if n.startswith(REJECTED_PREFIX)] if done else []
+            paths += [storage.join(labels.path, name) for name in names]
+        for path in filter(storage.exists, paths):
+            table = storage.read_table(path, ["uri", "reason"])
+            for reason in pc.unique(table["reason"]).to_pylist():
+                uris = table["uri"].filter(pc.equal(table["reason"], reason))
+                row = {"corpus": split, "reason": reason, "rows": 0, "examples": []}
+                row = found.setdefault((split, reason), row)
+                row["rows"] += len(uris)
+                row["examples"] = sorted([*row["examples"], *uris.slice(0, 3).to_pylist()])[:3]
+    return sorted(found.values(), key=lambda row: -int(row["rows"]))
+
+
+def families(robustness: Mapping[str, Any]) -> dict[str, list[float]]:
+    """Family of corruptions -> mean accuracy at each severity from 1 to 5, as fractions."""
+    errors: dict[str, list[list[float]]] = {}
+    for corruption in robustness.get("corruptions", {}).values():
+        by_severity = [float(corruption["error"][str(s)]) for s in range(1, 6)]
+        errors.setdefault(str(corruption["family"]), []).append(by_severity)
+    return {name: [float(1 - x) for x in np.mean(rows, axis=0)] for name, rows in errors.items()}
+
+
+def _is_labels(name: str) -> bool:
+    return name.endswith(".parquet") and not name.startswith(REJECTED_PREFIX)

@@ -1,0 +1,261 @@
+"""The report: what it says, in a real browser, and about damaged or different runs."""
+
+import json
+import re
+import shutil
+from collections.abc import Callable
+from html import unescape
+from pathlib import Path
+
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import Browser, Page
+from reported import CLASSES, PILE, TEST, WRONG, config, keys_of, write_run
+from typer.testing import CliRunner
+
+from ns_ray import report, storage
+from ns_ray.cli import app
+from ns_ray.report import gallery, words
+from ns_ray.report.facts import kept_precision, open_run
+from ns_ray.run import execute
+
+Open = Callable[..., Page]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with its report; tests that change it make a copy."""
+    root = write_run(tmp_path_factory.mktemp("made"))
+    report.write(str(root))
+    return root
+
+
+def text_of(root: Path, name: str = "report.html") -> str:
+    return (root / name).read_text()
+
+
+def plain(html: str) -> str:
+    return re.sub(r"\s+", " ", unescape(re.sub(r"<[^>]+>", " ", html)))
+
+
+def invoke(*arguments: str) -> tuple[int, str]:
+    result = CliRunner().invoke(app, ["report", *arguments])
+    return result.exit_code, result.stdout
+
+
+# ------------------------------------------------------------------------------------- content
+
+
+def test_the_verdict_is_a_question_and_an_answer(made: Path) -> None:
+    run = open_run(str(made))
+    assert words.asked(run) == (
+        f"Do {PILE} unlabeled images make a better classifier of 3 classes than 12 labeled ones "
+        "alone?"
+    )
+    # 10 images gained and none lost: p = 0.5 ** 10 / 2; against the control arm 8: 0.5 ** 8 / 2.
+    assert words.outcome(run) == (
+        f"Yes: generation 2 is right on 95.0% of {TEST} test images, 25.0 points above the first "
+        "teacher (p < 0.001) and 20.0 points above the control arm, which had the same noise and "
+        "no unlabeled image (p = 0.002)."
+    )
+    assert words.outcome(run) in plain(text_of(made))
+
+
+@pytest.mark.parametrize(
+    ("change", "beginning"),
+    [
+        ({"best_generation": 0, "status": "no_student_accepted"}, "No: none of the students was"),
+        ({"best_generation": 1}, "Not proven: generation 1 is right on 80.0%"),
+    ],
+)
+def test_the_verdict_claims_no_more_than_was_shown(
+    made: Path, change: dict[str, object], beginning: str
+) -> None:
+    run = open_run(str(made))
+    run.result.update(change)
+    assert words.outcome(run).startswith(beginning)
+
+
+def test_the_numbers_are_those_of_the_run(made: Path) -> None:
+    shown = plain(text_of(made))
+    for folder, wrong in WRONG.items():
+        scores = json.loads((made / folder / "evaluation.json").read_text())
+        assert f"{scores['test']['top1']:.1%}" in shown
+        assert f"{scores['test']['ece']:.1%}" in shown
+        assert scores["test"]["top1"] == 1 - wrong / TEST
+    mean = json.loads((made / "gen-02" / "evaluation.json").read_text())["robustness"]
+    assert f"{mean['mean_corruption_error']:.1%}" in shown
+    facts = storage.published(str(made / "gen-02" / "selection")).facts
+    for row in facts["table"]:
+        numbers = [row["labeled"], row["rows"], row["kept"], row["copies"]]
+        assert " ".join(f"{n:,}" for n in numbers) in shown
+    assert "4 /pictures/bad0.png" in shown.replace("truncated ", "")
+    assert "321/s" in shown
+
+
+def test_precision_of_pseudo_labels_is_measured_on_validation(made: Path) -> None:
+    run = open_run(str(made))
+    first = kept_precision(run, run.lessons[0])
+    # The teacher's first 12 of 30 answers are wrong: each class gets 10 answers, 4 of them wrong.
+    assert [(k.rows, k.right) for k in first] == [(10, 6)] * 3
+    assert run.lessons[1].teacher == 1
+    assert "6 of 10" in plain(text_of(made))
+
+
+def test_the_galleries_show_the_rows_they_promise(made: Path) -> None:
+    run = open_run(str(made))
+    pile, labeled = gallery.of_run(run)
+    shown = {g.title: ([p.key for p in g.pictures], g.total) for g in [*pile, *labeled]}
+    keys = keys_of("unlabeled", PILE)
+    sure, unsure, low, full, changed = (shown[g.title] for g in pile)
+    kept = storage.published(str(made / "gen-02" / "selection")).facts["kept"]
+    assert sure[0][0] == keys[-1]
+    assert sure[1] == unsure[1] == kept
+    assert unsure[0][0] == min(
+        key
+        for shard in run.lessons[1].selection.files
+        for key in run.lessons[1].selection.read(shard)["key"].to_pylist()
+    )
+    assert low[0] == keys[:12]
+    assert set(full[0]).isdisjoint(set(low[0]) | set(sure[0]))
+    assert changed == ([keys[5], keys[4], keys[3]], 3)  # wrong in the first labels only
+    test = keys_of("test", TEST)
+    right, wrong, both = (shown[g.title] for g in labeled)
+    assert (sorted(right[0]), right[1]) == (test[2:12], 10)
+    assert wrong == both == ([], 0)
+    thumbs = gallery.thumbnails(run, [*pile, *labeled])
+    assert set(thumbs) == {(p.corpus, p.key) for g in [*pile, *labeled] for p in g.pictures}
+
+
+def test_what_was_not_measured_is_left_out(tmp_path: Path) -> None:
+    root = write_run(tmp_path, plain=True)
+    result = storage.read_json(str(root / "result.json"))
+    result["control"] = None
+    result["data"].pop("test")
+    for row in result["generations"]:
+        row["test_top1"] = None
+    storage.write_json(str(root / "result.json"), result)
+    shutil.rmtree(root / "corpora" / "test")
+    shutil.rmtree(root / "corpora" / "unlabeled")
+    shown = plain(Path(report.write(str(root))).read_text())
+    assert "of 30 validation images" in shown
+    for absent in ("Robustness", "How often a model is right", "control arm", "None%", "nan"):
+        assert absent not in shown
+    assert "Confusions that changed most" in shown
+
+
+def test_a_page_needs_nothing_from_outside(made: Path) -> None:
+    html = text_of(made)
+    outside = re.findall(r"""(?:src|href|url)\s*[=(]\s*["']?(?!data:|#)([^"'\s)>]+)""", html)
+    assert outside == []
+    assert "<script" not in html
+    assert len(html) < 500_000
+
+
+# ------------------------------------------------------------------------------------- browser
+
+
+@pytest.fixture
+def opened(browser: Browser) -> Open:
+    """Opens a page, and fails on anything it complains about or fetches."""
+
+    def open_page(path: Path, width: int, scheme: str) -> Page:
+        page = browser.new_page(viewport={"width": width, "height": 800}, color_scheme=scheme)
+        complaints: list[str] = []
+        page.on("console", lambda message: complaints.append(message.text))
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.on(
+            "request",
+            lambda r: r.url.startswith(("file:", "data:")) or complaints.append(r.url),
+        )
+        page.goto(path.as_uri())
+        page.wait_for_load_state()
+        assert complaints == []
+        return page
+
+    return open_page
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(1200, "light"), (360, "dark")])
+def test_the_report_in_a_browser(made: Path, opened: Open, width: int, scheme: str) -> None:
+    page = opened(made / "report.html", width, scheme)
+    assert page.title() == "made: Noisy Student report"
+    # Nothing makes the page wider than the screen, and every picture is there and described.
+    assert page.evaluate("document.documentElement.scrollWidth") == width
+    images = page.locator("img")
+    assert images.count() > 40
+    assert images.evaluate_all("all => all.every(i => i.alt && i.complete && i.naturalWidth > 0)")
+    charts = page.locator("svg[role=img]")
+    assert charts.evaluate_all("all => all.every(c => c.getAttribute('aria-label'))")
+    assert page.locator("svg.chart").count() == 3 + 1 + 1 + 4 + 1
+    assert page.get_by_role("rowheader", name=CLASSES[2]).count() >= 2  # as text, not as a script
+    headings = page.get_by_role("heading", level=2).all_inner_texts()
+    assert headings == [
+        *("Accuracy", "Robustness", "Calibration", "Confusions", "Pseudo-labels", "Images"),
+        *("Time", "Data and settings"),
+    ]
+    found = Axe().run(page)
+    assert found.violations_count == 0, found.generate_report()
+    page.close()
+
+
+def test_a_comparison_in_a_browser(made: Path, opened: Open, tmp_path: Path) -> None:
+    other = write_run(tmp_path, "other", train={"epochs": 7})
+    shutil.copy(other / "gen-00" / "evaluation.json", other / "gen-02" / "evaluation.json")
+    code, printed = invoke(str(made), str(other))
+    assert (code, printed) == (0, f"{other}/compare-made.html\n")
+    page = opened(other / "compare-made.html", 400, "light")
+    assert page.get_by_role("heading", level=1).inner_text() == "made → other"
+    assert "epochs: 50" in page.content()
+    found = Axe().run(page)
+    assert found.violations_count == 0, found.generate_report()
+    page.close()
+
+
+# ---------------------------------------------------------------------------------------- doors
+
+
+def test_the_command_rebuilds_the_report(made: Path) -> None:
+    (made / "report.html").unlink()
+    assert invoke(str(made)) == (0, f"{made}/report.html\n")
+    assert (made / "report.html").exists()
+
+
+def test_mistakes_end_with_one_line(made: Path, tmp_path: Path) -> None:
+    unfinished = tmp_path / "unfinished"
+    shutil.copytree(made, unfinished)
+    (unfinished / "result.json").unlink()
+    strange = tmp_path / "strange"
+    shutil.copytree(made, strange)
+    result = storage.read_json(str(strange / "result.json"))
+    result["data"]["classes"] = ["cat", "cow", "dog"]
+    storage.write_json(str(strange / "result.json"), result)
+    for arguments, code, words_of_it in (
+        ((str(tmp_path),), 2, "is no run"),
+        ((str(unfinished),), 3, "has not finished"),
+        ((str(made), str(strange)), 3, "know different classes (<script>"),
+        ((str(made), "--out", "x.html"), 2, "RUN/report.html"),
+    ):
+        found, printed = invoke(*arguments)
+        assert (found, printed.count("\n")) == (code, 1), printed
+        assert words_of_it in printed
+
+
+def test_a_run_ends_with_its_report_and_outlives_a_failing_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = write_run(tmp_path)
+    settings = config(tmp_path, "made")
+    capsys.readouterr()
+    assert execute(settings) == 0
+    assert capsys.readouterr().out.endswith(f"report: {root}/report.html\n")
+    written = (root / "report.html").stat().st_mtime_ns
+    assert execute(settings) == 0  # nothing has changed
+    assert (root / "report.html").stat().st_mtime_ns == written
+    (root / "report.html").unlink()
+    (root / "gen-01" / "evaluation.json").write_text("{")
+    capsys.readouterr()
+    assert execute(settings) == 0
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.startswith("the report could not be written: ")
+    assert last.endswith(f"ns-ray report {root} tries again")
