@@ -152,6 +152,16 @@ def read_rows(path: str, column: str, values: list[str], columns: list[str]) -> 
     return table.filter(pc.is_in(table[column], wanted))
 
 
+def read_first(path: str, rows: int, columns: list[str]) -> pa.Table:
+    """At most so many rows from the beginning of a Parquet file, with some of their columns."""
+    fs, inner = filesystem(path)
+    with fs.open_input_file(inner) as source:
+        file = pq.ParquetFile(source)
+        batch = next(file.iter_batches(rows, columns=columns), None)
+        schema = pa.schema([file.schema_arrow.field(name) for name in columns])
+        return pa.Table.from_batches([batch] if batch is not None else [], schema)
+
+
 def write_table(path: str, table: pa.Table, row_group_size: int = 256) -> None:
     """Write a Parquet file that appears whole or not at all."""
     sink = pa.BufferOutputStream()

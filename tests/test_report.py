@@ -1,5 +1,7 @@
 """The report: what it says, in a real browser, and about damaged or different runs."""
 
+import base64
+import io
 import json
 import re
 import shutil
@@ -9,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
+from PIL import Image
 from playwright.sync_api import Browser, Page
 from reported import CLASSES, PILE, TEST, WRONG, config, keys_of, write_run
 from typer.testing import CliRunner
@@ -18,6 +21,7 @@ from ns_ray.cli import app
 from ns_ray.report import gallery, words
 from ns_ray.report.facts import kept_precision, open_run
 from ns_ray.run import execute
+from ns_ray.schema import Shard
 
 Open = Callable[..., Page]
 
@@ -259,3 +263,29 @@ def test_a_run_ends_with_its_report_and_outlives_a_failing_one(
     last = capsys.readouterr().out.splitlines()[-1]
     assert last.startswith("the report could not be written: ")
     assert last.endswith(f"ns-ray report {root} tries again")
+
+
+def test_a_thumbnail_is_small_and_upright() -> None:
+    photo = Image.new("RGB", (1200, 800), "red")
+    photo.paste("blue", (0, 0, 1200, 200))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned by a quarter
+    data = io.BytesIO()
+    photo.save(data, "JPEG", exif=exif)
+    thumb = gallery.thumbnail(data.getvalue())
+    assert (thumb.width, thumb.height) == (round(gallery.SIDE * 2 / 3), gallery.SIDE)
+    kind, _, text = thumb.source.partition(";base64,")
+    small = Image.open(io.BytesIO(base64.b64decode(text)))
+    assert kind == "data:image/webp"
+    red, _, blue = small.convert("RGB").getpixel((small.width - 5, 5))
+    assert blue > 200 > 60 > red
+
+
+def test_galleries_of_a_large_pile_come_from_some_of_its_shards() -> None:
+    shards = [Shard(f"shard-{i:05d}", "", 1000, gallery.SCANNED_BYTES // 10) for i in range(200)]
+    some = gallery.sample(shards)
+    assert len(some) == len(set(some)) == 10
+    assert some[-1] in shards[150:]
+    assert gallery.sample(shards[:9]) == shards[:9]
+    assert gallery.sample([Shard("one", "", 1, 10**12)])[0].name == "one"
+    assert gallery.sample([]) == []

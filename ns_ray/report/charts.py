@@ -26,6 +26,9 @@ from ns_ray.report.facts import Array
 WIDTH = 5.0
 """Inches: 360 units of the drawing, about a phone's width in CSS pixels."""
 
+CROWDED = 6
+"""More models than this are named in smaller letters."""
+
 COLORS = {
     "ink": "#010101",
     "muted": "#020202",
@@ -104,7 +107,7 @@ class Score:
 def limits(scores: Iterable[Score | None]) -> tuple[float, float]:
     """Ends of an axis that shows all of some scores, with a little room."""
     ends = [end for s in scores if s for end in (s.value, *(s.interval or ()))] or [0.0, 1.0]
-    room = max((max(ends) - min(ends)) * 0.08, 0.005)
+    room = max((max(ends) - min(ends)) * 0.08, 0.02)  # ticks are whole percents
     return max(0.0, min(ends) - room), min(1.005, max(ends) + room)
 
 
@@ -131,8 +134,14 @@ def accuracies(
             for x, ((_, kind), score) in enumerate(zip(rows, scores, strict=True)):
                 if score is not None:
                     _score(axes, x + float(offset), score, kind, solid)
-        axes.set_xticks(range(len(rows)), [label.replace(" ", "\n", 1) for label, _ in rows])
-        axes.set_xlim(-0.8, len(rows) - 0.55)
+        main = next(iter(splits.values()))
+        ticks = [
+            label + (f"\n{score.value:.1%}" if score else "")
+            for (label, _), score in zip(rows, main, strict=True)
+        ]
+        size = 12 if len(rows) <= CROWDED else 12 * CROWDED / len(rows)
+        axes.set_xticks(range(len(rows)), ticks, fontsize=size, color=COLORS["ink"])
+        axes.set_xlim(-0.6, len(rows) - 0.4)
         axes.set_ylim(*(ends or limits(s for scores in splits.values() for s in scores)))
         axes.yaxis.set_major_formatter("{x:.0%}")
         axes.yaxis.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 5, 10]))
@@ -140,26 +149,14 @@ def accuracies(
 
 
 def _score(axes: Axes, x: float, score: Score, kind: str, solid: bool) -> None:
-    """A mark, its interval, and its value where it is solid."""
+    """A mark and its interval."""
     color = COLORS[kind]
     if score.interval:
         axes.plot([x, x], list(score.interval), color=color, linewidth=1.6)
     face = color if solid else COLORS["paper"]
     axes.plot(x, score.value, MARKERS[kind], color=color, mfc=face, markersize=8)
-    if not solid:
-        return
-    if kind == "control":
+    if solid and kind == "control":
         axes.axhline(score.value, color=color, linewidth=1, dashes=(2, 3), zorder=1)
-    axes.annotate(
-        f"{score.value:.1%}",
-        (x, score.value),
-        (-9, 0),
-        textcoords="offset points",
-        ha="right",
-        va="center",
-        fontsize=11,
-        bbox={"fc": COLORS["paper"], "ec": "none", "pad": 1.5},
-    )
 
 
 def lines(

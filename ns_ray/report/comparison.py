@@ -131,7 +131,12 @@ def _accuracy_charts(
     names: tuple[str, str], runs: tuple[Run, Run], split: str
 ) -> list[tuple[str, Markup]]:
     """Both runs' accuracies on one scale."""
-    limits = charts.limits(s for run in runs for s in page.scores_of(run, split).values())
+    limits = charts.limits(
+        score
+        for run in runs
+        for shown in (split, "validation")
+        for score in page.scores_of(run, shown).values()
+    )
     return [
         (name, page.accuracy_chart(run, split, f"accuracy-{i}", limits))
         for i, (name, run) in enumerate(zip(names, runs, strict=True))

@@ -301,25 +301,41 @@ def confusion(run: Run, model: Model) -> Array | None:
 
 
 def unreadable(run: Run) -> list[dict[str, Any]]:
-    """Images that could not be used: {corpus, reason, rows, examples: [uri]}, most rows first."""
-    found: dict[tuple[str, str], dict[str, Any]] = {}
+    """Images that could not be used: {corpus, reason, rows, examples: [uri]}, most rows first.
+    Examples are looked for among the first ones only."""
+    found = []
     for split in SPLITS:
         corpus = run.corpus(split)
-        paths = [storage.join(corpus.path, "rejected.parquet")] if corpus else []
-        if split == "unlabeled" and run.lessons:
-            labels = run.lessons[0].labels
-            done = storage.published(labels.path)
-            names = [n for n in done.files if n.startswith(REJECTED_PREFIX)] if done else []
-            paths += [storage.join(labels.path, name) for name in names]
-        for path in filter(storage.exists, paths):
-            table = storage.read_table(path, ["uri", "reason"])
-            for reason in pc.unique(table["reason"]).to_pylist():
-                uris = table["uri"].filter(pc.equal(table["reason"], reason))
-                row = {"corpus": split, "reason": reason, "rows": 0, "examples": []}
-                row = found.setdefault((split, reason), row)
-                row["rows"] += len(uris)
-                row["examples"] = sorted([*row["examples"], *uris.slice(0, 3).to_pylist()])[:3]
-    return sorted(found.values(), key=lambda row: -int(row["rows"]))
+        for reason, rows in (corpus.rejected if corpus else {}).items():
+            assert corpus is not None
+            path = storage.join(corpus.path, "rejected.parquet")
+            examples = _examples([path]).get(reason, [])
+            found.append({"corpus": split, "reason": reason, "rows": rows, "examples": examples})
+    if run.lessons and run.lessons[0].labels.facts.get("rejected"):
+        labels = run.lessons[0].labels
+        done = storage.published(labels.path)
+        names = [n for n in done.files if n.startswith(REJECTED_PREFIX)] if done else []
+        by_reason = _examples([storage.join(labels.path, name) for name in names[:10]])
+        found.append(
+            {
+                "corpus": "unlabeled",
+                "reason": f"unreadable when labeled: {', '.join(by_reason)}",
+                "rows": int(labels.facts["rejected"]),
+                "examples": [uri for uris in by_reason.values() for uri in uris][:3],
+            }
+        )
+    return sorted(found, key=lambda row: -int(row["rows"]))
+
+
+def _examples(paths: list[str]) -> dict[str, list[str]]:
+    """Up to three images per reason of rejection."""
+    found: dict[str, list[str]] = {}
+    for path in filter(storage.exists, paths):
+        for row in storage.read_first(path, 10_000, ["uri", "reason"]).to_pylist():
+            known = found.setdefault(row["reason"], [])
+            if len(known) < 3:
+                known.append(row["uri"])
+    return found
 
 
 def families(robustness: Mapping[str, Any]) -> dict[str, list[float]]:

@@ -1,5 +1,6 @@
 """The page of one run: findings, charts and galleries, put into the template."""
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -58,7 +59,7 @@ def run_page(run: Run) -> str:
         reliability=[
             found
             for model in run.models
-            if (found := reliability_of(model, run.split, model.name, model.kind))
+            if (found := reliability_of(model, run.split, model.name.capitalize(), model.kind))
         ],
         confusions=confusions(run),
         lessons=[lesson_facts(run, lesson) for lesson in reversed(run.lessons)],
@@ -170,7 +171,9 @@ def accuracy_chart(
     run: Run, split: str, name: str = "accuracy", limits: tuple[float, float] | None = None
 ) -> Markup:
     """Accuracy per generation with intervals, and the control arm. Test is drawn solid."""
-    rows = [(model.name.replace("generation", "gen."), model.kind) for model in run.models]
+    rows = [
+        ("control" if m.is_control else f"gen. {m.row['generation']}", m.kind) for m in run.models
+    ]
     splits = {s: list(scores_of(run, s).values()) for s in dict.fromkeys((split, "validation"))}
     told = "; ".join(
         f"{model.name} {words.percent(score.value)}"
@@ -247,12 +250,13 @@ def _errors(scored: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 def _summary(scored: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[str]]]:
     """Rows of figures over all corruptions and perturbations; those that nobody has are left
     out."""
-    relative = next((r["relative_to"] for r in scored if r.get("relative_to")), "the first teacher")
+    base = next((str(r["relative_to"]) for r in scored if r.get("relative_to")), "gen-00")
+    relative = re.sub(r"^gen-0*(\d+)$", r"generation \1", base)
     rows = [
-        ("mean corruption error", "mean_corruption_error"),
-        (f"error relative to {relative}", "relative"),
+        ("Mean corruption error", "mean_corruption_error"),
+        (f"Error relative to {relative}", "relative"),
         ("mCE (relative to AlexNet)", "mce"),
-        ("mean flip rate", "mean_flip_rate"),
+        ("Mean flip rate", "mean_flip_rate"),
         ("mFR (relative to AlexNet)", "mfr"),
     ]
     return [
@@ -271,7 +275,7 @@ def reliability_of(model: Model, split: str, name: str, kind: str) -> tuple[str,
     text = f"Accuracy against confidence of {name}; mean gap (ECE) {ece}."
     identity = f"reliability-{kind}-{model.folder}"
     return (
-        f"{name[:1].upper()}{name[1:]}: ECE {ece}",
+        f"{name}: ECE {ece}",
         charts.reliability(identity, scores["reliability"], kind, text),
     )
 
@@ -299,7 +303,7 @@ def confusions(run: Run) -> dict[str, Any] | None:
                 }
             )
     chart = None
-    if len(run.classes) <= MAX_MATRIX:
+    if change.any() and len(run.classes) <= MAX_MATRIX:
         right = int(np.trace(change))
         text = f"Change of the confusion matrix: {right:+d} images right. The table has the pairs."
         chart = charts.confusion_change(change, run.classes, text)
