@@ -20,16 +20,19 @@ import numpy as np
 import torch
 from machine import machine
 
-from ns_ray import inference
-from ns_ray.bundle import Bundle, save
-from ns_ray.config import LabelConfig, ModelConfig, PredictConfig, ResourcesConfig
-from ns_ray.images import encode_png
-from ns_ray.models import build
-from ns_ray.packing import pack
-from ns_ray.pseudo_label import pseudo_label
-from ns_ray.resources import Pool
 from ns_ray.runtime import cluster, prepare
-from ns_ray.schema import Corpus
+
+prepare()  # before anything imports Ray
+
+from ns_ray import inference  # noqa: E402
+from ns_ray.bundle import Bundle, save  # noqa: E402
+from ns_ray.config import LabelConfig, ModelConfig, PredictConfig, ResourcesConfig  # noqa: E402
+from ns_ray.images import encode_png  # noqa: E402
+from ns_ray.models import build  # noqa: E402
+from ns_ray.packing import pack  # noqa: E402
+from ns_ray.pseudo_label import pseudo_label  # noqa: E402
+from ns_ray.resources import Pool  # noqa: E402
+from ns_ray.schema import Corpus  # noqa: E402
 
 SHARD_SECONDS = 0.2
 
@@ -126,7 +129,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", type=int, default=16_384)
     args = parser.parse_args()
-    prepare()
     torch.manual_seed(0)
     model = build(ModelConfig(model="test_resnet", image_size=32, crop_pct=1.0), 10)
     with (

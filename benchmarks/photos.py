@@ -42,10 +42,10 @@ def imagenet_photos() -> list[tuple[bytes, int]]:
 
 
 def jpeg(seed: int, sources: list[Image.Image], size: tuple[int, int], quality: int) -> bytes:
-    """A random crop (a third to all of a photograph), brightness changed a little, as a JPEG."""
+    """A random crop (a half to all of a photograph), brightness changed a little, as a JPEG."""
     rng = np.random.default_rng(seed)
     source = sources[int(rng.integers(len(sources)))]
-    scale = float(rng.uniform(0.35, 1.0)) ** 0.5
+    scale = float(rng.uniform(0.5, 1.0)) ** 0.5
     width = scale * min(source.width, source.height * size[0] / size[1])
     height = width * size[1] / size[0]
     left = float(rng.uniform(0, source.width - width))
@@ -53,7 +53,7 @@ def jpeg(seed: int, sources: list[Image.Image], size: tuple[int, int], quality: 
     box = (left, top, left + width, top + height)
     image = source.resize(size, Image.Resampling.BICUBIC, box=box)
     image = ImageEnhance.Brightness(image).enhance(float(rng.uniform(0.7, 1.3)))
-    noisy = np.asarray(image, np.float32) + rng.normal(0, 6, (size[1], size[0], 3))
+    noisy = np.asarray(image, np.float32) + rng.normal(0, 3, (size[1], size[0], 3))
     buffer = io.BytesIO()
     Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).save(buffer, "JPEG", quality=quality)
     return buffer.getvalue()
@@ -72,7 +72,7 @@ def write(
     count: int,
     *,
     size: tuple[int, int] = (500, 375),
-    quality: int = 93,
+    quality: int = 95,
     classes: int = 0,
 ) -> str:
     """Fill a folder with JPEGs, in a folder per (random) class if classes are asked for."""

@@ -159,11 +159,12 @@ def main() -> None:
     from models import imagenet_bundle
     from photos import write
 
-    from ns_ray.config import ResourcesConfig
-    from ns_ray.packing import pack
     from ns_ray.runtime import cluster, prepare
 
-    prepare()
+    prepare()  # before anything imports Ray
+    from ns_ray.config import ResourcesConfig
+    from ns_ray.packing import pack
+
     with tempfile.TemporaryDirectory() as work:
         bundle = imagenet_bundle("tf_efficientnet_lite0", f"{work}/bundle")
         folder = write(f"{work}/photos", 2048)

@@ -15,6 +15,7 @@ The same model, batch, noise (RandAugment, shift or crop, flip) and moving avera
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -110,6 +111,9 @@ def ours(
     name: str, size: int, batch: int, labeled: str, pile: str, epochs: str, work: str
 ) -> dict[str, Any]:
     """Seconds and images of a training from the call to the published bundle."""
+    from ns_ray.runtime import cluster, prepare
+
+    prepare()  # before anything imports Ray
     from ns_ray import resources
     from ns_ray.config import (
         LabelConfig,
@@ -121,11 +125,9 @@ def ours(
     )
     from ns_ray.packing import pack
     from ns_ray.pseudo_label import pseudo_label
-    from ns_ray.runtime import cluster, prepare
     from ns_ray.selection import select
     from ns_ray.train import fit
 
-    prepare()
     config = ResourcesConfig()
     train = validate(
         TrainConfig,
@@ -194,9 +196,10 @@ def ours(
 
 
 def apart(side: str, *arguments: Any) -> Any:
-    """The result of one side, in a process of its own."""
-    command = [sys.executable, __file__, "--side", side, *map(str, arguments)]
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    """The result of one side, in a process of its own, with the allocator as it comes."""
+    command = [sys.executable, "-W", "ignore", __file__, "--side", side, *map(str, arguments)]
+    environ = {k: v for k, v in os.environ.items() if not k.startswith("MALLOC_")}
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environ)
     return json.loads(done.stdout.splitlines()[-1])
 
 
