@@ -69,14 +69,13 @@ def timm_loop(name: str, size: int, batch: int, folder: str, images: int) -> lis
     from timm.data import ImageDataset, create_loader
     from timm.optim import create_optimizer_v2
     from timm.utils import ModelEmaV3
-    from torch.utils.data import Subset
 
     model = _model(name, size, 10)
     optimizer = create_optimizer_v2(model, opt="sgd", lr=0.01, momentum=0.9)
     ema = ModelEmaV3(model, decay=0.999)
     small = size < 64
     loader = create_loader(
-        Subset(ImageDataset(folder), range(images)),
+        ImageDataset(folder),
         input_size=(3, size, size),
         batch_size=batch,
         is_training=True,
@@ -103,6 +102,8 @@ def timm_loop(name: str, size: int, batch: int, folder: str, images: int) -> lis
                 start = time.perf_counter()
             else:
                 done += len(labels)
+            if done + batch >= images:
+                break
         rates.append(done / (time.perf_counter() - start))
     return rates
 
