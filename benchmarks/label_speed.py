@@ -235,8 +235,8 @@ def main() -> None:
         )
     print(
         "\nTop-1 agreement with fp32 torch after timm's transform: on foolbox's 20 ImageNet "
-        f"photos, on 500 crops of them (mean confidence {agree['objects']:.2f}), and on 500 crops of "
-        f"scenes that are no ImageNet class (mean confidence {agree['scenes']:.2f}):\n"
+        f"photos, on 500 crops of them (mean confidence {agree['objects']:.2f}), and on 500 crops "
+        f"of scenes that are no ImageNet class (mean confidence {agree['scenes']:.2f}):\n"
     )
     print("| | photos | crops | scenes | largest difference |\n|---|---:|---:|---:|---:|")
     for row in agree["rows"]:

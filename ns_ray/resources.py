@@ -82,9 +82,9 @@ def workers(config: ResourcesConfig, machine: Machine) -> Workers:
         )
     loaders = config.loaders
     if loaders is None:
-        # On a machine of our own they work while the model waits for them, and on idle CPUs; on a
-        # cluster their CPUs are set apart.
-        loaders = min(8, max(1, machine.cpus // count - (0 if machine.local else 1)))
+        # One CPU for the model: on a small machine a second loader costs the forward pass more than
+        # it brings (docs/performance.md).
+        loaders = min(8, max(1, machine.cpus // count - 1))
     cpus = config.cpus_per_worker
     if cpus is None:
         share = machine.cpus // count

@@ -21,16 +21,19 @@ from ns_ray.config import ResourcesConfig
 from ns_ray.errors import StageError
 from ns_ray.resources import Machine
 
-KEEP_MEMORY = {
+WORKER_ENVIRONMENT = {
+    "OMP_WAIT_POLICY": "PASSIVE",
     "MALLOC_ARENA_MAX": "1",
     "MALLOC_MMAP_THRESHOLD_": "4294967296",
     "MALLOC_TRIM_THRESHOLD_": "8589934592",
     "MALLOC_TOP_PAD_": "268435456",
 }
-"""Settings of glibc's allocator. By default it returns each large activation to the system and
-faults it in again at the next layer, which costs more than the arithmetic (docs/performance.md).
-One arena, because those of threads other than the main one cannot hold large blocks. They act on
-processes started afterwards: Ray's workers. `keep_memory` does the same for this one."""
+"""Threads of a forward pass that wait for each other sleep instead of spinning, so that decoding
+gets the CPU meanwhile. The others are settings of glibc's allocator: by default it returns each
+large activation to the system and faults it in again at the next layer, which costs more than the
+arithmetic (docs/performance.md). One arena, because those of threads other than the main one cannot
+hold large blocks. They act on processes started afterwards: Ray's workers. `keep_memory` does the
+same for this one."""
 
 _MALLOPT = {-8: 1, -3: 2**31 - 1, -1: 2**31 - 1, -2: 2**28}
 """The same as numbers of <malloc.h>: M_ARENA_MAX, M_MMAP_THRESHOLD, M_TRIM_THRESHOLD, M_TOP_PAD."""
@@ -58,7 +61,7 @@ def prepare() -> None:
     }
     if not os.environ.get("RAY_ADDRESS"):
         # Labeling and training are what the user is waiting for: no lower priority for workers.
-        defaults.update(KEEP_MEMORY, RAY_worker_niceness="0")
+        defaults.update(WORKER_ENVIRONMENT, RAY_worker_niceness="0")
         if "RAY_AUTH_MODE" not in os.environ:
             # Explicit, because the default depends on Ray's version and on files in the home
             # folder; a token of our own, because it lives as long as this cluster.
@@ -93,7 +96,9 @@ def _started(config: ResourcesConfig) -> Iterator[Machine]:
     import ray
 
     if os.environ.get("RAY_ADDRESS"):
-        _init(f"RAY_ADDRESS={os.environ['RAY_ADDRESS']}", runtime_env={"env_vars": KEEP_MEMORY})
+        _init(
+            f"RAY_ADDRESS={os.environ['RAY_ADDRESS']}", runtime_env={"env_vars": WORKER_ENVIRONMENT}
+        )
         try:
             yield _machine()
         finally:

@@ -22,7 +22,7 @@ def resources(**settings: Any) -> ResourcesConfig:
 @pytest.mark.parametrize(
     ("settings", "machine", "expected"),
     [
-        ({}, LAPTOP, Workers(1, 2.0, 0.0, 2, True)),
+        ({}, LAPTOP, Workers(1, 2.0, 0.0, 1, True)),
         ({"num_workers": 2}, LAPTOP, Workers(2, 1.0, 0.0, 1)),
         ({}, BOX, Workers(1, 16.0, 1.0, 8, True)),
         ({"gpus_per_worker": 0}, BOX, Workers(1, 16.0, 0.0, 8, True)),
