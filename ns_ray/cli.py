@@ -4,7 +4,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Annotated, Any
+from typing import Annotated, Any, cast, get_args
 
 import typer
 
@@ -26,7 +26,7 @@ from ns_ray.errors import ConfigError
 from ns_ray.layout import RunLayout
 from ns_ray.log import say
 from ns_ray.resources import Machine
-from ns_ray.settings import load_config, load_recipe, parse_sections
+from ns_ray.settings import load_config, load_recipe, parse_sections, set_value
 
 app = typer.Typer(
     add_completion=False,
@@ -292,6 +292,40 @@ def report(
         if other is None and out is not None:
             raise ConfigError(f"--out {out}: the report of one run is always RUN/report.html")
         say(pages.write(run) if other is None else pages.compare(run, other, out))
+
+    _finish(debug, work)
+
+
+@app.command()
+def serve(
+    bundle: Bundle,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen on.", min=1, max=65535)] = 8000,
+    api_key_file: Annotated[
+        str | None, typer.Option(help="File with one API key per line. None: no key is asked.")
+    ] = None,
+    ingress: Annotated[
+        str,
+        typer.Option(help="auto, haproxy (faster, Linux) or proxy (Ray Serve's own)."),
+    ] = "auto",
+    set_: Set = None,
+    debug: Debug = False,
+) -> None:
+    """Serve a model over HTTP from this machine: POST images to /predict; / is a page to try it."""
+
+    def work() -> None:
+        from ns_ray import launch
+
+        if ingress not in get_args(launch.Ingress):
+            raise ConfigError(
+                f"--ingress {ingress!r} must be one of {', '.join(get_args(launch.Ingress))}"
+            )
+        settings: dict[str, Any] = {"serve": {"bundle": bundle, "api_key_file": api_key_file}}
+        for override in set_ or []:
+            set_value(settings, override)
+        if set(settings) != {"serve"}:
+            raise ConfigError("--set of this command takes serve.KEY=VALUE; see docs/serving.md")
+        launch.serve(settings["serve"], host, port, cast("launch.Ingress", ingress))
 
     _finish(debug, work)
 

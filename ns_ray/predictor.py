@@ -17,7 +17,7 @@ from ns_ray.bundle import Bundle, load, open_bundle
 from ns_ray.config import PredictConfig
 from ns_ray.engines import Choice, choose
 from ns_ray.errors import ImageError
-from ns_ray.images import eval_pixels
+from ns_ray.images import MAX_PIXELS, eval_pixels
 
 AHEAD = 2
 """Batches that are decoded before the model asks for them."""
@@ -43,6 +43,7 @@ class Predictor:
         threads: int | None = None,
         batch_size: int = 64,
         images: int | None = None,
+        max_pixels: int = MAX_PIXELS,
     ) -> None:
         """
         Args:
@@ -53,6 +54,7 @@ class Predictor:
             batch_size: images in one forward pass.
             images: how many are coming; None if there is no end to them. A short job starts with
                 what is ready at once.
+            max_pixels: larger images are an ImageError.
 
         Raises:
             ConfigError: there is no such bundle.
@@ -70,7 +72,7 @@ class Predictor:
         self.choice: Choice | None = None
         if self.device.type == "cpu":
             torch.set_num_threads(self.threads)
-        self._images = images
+        self._images, self._max_pixels = images, max_pixels
         self._model, self.preprocess = load(self.bundle)
         self._pool = ThreadPoolExecutor(
             self.threads, thread_name_prefix="decode", initializer=_yield_to_the_model
@@ -82,7 +84,9 @@ class Predictor:
         Raises:
             ImageError: it cannot be decoded.
         """
-        return eval_pixels(data, self.preprocess, self.config.fast_decode)
+        return eval_pixels(
+            data, self.preprocess, self.config.fast_decode, max_pixels=self._max_pixels
+        )
 
     def forward(self, pixels: np.ndarray[Any, np.dtype[np.uint8]]) -> np.ndarray[Any, Any]:
         """uint8 [n, size, size, 3] -> float32 probabilities [n, classes]."""

@@ -19,21 +19,7 @@ from typing import Any, TextIO, cast
 from ns_ray import resources
 from ns_ray.config import ResourcesConfig
 from ns_ray.errors import StageError
-from ns_ray.resources import Machine
-
-WORKER_ENVIRONMENT = {
-    "OMP_WAIT_POLICY": "PASSIVE",
-    "MALLOC_ARENA_MAX": "1",
-    "MALLOC_MMAP_THRESHOLD_": "4294967296",
-    "MALLOC_TRIM_THRESHOLD_": "8589934592",
-    "MALLOC_TOP_PAD_": "268435456",
-}
-"""Threads of a forward pass that wait for each other sleep instead of spinning, so that decoding
-gets the CPU meanwhile. The others are settings of glibc's allocator: by default it returns each
-large activation to the system and faults it in again at the next layer, which costs more than the
-arithmetic (docs/performance.md). One arena, because those of threads other than the main one cannot
-hold large blocks. They act on processes started afterwards: Ray's workers. `keep_memory` does the
-same for this one."""
+from ns_ray.resources import WORKER_ENVIRONMENT, Machine
 
 _MALLOPT = {-8: 1, -3: 2**31 - 1, -1: 2**31 - 1, -2: 2**28}
 """The same as numbers of <malloc.h>: M_ARENA_MAX, M_MMAP_THRESHOLD, M_TRIM_THRESHOLD, M_TOP_PAD."""
@@ -119,6 +105,26 @@ def _started(config: ResourcesConfig) -> Iterator[Machine]:
         yield local
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def local_cluster(cpus: int, log_file: str) -> Iterator[None]:
+    """A Ray of our own with so many logical CPUs, for the time being."""
+    import ray
+
+    with _quiet(log_file):
+        _init(
+            "a local Ray",
+            address="local",
+            num_cpus=cpus,
+            include_dashboard=False,
+            object_store_memory=128 * 2**20,
+            _node_ip_address="127.0.0.1",
+        )
+        try:
+            yield
+        finally:
+            ray.shutdown()
 
 
 def _init(what: str, **arguments: Any) -> None:

@@ -31,6 +31,7 @@ ROWS: tuple[frozenset[str], ...] = (
     frozenset({"robustness", "report", "export", "plan", "serving"}),
     frozenset({"selftrain"}),
     frozenset({"runtime"}),
+    frozenset({"launch"}),
     frozenset({"run", "cli"}),
     frozenset({"__main__"}),
 )
@@ -43,7 +44,7 @@ LIGHT = PLAIN | {"report"}
 """Importable without torch and ray: a report is made again on any machine."""
 
 RAY_BELOW_THE_STAGES = {"packing", "ingest", "inference", "loader", "loop"}
-MAY_IMPORT_RAY = STAGES | RAY_BELOW_THE_STAGES | {"serving", "runtime", "run", "cli"}
+MAY_IMPORT_RAY = STAGES | RAY_BELOW_THE_STAGES | {"serving", "runtime", "launch", "run", "cli"}
 
 NOT_FOR_SERVING = STAGES | {"inference", "loader", "loop", "sources", "packing", "ingest"}
 """A server needs the predictor and nothing that trains or packs."""

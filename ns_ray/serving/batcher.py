@@ -1,0 +1,175 @@
+"""Images in, probabilities out, in batches that form while the model is busy.
+
+Bytes are decoded by a few threads; decoded images wait in one queue; one thread takes what is
+there, runs the model, and hands the answers to the event loop. Nobody waits for a batch to fill:
+an idle model starts with a single image, a busy one finds more of them when it is done
+(docs/decisions/0020-own-batcher.md). A caller that goes away cancels its future, and its image
+is skipped. Knows nothing about HTTP or Ray.
+"""
+
+import asyncio
+import contextlib
+import logging
+import queue
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+log = logging.getLogger("ray.serve")
+
+Pixels = np.ndarray[Any, np.dtype[np.uint8]]
+
+
+@dataclass(slots=True)
+class _Image:
+    """One image on its way; `pixels` is set by the thread that decoded it."""
+
+    data: bytes | None
+    loop: asyncio.AbstractEventLoop
+    future: "asyncio.Future[Any]"
+    pixels: Pixels | None = None
+
+
+class Batcher:
+    """One model's queue.
+
+    Attributes:
+        waiting: images that were submitted and have no answer yet.
+    """
+
+    def __init__(
+        self,
+        decode: Callable[[bytes], Pixels],
+        forward: Callable[[Pixels], np.ndarray[Any, Any]],
+        *,
+        decoders: int,
+        max_batch: int,
+        on_batch: Callable[[int], None] = lambda size: None,
+    ) -> None:
+        """
+        Args:
+            decode: encoded file -> uint8 [size, size, 3], or ImageError.
+            forward: uint8 [n, size, size, 3] -> float32 [n, classes]; always called by one thread.
+            decoders: decoding threads.
+            max_batch: most images in one forward pass.
+            on_batch: told the size of each batch, by the model's thread.
+        """
+        self.waiting = 0
+        self._decode, self._forward, self._on_batch = decode, forward, on_batch
+        self._max_batch = max_batch
+        self._ready: queue.SimpleQueue[_Image | Callable[[], None] | None] = queue.SimpleQueue()
+        self._decoders = ThreadPoolExecutor(decoders, thread_name_prefix="decode")
+        self._thread = threading.Thread(target=self._run, name="forward", daemon=True)
+        self._thread.start()
+
+    def submit(self, data: bytes) -> "asyncio.Future[Any]":
+        """The probabilities, float32 [classes], of an encoded image; its future raises ImageError
+        where there are none. To be called on an event loop; cancel the future to give up."""
+        loop = asyncio.get_running_loop()
+        image = _Image(data, loop, loop.create_future())
+        self.waiting += 1
+        image.future.add_done_callback(self._done)
+        self._decoders.submit(self._decode_one, image)
+        return image.future
+
+    async def on_model_thread(self, work: Callable[[], Any]) -> Any:
+        """Run something on the thread that runs the model, between two batches."""
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[Any] = loop.create_future()
+
+        def run() -> None:
+            try:
+                result, error = work(), None
+            except Exception as failure:
+                result, error = None, failure
+            loop.call_soon_threadsafe(_settle, future, result, error)
+
+        self._ready.put(run)
+        return await future
+
+    async def close(self) -> None:
+        """Answer what was submitted, then end the threads."""
+        while self.waiting:
+            await asyncio.sleep(0.05)
+        self._decoders.shutdown(wait=False)
+        self._ready.put(None)
+
+    def _done(self, future: "asyncio.Future[Any]") -> None:
+        self.waiting -= 1
+
+    def _decode_one(self, image: _Image) -> None:
+        if image.future.cancelled():
+            return
+        try:
+            assert image.data is not None
+            image.pixels = self._decode(image.data)
+        except Exception as error:
+            _answer(image.loop, [(image.future, None, error)])
+            return
+        image.data = None
+        self._ready.put(image)
+
+    def _run(self) -> None:
+        while True:
+            item = self._ready.get()
+            if item is None:
+                return
+            if not isinstance(item, _Image):
+                item()
+                continue
+            batch = self._collect(item)
+            if batch:
+                self._infer(batch)
+
+    def _collect(self, first: _Image) -> list[_Image]:
+        """What is in the queue by now, without images that nobody waits for."""
+        batch = [] if first.future.cancelled() else [first]
+        while len(batch) < self._max_batch:
+            try:
+                item = self._ready.get_nowait()
+            except queue.Empty:
+                break
+            if not isinstance(item, _Image):
+                self._ready.put(item)
+                break
+            if not item.future.cancelled():
+                batch.append(item)
+        return batch
+
+    def _infer(self, batch: list[_Image]) -> None:
+        answers: list[tuple[asyncio.Future[Any], Any, Exception | None]]
+        try:
+            probs = self._forward(np.stack([image.pixels for image in batch]))  # type: ignore[misc]
+            answers = [(image.future, row, None) for image, row in zip(batch, probs, strict=True)]
+        except Exception as error:
+            log.exception("the model failed on a batch of %d", len(batch))
+            answers = [(image.future, None, error) for image in batch]
+        self._on_batch(len(batch))
+        _answer(batch[0].loop, answers)
+
+
+def _answer(
+    loop: asyncio.AbstractEventLoop,
+    answers: list[tuple["asyncio.Future[Any]", Any, Exception | None]],
+) -> None:
+    """Hand answers to the event loop, waking it once."""
+
+    def settle() -> None:
+        for future, result, error in answers:
+            _settle(future, result, error)
+
+    with contextlib.suppress(RuntimeError):  # the loop has ended: nobody is left to be told
+        loop.call_soon_threadsafe(settle)
+
+
+def _settle(future: "asyncio.Future[Any]", result: Any, error: Exception | None) -> None:
+    if future.done():  # cancelled by a client that went away
+        return
+    if error is None:
+        future.set_result(result)
+    else:
+        future.set_exception(error)
