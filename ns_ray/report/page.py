@@ -122,7 +122,7 @@ def tiles(run: Run) -> list[dict[str, str]]:
         found.append({"label": "calibration error", "value": value, "note": note})
     if run.lessons:
         chosen = run.lessons[-1].selection
-        note = f"of {words.count(chosen.facts['rows'])} images of the pile, by the last student"
+        note = f"of {words.count(chosen.facts['rows'])} images of the pile, for the last student"
         value = words.count(chosen.kept)
         found.append({"label": "pseudo-labels kept", "value": value, "note": note})
     return found
