@@ -242,8 +242,12 @@ def fetch(config: ModelConfig, out: str) -> Bundle:
     )
 
 
-def load(bundle: Bundle) -> tuple[nn.Module, Preprocess]:
+def load(bundle: Bundle, **model_args: Any) -> tuple[nn.Module, Preprocess]:
     """The model in eval mode on the CPU, and the preprocessing it was trained for.
+
+    Args:
+        bundle: the model folder.
+        model_args: further arguments of timm.create_model.
 
     Raises:
         DataError: the weights don't match the provenance, or timm cannot load them.
@@ -261,7 +265,9 @@ def load(bundle: Bundle) -> tuple[nn.Module, Preprocess]:
                 if hashlib.file_digest(file, "sha256").hexdigest() != expected:
                     raise DataError(f"{bundle.path}/{WEIGHTS} is not the file {PROVENANCE} names")
         try:
-            model: nn.Module = timm.create_model(f"local-dir:{local}", pretrained=True)
+            model: nn.Module = timm.create_model(
+                f"local-dir:{local}", pretrained=True, **model_args
+            )
         except Exception as error:  # timm raises almost anything on somebody's odd config
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise DataError(f"timm cannot load {bundle.path}: {reason}") from None

@@ -330,6 +330,42 @@ def serve(
     _finish(debug, work)
 
 
+@app.command()
+def ablate(
+    names: Annotated[
+        list[str],
+        typer.Argument(metavar="NAME...", help="Grids (see ns_ray/ablations), or YAML files."),
+    ],
+    out: Out,
+    config: Annotated[str | None, typer.Option(help="A YAML file of a run.")] = None,
+    recipe: Annotated[str | None, typer.Option(help="A recipe of the package.")] = None,
+    seeds: Annotated[
+        list[int] | None,
+        typer.Option(metavar="N...", help="Each arm is run with each of them. Default: 0 1 2."),
+    ] = None,
+    jobs: Annotated[
+        int | None, typer.Option(min=1, help="Runs at a time on a cluster. Default: what fits.")
+    ] = None,
+    set_: Set = None,
+    debug: Debug = False,
+) -> None:
+    """Compare settings: a grid of runs over seeds, as a table beside the paper's numbers."""
+
+    def work() -> None:
+        from ns_ray.ablate import ablate as compare
+
+        compare(
+            [name for name in names if not name.isdigit()],
+            lambda more: _run_config(config, recipe, [*(set_ or []), *more]),
+            out=storage.absolute(out),
+            # Of `--seeds 0 1 2` an option takes the 0, and the rest is found among the names.
+            seeds=[*(seeds or ()), *(int(name) for name in names if name.isdigit())] or [0, 1, 2],
+            jobs=jobs,
+        )
+
+    _finish(debug, work)
+
+
 def main() -> None:
     """The `ns-ray` command."""
     sys.exit(app())

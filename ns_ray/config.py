@@ -139,6 +139,9 @@ class TrainConfig(Settings):
     unlabeled_weight: float | None = Field(default=None, ge=0)
     """Weight w in the loss (L_labeled + w * L_unlabeled) / (1 + w). null: the ratio, which makes
     it the mean over the concatenated batch. 1 is Algorithm 1 of the paper, up to scale."""
+    labeled_weight: float = Field(default=1, ge=0)
+    """Takes the place of the 1 in that loss. 0 learns from pseudo-labels alone: labeled images then
+    only pass through (and count in BatchNorm's statistics)."""
     optimizer: str = "sgd"
     """A timm optimizer name."""
     lr: float = Field(default=0.05, gt=0)
@@ -171,6 +174,14 @@ class TrainConfig(Settings):
     """Optimizer steps between two rows of metrics."""
     noise: NoiseConfig = NoiseConfig()
 
+    @model_validator(mode="after")
+    def _some_loss(self) -> "TrainConfig":
+        if self.labeled_weight == 0 and self.unlabeled_weight == 0:
+            raise ValueError(
+                "labeled_weight and unlabeled_weight are both 0: nothing to learn from"
+            )
+        return self
+
 
 class ModelConfig(Settings):
     """One model of the run: the first teacher or a student."""
@@ -190,6 +201,9 @@ class ModelConfig(Settings):
     """Share of the short side that the evaluation crop keeps. null: the model's own."""
     init: Literal["scratch", "teacher"] = "scratch"
     """teacher: start from the teacher's weights (same architecture only)."""
+    finetune: dict[str, Any] | None = None
+    """Students only: train on pseudo-labels alone first, and then on labeled images alone with
+    these overrides of `train`, such as {lr: 0.001}. null: on both jointly, as the paper has it."""
     train: dict[str, Any] = Field(default_factory=dict)
     """Overrides of the run's `train` settings for this model, such as {epochs: 100}."""
 
@@ -223,6 +237,9 @@ class LabelConfig(Settings):
     """Probabilities kept per image above `dense_classes` classes; the rest is shared out."""
     min_teacher_top1: Fraction = 0.0
     """Refuse to label with a teacher whose validation accuracy is below this."""
+    noised: bool = False
+    """Label noised images with a noised teacher (the noise it was trained with). Costs accuracy:
+    for the paper's ablation only."""
 
 
 class SelectConfig(Settings):
@@ -230,6 +247,11 @@ class SelectConfig(Settings):
 
     threshold: Fraction = 0.3
     """Keep images whose top probability is above this."""
+    max_confidence: Fraction = 1.0
+    """Keep images whose top probability is at most this; with `threshold` a band of confidence."""
+    share: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    """Share of the pile that may be selected at all, drawn by a hash of key and seed; a smaller
+    share is part of a larger one."""
     per_class: int | Literal["auto"] | None = "auto"
     """At most this many rows per predicted class, highest confidence first; rarer classes are
     filled up with copies. auto: the mean over the classes. null: no balancing."""
@@ -315,6 +337,8 @@ class RunConfig(Settings):
 
     @model_validator(mode="after")
     def _students_are_trained(self) -> "RunConfig":
+        if self.teacher.finetune is not None:
+            raise ValueError("teacher.finetune: a first teacher has no pseudo-labels; leave it out")
         for i, student in enumerate(self.students):
             if student.bundle is not None:
                 raise ValueError(f"students.{i}.bundle: only the teacher can come as a bundle")
@@ -324,6 +348,7 @@ class RunConfig(Settings):
         ]:
             try:
                 train_config(self.train, model)
+                train_config(self.train, finetuning(model))
             except ConfigError as error:
                 raise ValueError(f"{place}.train: {error}") from None
         return self
@@ -333,6 +358,18 @@ def train_config(base: TrainConfig, model: ModelConfig) -> TrainConfig:
     """The run's training settings with one model's overrides laid over them."""
     merged = _merge(base.model_dump(mode="json"), model.train)
     return validate(TrainConfig, merged)
+
+
+def pretraining(model: ModelConfig) -> ModelConfig:
+    """The first part of a student that is fine-tuned: pseudo-labels alone."""
+    train = _merge(model.train, {"labeled_weight": 0.0})
+    return model.model_copy(update={"train": train, "finetune": None})
+
+
+def finetuning(model: ModelConfig) -> ModelConfig:
+    """The second part, which starts from the first."""
+    train = _merge(model.train, model.finetune or {})
+    return model.model_copy(update={"train": train, "finetune": None, "init": "teacher"})
 
 
 def validate(model: type[S], raw: Mapping[str, Any], *, origin: str = "") -> S:

@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ import pyarrow as pa
 import ray
 
 from ns_ray import errors, storage
-from ns_ray.config import PredictConfig
+from ns_ray.config import NoiseConfig, PredictConfig
 from ns_ray.errors import ImageError, NsRayError, StageError
 from ns_ray.log import progress, say
 from ns_ray.resources import Pool
@@ -76,12 +77,14 @@ class ShardPredictor:
         top_k: int | None,
         batch_size: int,
         predict: dict[str, Any],
+        noise: dict[str, Any] | None,
         threads: int,
         images: int,
     ) -> None:
-        from ns_ray.predictor import Predictor
+        from ns_ray.predictor import NoisedPredictor, Predictor
 
-        self._predictor = Predictor(
+        kind = partial(NoisedPredictor, NoiseConfig(**noise)) if noise else Predictor
+        self._predictor = kind(
             bundle,
             config=PredictConfig(**predict),
             threads=threads,
@@ -165,6 +168,7 @@ def infer(
     predict: PredictConfig,
     pool: Pool,
     title: str,
+    noise: NoiseConfig | None = None,
 ) -> Inferred:
     """Write probabilities for every image of a corpus into `out`, one file per shard.
 
@@ -177,6 +181,7 @@ def infer(
         predict: how images go through the model.
         pool: the actors.
         title: name of the progress line.
+        noise: for model and images; None, but for an ablation.
 
     Raises:
         StageError: actors kept failing; what was written is kept.
@@ -193,6 +198,7 @@ def infer(
         "top_k": top_k,
         "batch_size": batch_size,
         "predict": predict.model_dump(),
+        "noise": noise.model_dump(mode="json") if noise else None,
         "images": sum(shard.rows for shard in missing) // pool.actors,
         "threads": max(1, int(pool.cpus)),
     }

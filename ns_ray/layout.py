@@ -60,6 +60,10 @@ class RunLayout:
         """The trained model."""
         return storage.join(self.generation(g), "bundle")
 
+    def pretrained(self, g: int | str) -> str:
+        """A student before its fine-tuning on labels, where `finetune` is set."""
+        return storage.join(self.generation(g), "pretrained")
+
     def evaluation(self, g: int | str) -> str:
         """Scores and predictions; `evaluation.json` beside the bundle sums them up."""
         return storage.join(self.generation(g), "evaluation")

@@ -7,10 +7,10 @@ for input), a plain line now and then elsewhere. Knows nothing about the method.
 import json
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
 from rich.console import Console
 from rich.progress import (
@@ -108,6 +108,25 @@ def progress(name: str, total: int, unit: str = "images") -> Iterator[Meter]:
 def say(text: str) -> None:
     """Print a line for people."""
     console.print(text, soft_wrap=True)
+
+
+@contextmanager
+def to_file(path: str | os.PathLike[str]) -> Iterator[Callable[[str], None]]:
+    """Send what is said meanwhile to the end of a file. What is yielded prints the few lines that
+    people wait for."""
+    screen = console.file
+
+    def say_aloud(text: str) -> None:
+        screen.write(text + "\n")
+        screen.flush()
+
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    with Path(path).open("a", buffering=1) as file:
+        console.file = file
+        try:
+            yield say_aloud
+        finally:
+            console.file = cast(IO[str], None)  # sys.stdout again, whatever that is by then
 
 
 class Metrics:

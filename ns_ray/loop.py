@@ -74,6 +74,7 @@ def train_model(job: Job, tell: Tell) -> None:
                     batch.targets,
                     weight=weight,
                     label_smoothing=train.label_smoothing,
+                    labeled_weight=train.labeled_weight,
                 )
                 torch.autograd.backward(loss / job.accumulate)
             report.add(loss, labeled_loss, pseudo_loss)

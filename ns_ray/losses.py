@@ -11,6 +11,7 @@ def mixed_loss(
     *,
     weight: float,
     label_smoothing: float,
+    labeled_weight: float = 1.0,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Cross entropy over a batch of labeled images followed by pseudo-labeled ones.
 
@@ -21,6 +22,7 @@ def mixed_loss(
             int64 [m] (hard), or None when there are none.
         weight: w in (L_labeled + w * L_unlabeled) / (1 + w). With w = m / n it is the mean over
             the concatenated batch, as the paper's training details have it.
+        labeled_weight: takes the place of the 1.
         label_smoothing: on hard targets only (reference code: 0.1); soft targets get none.
 
     Returns:
@@ -31,7 +33,8 @@ def mixed_loss(
         return labeled, labeled, torch.zeros_like(labeled)
     smoothing = 0.0 if targets.is_floating_point() else label_smoothing
     pseudo = F.cross_entropy(logits[len(labels) :], targets, label_smoothing=smoothing)
-    return (labeled + weight * pseudo) / (1.0 + weight), labeled, pseudo
+    loss = (labeled_weight * labeled + weight * pseudo) / (labeled_weight + weight)
+    return loss, labeled, pseudo
 
 
 def sharpen(probs: torch.Tensor, temperature: float) -> torch.Tensor:

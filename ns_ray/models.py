@@ -183,6 +183,14 @@ def build_noised(
     return model, add_noise(model, noise)
 
 
+def noise_in_eval(model: nn.Module) -> None:
+    """Make the noise of a model in eval mode act; BatchNorm keeps to its statistics."""
+    classifier = model.get_classifier()  # type: ignore[operator]
+    heads = classifier if isinstance(classifier, tuple) else (classifier,)
+    for module in (*heads, *(m for m in model.modules() if isinstance(m, RowDropPath))):
+        module.train()
+
+
 def has_depth_noise(model: nn.Module) -> bool:
     """Whether stochastic depth acts on any block."""
     return any(isinstance(m, RowDropPath) and m.rate > 0 for m in model.modules())

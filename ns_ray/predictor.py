@@ -5,19 +5,23 @@ share. Decodes in threads while the model works. Knows nothing about Ray, files 
 import os
 import threading
 import time
+import zlib
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
 import torch
 
+from ns_ray.augment import Augment, seed_everything
 from ns_ray.bundle import Bundle, load, open_bundle
-from ns_ray.config import PredictConfig
+from ns_ray.config import NoiseConfig, PredictConfig
 from ns_ray.engines import Choice, choose
-from ns_ray.errors import ImageError
-from ns_ray.images import MAX_PIXELS, eval_pixels
+from ns_ray.errors import DataError, ImageError
+from ns_ray.images import MAX_PIXELS, decode, eval_pixels
+from ns_ray.models import add_noise, noise_in_eval
 
 AHEAD = 2
 """Batches that are decoded before the model asks for them."""
@@ -136,6 +140,39 @@ class Predictor:
             return self.pixels(data)
         except ImageError as error:
             return error
+
+
+class NoisedPredictor(Predictor):
+    """A predictor with training noise on images and model: what the paper's ablation labels with.
+    The same images in the same batches give the same answers."""
+
+    _drawing = threading.Lock()
+    """Augmentation draws from generators that all threads share."""
+
+    def __init__(self, noise: NoiseConfig, bundle: str, **arguments: Any) -> None:
+        super().__init__(bundle, **arguments)
+        # Eager torch: other runtimes leave out what doesn't act in eval mode.
+        self.config = self.config.model_copy(update={"runtime": "torch"})
+        if noise.stochastic_depth > 0.0:
+            with suppress(DataError):  # a model of timm that has none, such as VGG
+                self._model, _ = load(self.bundle, drop_path_rate=noise.stochastic_depth)
+        add_noise(self._model, noise)
+        noise_in_eval(self._model)
+        self._augment = Augment(noise, self.preprocess.size, noise.off_labeled)
+
+    def pixels(self, data: bytes) -> np.ndarray[Any, np.dtype[np.uint8]]:
+        """An encoded image as a model in training sees it."""
+        image = decode(data, shrink_to=2 * self.preprocess.size)
+        with self._drawing:
+            seed_everything(zlib.crc32(data))
+            return self._augment(image)
+
+    def forward(self, pixels: np.ndarray[Any, np.dtype[np.uint8]]) -> np.ndarray[Any, Any]:
+        """Like that of a predictor, with dropout and stochastic depth."""
+        if self.choice is None:
+            super().forward(pixels)  # measures, and so draws
+        torch.manual_seed(zlib.crc32(pixels.tobytes()))
+        return super().forward(pixels)
 
 
 def _yield_to_the_model() -> None:

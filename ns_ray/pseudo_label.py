@@ -2,8 +2,8 @@
 
 from ns_ray import storage
 from ns_ray.bundle import Bundle
-from ns_ray.config import LabelConfig, PredictConfig
-from ns_ray.errors import DataError
+from ns_ray.config import LabelConfig, NoiseConfig, PredictConfig
+from ns_ray.errors import ConfigError, DataError
 from ns_ray.inference import infer
 from ns_ray.resources import Pool
 from ns_ray.schema import Corpus, PseudoLabels, open_labels
@@ -18,6 +18,7 @@ def pseudo_label(
     out: str,
     title: str,
     predict: PredictConfig | None = None,
+    noise: NoiseConfig | None = None,
 ) -> PseudoLabels:
     """Label every image of a corpus with a teacher: averaged weights, eval mode, clean center
     crop at the teacher's own resolution.
@@ -33,15 +34,20 @@ def pseudo_label(
         predict: how images go through the model.
         out: folder of the pseudo-labels.
         title: name of the progress line.
+        noise: for teacher and images, where `config.noised` asks for it.
 
     Raises:
+        ConfigError: `config.noised` without a noise.
         DataError: no image could be labeled.
         StageError: actors kept failing; what was written is kept.
     """
     classes = len(teacher.classes)
     top_k = None if classes <= config.dense_classes else min(config.top_k, classes)
     predict = predict or PredictConfig()
-    settings = [top_k, predict.model_dump()]
+    if config.noised and noise is None:
+        raise ConfigError("label.noised=true is for whole runs, whose train.noise it takes")
+    noise = noise if config.noised else None
+    settings = [top_k, predict.model_dump(), *([noise.model_dump()] if noise else [])]
     fingerprint = storage.fingerprint("label", teacher.fingerprint, unlabeled.fingerprint, settings)
     if storage.already(out, fingerprint) is not None:
         return open_labels(out)
@@ -53,6 +59,7 @@ def pseudo_label(
         top_k=top_k,
         batch_size=config.batch_size,
         predict=predict,
+        noise=noise,
         pool=pool,
         title=title,
     )

@@ -144,6 +144,17 @@ def pool(config: ResourcesConfig, machine: Machine) -> Pool:
     return Pool(actors, cpus, gpus, in_process=machine.local and actors == 1)
 
 
+CPUS_PER_RUN = 8
+"""CPUs of a cluster without GPUs that one of several runs at a time gets, per training worker."""
+
+
+def runs(config: ResourcesConfig, machine: Machine) -> int:
+    """How many runs at a time use a cluster well: each has GPUs, or CPUs, for its workers."""
+    if machine.gpus:
+        return max(1, machine.gpus // config.num_workers)
+    return max(1, machine.cpus // (CPUS_PER_RUN * config.num_workers))
+
+
 def logical_cpus(workers: Workers, pool: Pool, machine: Machine) -> int:
     """CPUs to declare to a local Ray so that stages never wait on each other: every actor's and
     worker's share, a loader each, and two for plain tasks."""

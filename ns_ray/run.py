@@ -8,7 +8,7 @@ import sys
 import tempfile
 from collections.abc import Mapping
 from functools import partial
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 import yaml
@@ -21,7 +21,11 @@ from ns_ray.config import LITE, ModelConfig, RunConfig, train_config
 from ns_ray.errors import ConfigError, NsRayError
 from ns_ray.layout import RunLayout
 from ns_ray.log import Metrics, console, say
+from ns_ray.resources import Machine
 from ns_ray.settings import config_hash, differences, dump, load_config, load_recipe
+
+if TYPE_CHECKING:
+    from ns_ray.selftrain import Stages
 
 NO_STUDENT = 5
 INTERRUPTED = 130
@@ -93,46 +97,12 @@ def _work(config: RunConfig, layout: RunLayout) -> dict[str, Any]:
     scratch = layout.root if local else tempfile.mkdtemp(prefix="ns-ray-")
     metrics = Metrics(f"{scratch}/metrics.jsonl")
     with cluster(config.resources, f"{scratch}/ray.log") as machine:
-        # Here, where `prepare` has been importing them while Ray started.
-        from ns_ray import resources
-        from ns_ray.bundle import open_bundle, scored_card
-        from ns_ray.evaluate import evaluate
-        from ns_ray.ingest import ingest
-        from ns_ray.models import build_noised
-        from ns_ray.pseudo_label import pseudo_label
-        from ns_ray.selection import select
-        from ns_ray.selftrain import Stages, self_train
-        from ns_ray.train import fit
+        # Here, where `prepare` has been importing torch and timm while Ray started.
+        from ns_ray.bundle import scored_card
+        from ns_ray.selftrain import self_train
 
-        for place, model in _models(config):
-            if model.bundle is None:
-                try:
-                    build_noised(_offline(model), train_config(config.train, model).noise, 10)
-                except ConfigError as error:
-                    raise ConfigError(f"{place}: {error}") from None
-        pool = resources.pool(config.resources, machine)
-        workers = resources.workers(config.resources, machine)
-
-        def train(*args: Any, **inputs: Any) -> Any:
-            stage = str(inputs["title"]).replace(" ", "/")
-            sink = partial(metrics.write, stage)
-            return fit(
-                *args,
-                workers=workers,
-                max_failures=config.resources.max_failures,
-                metrics=sink,
-                **inputs,
-            )
-
-        stages = Stages(
-            ingest=ingest,
-            fit=train,
-            open_bundle=open_bundle,
-            pseudo_label=partial(pseudo_label, pool=pool, predict=config.predict),
-            select=select,
-            evaluate=partial(evaluate, pool=pool, predict=config.predict),
-        )
-        result = self_train(config, layout, stages)
+        check_models(config)
+        result = self_train(config, layout, open_stages(config, machine, metrics))
     metrics.close()
     if not local:
         for name in storage.list_files(scratch, recursive=True):
@@ -157,6 +127,56 @@ def _report(layout: RunLayout) -> None:
     except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         say(f"the report could not be written: {reason}; ns-ray report {layout.root} tries again")
+
+
+def open_stages(config: RunConfig, machine: Machine, metrics: Metrics | None = None) -> "Stages":
+    """The stages of a run, with their share of a machine or cluster on which Ray runs."""
+    from ns_ray import resources
+    from ns_ray.bundle import open_bundle
+    from ns_ray.evaluate import evaluate
+    from ns_ray.ingest import ingest
+    from ns_ray.pseudo_label import pseudo_label
+    from ns_ray.selection import select
+    from ns_ray.selftrain import Stages
+    from ns_ray.train import fit
+
+    pool = resources.pool(config.resources, machine)
+    workers = resources.workers(config.resources, machine)
+
+    def train(*args: Any, **inputs: Any) -> Any:
+        stage = str(inputs["title"]).replace(" ", "/")
+        return fit(
+            *args,
+            workers=workers,
+            max_failures=config.resources.max_failures,
+            metrics=partial(metrics.write, stage) if metrics else None,
+            **inputs,
+        )
+
+    return Stages(
+        ingest=ingest,
+        fit=train,
+        open_bundle=open_bundle,
+        pseudo_label=partial(pseudo_label, pool=pool, predict=config.predict),
+        select=select,
+        evaluate=partial(evaluate, pool=pool, predict=config.predict),
+    )
+
+
+def check_models(config: RunConfig) -> None:
+    """Build every model of a run, so that a mistake shows before anything is trained.
+
+    Raises:
+        ConfigError: one of them cannot be built.
+    """
+    from ns_ray.models import build_noised
+
+    for place, model in _models(config):
+        if model.bundle is None:
+            try:
+                build_noised(_offline(model), train_config(config.train, model).noise, 10)
+            except ConfigError as error:
+                raise ConfigError(f"{place}: {error}") from None
 
 
 def _models(config: RunConfig) -> list[tuple[str, ModelConfig]]:

@@ -40,6 +40,8 @@ SMALL_FILES, SMALL_ROWS = 64, 100_000
 """Up to this many label files, or rows, are selected without Ray: starting it costs more."""
 BATCH_FILES, BATCH_ROWS = 64, 1_000_000
 """Most label files, and about the most rows, that one task handles."""
+SHARE_SALT = 0x5348415245
+"""The same for the share of the pile."""
 SHOWN_CLASSES = 30
 """Most classes that are printed one by one."""
 ROW_GROUP = 65_536
@@ -111,10 +113,10 @@ def select(
     if storage.already(out, fingerprint):
         return open_selection(out)
 
-    statistics = _statistics(config, labels)
+    statistics = _statistics(config, labels, seed)
     if kept_from is None:
         plan = _plan(config, labels, statistics, seed)
-        write = partial(_select_file, plan, seed)
+        write = partial(_select_file, config, plan, seed)
     else:
         plan = None
         write = partial(_reassign_file, _same_corpus(kept_from, labels))
@@ -181,11 +183,11 @@ def _show(selection: Selection) -> None:
 # ----------------------------------------------------------------------------------- passes
 
 
-def _statistics(config: SelectConfig, labels: PseudoLabels) -> policy.Statistics:
+def _statistics(config: SelectConfig, labels: PseudoLabels, seed: int) -> policy.Statistics:
     """Pass 1."""
     classes = len(labels.classes)
     statistics = policy.Statistics(classes)
-    for part in _each(partial(_count, classes, config.threshold), labels, "select: count"):
+    for part in _each(partial(_count, config, classes, seed), labels, "select: count"):
         statistics.add(part)
     return statistics
 
@@ -201,7 +203,8 @@ def _plan(
     counts = statistics.eligible
     if not counts.any():
         raise DataError(
-            f"no pseudo-label is above select.threshold={config.threshold}: of {labels.rows:,} "
+            f"no pseudo-label is above select.threshold={config.threshold} "
+            f"(max_confidence={config.max_confidence}, share={config.share}): of {labels.rows:,} "
             f"rows in {labels.path} the highest confidence is {statistics.highest:.4f}; lower "
             "select.threshold, or label with a better teacher"
         )
@@ -209,7 +212,7 @@ def _plan(
     cut = policy.first_cut(counts, target)
     while cut.open:
         narrower = np.zeros_like(counts)
-        work = partial(_count_cut, cut, len(labels.classes), seed)
+        work = partial(_count_cut, config, cut, len(labels.classes), seed)
         for tally in _each(work, labels, f"select: cut {cut.level}"):
             tally.add_to(narrower)
         cut = policy.narrow(cut, narrower)
@@ -289,13 +292,16 @@ def _facts(
 # ------------------------------------------------------------- what tasks do to their batch
 
 
-def _count(classes: int, threshold: float, batch: Batch) -> policy.Counted:
-    table = _read(batch, ["label", "confidence"])
-    return policy.count(*_columns(table, classes), threshold)
+def _count(config: SelectConfig, classes: int, seed: int, batch: Batch) -> policy.Counted:
+    table = _read(batch, ["key"] * (config.share < 1) + ["label", "confidence"])
+    return policy.count(*_columns(_candidates(config, seed, table), classes), config.threshold)
 
 
-def _count_cut(cut: policy.Cut, classes: int, seed: int, batch: Batch) -> policy.Tally:
-    table = _read(batch, ["key"] * cut.needs_hashes + ["label", "confidence"])
+def _count_cut(
+    config: SelectConfig, cut: policy.Cut, classes: int, seed: int, batch: Batch
+) -> policy.Tally:
+    table = _read(batch, ["key"] * (cut.needs_hashes or config.share < 1) + ["label", "confidence"])
+    table = _candidates(config, seed, table)
     labels, confidence = _columns(table, classes)
     rows = cut.rows(labels, confidence)
     hashes = _hashes(table, rows, seed)[rows] if cut.needs_hashes else None
@@ -326,7 +332,20 @@ def _write_batch(
     return done
 
 
-def _select_file(plan: policy.Plan, seed: int, table: pa.Table, file: LabelFile) -> pa.Table:
+def _candidates(config: SelectConfig, seed: int, table: pa.Table) -> pa.Table:
+    """Rows that are not too confident, and in the drawn share of the pile."""
+    if config.max_confidence < 1:
+        table = table.filter(pc.less_equal(table["confidence"], np.float32(config.max_confidence)))
+    if config.share < 1:
+        drawn = hash_keys(table["key"], seed ^ SHARE_SALT) < np.uint64(config.share * 2.0**64)
+        table = table.filter(pa.array(drawn))
+    return table
+
+
+def _select_file(
+    config: SelectConfig, plan: policy.Plan, seed: int, table: pa.Table, file: LabelFile
+) -> pa.Table:
+    table = _candidates(config, seed, table)
     labels, confidence = _columns(table, len(plan.lowest))
     hashes = _hashes(table, plan.needs_hash(labels, confidence), seed)
     copies = plan.apply(labels, confidence, hashes)

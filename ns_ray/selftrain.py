@@ -15,6 +15,8 @@ from ns_ray.config import (
     AcceptConfig,
     ModelConfig,
     RunConfig,
+    finetuning,
+    pretraining,
     train_config,
 )
 from ns_ray.errors import DataError
@@ -116,11 +118,16 @@ class _Run:
                 f"label.min_teacher_top1={least}; train a better teacher or lower the setting"
             )
         g = teacher.generation + 1
-        say(f"gen-{g:02d} label: teacher of gen-{teacher.generation:02d}; noise: none")
+        noise = None
+        if self.config.label.noised:
+            noise = train_config(self.config.train, teacher.model).noise
+        live = noise.live("labeled") if noise else "none"
+        say(f"gen-{g:02d} label: teacher of gen-{teacher.generation:02d}; noise: {live}")
         return self.stages.pseudo_label(
             self.config.label,
             teacher.bundle,
             self.data.unlabeled,
+            noise=noise,
             out=self.layout.pseudo_labels(g),
             title=f"gen-{g:02d} label",
         )
@@ -140,7 +147,12 @@ class _Run:
         self, config: ModelConfig, g: int, teacher: Generation, labels: Any, chosen: Any
     ) -> Generation:
         """Step 3: an equal or larger student, noised, on labeled and pseudo-labeled images."""
-        bundle = self._fit(config, g, "student", pseudo=chosen, teacher=teacher.bundle)
+        if config.finetune is None:
+            bundle = self._fit(config, g, "student", pseudo=chosen, teacher=teacher.bundle)
+        else:
+            inputs = {"pseudo": chosen, "teacher": teacher.bundle}
+            first = self._fit(pretraining(config), g, "pretrained", **inputs)
+            bundle = self._fit(finetuning(config), g, "student", teacher=first)
         validation = self._evaluate(bundle, g, "validation")
         return Generation(
             g, "student", config, bundle, validation, False, labels=labels, selection=chosen
@@ -174,14 +186,15 @@ class _Run:
         if inputs.get("pseudo") is not None:
             noises += f"; on pseudo-labeled: {train.noise.live('unlabeled')}"
         say(f"{_label(g)} train: {role} {model.model}; {noises}")
+        pretrained = role == "pretrained"
         return self.stages.fit(
             model,
             train,
             labeled=self.data.labeled,
             seed=self.config.seed * 1000 + offset + 1,
             checkpoints=self.layout.checkpoints(g),
-            out=self.layout.bundle(g),
-            title=f"{_label(g)} train",
+            out=self.layout.pretrained(g) if pretrained else self.layout.bundle(g),
+            title=f"{_label(g)} {'pretrain' if pretrained else 'train'}",
             provenance={
                 "run": self.config.name,
                 "role": role,

@@ -20,7 +20,7 @@ STAGES = frozenset({"train", "pseudo_label", "selection", "evaluate"})
 ROWS: tuple[frozenset[str], ...] = (
     frozenset({"__init__"}),
     frozenset({"errors"}),
-    frozenset({"config", "settings", "storage", "schema", "layout", "log", "resources"}),
+    frozenset({"config", "settings", "grids", "storage", "schema", "layout", "log", "resources"}),
     frozenset(
         {"images", "augment", "pretrained", "models", "losses", "metrics", "policy", "stream"}
     ),
@@ -28,11 +28,11 @@ ROWS: tuple[frozenset[str], ...] = (
     frozenset({"sources", "packing", "ingest"}),
     frozenset({"inference", "loader", "loop"}),
     STAGES,
-    frozenset({"robustness", "report", "export", "plan", "serving"}),
+    frozenset({"robustness", "ablation_table", "report", "export", "plan", "serving"}),
     frozenset({"selftrain"}),
     frozenset({"runtime"}),
     frozenset({"launch"}),
-    frozenset({"run", "cli"}),
+    frozenset({"run", "ablate", "cli"}),
     frozenset({"__main__"}),
 )
 """A module imports from rows above its own, and from its own row without going in a circle."""

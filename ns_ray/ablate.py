@@ -1,0 +1,254 @@
+"""`ns-ray ablate`: a grid of runs that share all the work they have in common.
+
+Every arm is a whole `self_train`, handed stages that publish under a name made of their inputs.
+So two arms with the same images share the corpora, two with the same teacher train it once and
+label with it once, grids share what other grids left in the same folder, and a killed ablation
+goes on where it was.
+
+    {out}/{grid}.md .csv .svg         the table, every single result, the plot
+    {out}/runs/{grid}-{arm}-{seed}/   result.json of each run
+    {out}/shared/                     what the stages published
+"""
+
+import tempfile
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ns_ray import ablation_table as tables
+from ns_ray import log, resources, storage
+from ns_ray.ablation_table import Measured
+from ns_ray.config import RunConfig
+from ns_ray.errors import ConfigError
+from ns_ray.grids import Arm, Grid, arm_config, load_grid
+from ns_ray.layout import RunLayout
+from ns_ray.resources import Machine
+from ns_ray.run import check_models, open_stages
+from ns_ray.settings import config_hash
+
+if TYPE_CHECKING:
+    from ns_ray.selftrain import Stages
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One arm with one seed."""
+
+    grid: str
+    arm: Arm
+    config: RunConfig
+
+
+def ablate(
+    names: Sequence[str],
+    load: Callable[[list[str]], RunConfig],
+    *,
+    out: str,
+    seeds: Sequence[int],
+    jobs: int | None = None,
+) -> None:
+    """Run grids and leave their tables in a folder.
+
+    Args:
+        names: of grids, or YAML files.
+        load: reads the recipe with some settings on top.
+        out: folder or URI.
+        seeds: each arm is run with each of them.
+        jobs: runs at a time, which share a cluster evenly; None: as many as fit well.
+
+    Raises:
+        ConfigError: a grid, an arm or the recipe is wrong; nothing was started.
+        NsRayError: of a run; what was finished stays.
+    """
+    grids = dict(load_grid(name) for name in names)
+    plan = [
+        Planned(name, arm, arm_config(load, name, grid, arm, seed))
+        for seed in seeds
+        for name, grid in grids.items()
+        for arm in grid.arms
+    ]
+    missing = [p for p in plan if _result(p.config, out) is None]
+    if missing:
+        _run(missing, out, jobs)
+    for name, grid in grids.items():
+        measured = [_measured(p, out) for p in plan if p.grid == name]
+        _publish(name, grid, measured, out)
+
+
+def _layout(config: RunConfig, out: str) -> RunLayout:
+    return RunLayout(storage.join(out, "runs", config.name))
+
+
+def _result(config: RunConfig, out: str) -> dict[str, Any] | None:
+    """The result of a run that has ended already, with just these settings."""
+    path = _layout(config, out).result
+    result = storage.read_json(path) if storage.exists(path) else {}
+    return result if result.get("config_hash") == config_hash(config) else None
+
+
+def _run(missing: Sequence[Planned], out: str, jobs: int | None) -> None:
+    from ns_ray.runtime import cluster, prepare
+
+    prepare()
+    scratch = tempfile.mkdtemp(prefix="ns-ray-") if storage.is_uri(out) else out
+    config = missing[0].config.resources
+    with cluster(config, f"{scratch}/ray.log") as machine, log.to_file(f"{scratch}/log.txt") as say:
+        jobs = _jobs(missing, machine, jobs)
+        share = Machine(machine.cpus // jobs, machine.gpus // jobs, machine.local)
+        shared = Shared(storage.join(out, "shared"))
+        for name in dict.fromkeys(p.grid for p in missing):  # mistakes show before the first run
+            for planned in {p.arm.name: p for p in missing if p.grid == name}.values():
+                check_models(planned.config)
+        say(f"{len(missing)} runs, {jobs} at a time; what they do is in {scratch}/log.txt")
+        with ThreadPoolExecutor(jobs, thread_name_prefix="run") as pool:
+            runs = [pool.submit(_run_one, p, out, shared, share, say) for p in missing]
+            try:
+                for done in as_completed(runs):
+                    done.result()
+            finally:
+                pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _jobs(missing: Sequence[Planned], machine: Machine, jobs: int | None) -> int:
+    """Runs at a time.
+
+    Raises:
+        ConfigError: more than one on a machine of our own, whose runs take turns.
+    """
+    if machine.local and (jobs or 1) > 1:
+        raise ConfigError(
+            f"--jobs={jobs} is for a running cluster (RAY_ADDRESS); on one machine runs take turns"
+        )
+    if jobs is None:
+        jobs = 1 if machine.local else resources.runs(missing[0].config.resources, machine)
+    return max(1, min(jobs, len(missing)))
+
+
+def _run_one(
+    planned: Planned, out: str, shared: "Shared", share: Machine, say: Callable[[str], None]
+) -> None:
+    """Run an arm to its end and leave its result."""
+    from ns_ray.selftrain import self_train
+
+    start, config = time.monotonic(), planned.config
+    log.say(f"== {config.name}")
+    layout = _layout(config, out)
+    stages = shared.stages(open_stages(config, share), config.name)
+    result = self_train(config, layout, stages)
+    storage.write_json(layout.result, result)
+    got = _measured(planned, out)
+    score = f"validation {got.validation:.4f}"
+    score += "" if got.test is None else f", test {got.test:.4f}"
+    say(f"{config.name}: {score}, {time.monotonic() - start:.0f} s")
+
+
+def _measured(planned: Planned, out: str) -> Measured:
+    result = _result(planned.config, out)
+    assert result is not None
+    teacher, *students = result["generations"]
+    row = {"student": students[-1], "teacher": teacher, "control": result["control"]}[
+        planned.arm.row
+    ]
+    pseudo = row["pseudo_labels"] or {"kept": None, "copies": None}
+    return Measured(
+        arm=planned.arm.name,
+        seed=planned.config.seed,
+        model=row["model"],
+        parameters=row["parameters"],
+        validation=row["val_top1"],
+        test=row["test_top1"],
+        teacher_validation=teacher["val_top1"],
+        teacher_test=teacher["test_top1"],
+        kept=pseudo["kept"],
+        copies=pseudo["copies"],
+    )
+
+
+def _publish(name: str, grid: Grid, measured: Sequence[Measured], out: str) -> None:
+    log.console.print(tables.screen(name, grid, measured))
+    files = {
+        "md": tables.markdown(name, grid, measured).encode(),
+        "csv": tables.as_csv(measured).encode(),
+        "svg": tables.plot(name, grid, measured),
+    }
+    for kind, data in files.items():
+        storage.write_bytes(storage.join(out, f"{name}.{kind}"), data)
+    log.say(f"Paper: {grid.paper}")
+    log.say(f"{storage.join(out, name)}.md, .csv, .svg")
+
+
+class Shared:
+    """Stages that publish under a name made of their inputs. One that is asked for twice at the
+    same time is run once."""
+
+    def __init__(self, root: str) -> None:
+        self._root = root
+        self._locks: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
+
+    @contextmanager
+    def _place(self, kind: str, *inputs: Any) -> Iterator[str]:
+        out = storage.join(self._root, kind, storage.fingerprint(*inputs))
+        with self._locks[out]:
+            yield out
+
+    def stages(self, own: "Stages", run: str) -> "Stages":
+        """The stages of a run, publishing where all runs look.
+
+        Args:
+            own: the same stages with the run's resources.
+            run: its name, for the log.
+        """
+        from ns_ray.selftrain import Stages
+
+        def ingest(config: Any, *, seed: int, out: RunLayout) -> Any:
+            with self._place("images", config.model_dump(mode="json"), seed) as place:
+                return own.ingest(config, seed=seed, out=RunLayout(place))
+
+        def fit(model: Any, train: Any, *, checkpoints: str, out: str, **inputs: Any) -> Any:
+            settings = [model.model_dump(mode="json"), train.model_dump(mode="json")]
+            made_of = [inputs[name] for name in ("labeled", "pseudo", "teacher") if name in inputs]
+            if model.init != "teacher":
+                made_of = [made for made in made_of if made is not inputs.get("teacher")]
+            with self._place("models", *settings, inputs["seed"], *map(_mark, made_of)) as place:
+                inputs["title"] = f"{run} {inputs['title']}"
+                folder = storage.join(place, "checkpoints")
+                bundle = storage.join(place, "bundle")
+                return own.fit(model, train, checkpoints=folder, out=bundle, **inputs)
+
+        def pseudo_label(
+            config: Any, teacher: Any, unlabeled: Any, *, noise: Any, out: str, title: str
+        ) -> Any:
+            settings = [c.model_dump(mode="json") if c else None for c in (config, noise)]
+            with self._place("labels", *settings, _mark(teacher), _mark(unlabeled)) as place:
+                title = f"{run} {title}"
+                return own.pseudo_label(
+                    config, teacher, unlabeled, noise=noise, out=place, title=title
+                )
+
+        def select(config: Any, labels: Any, *, out: str, **inputs: Any) -> Any:
+            made_of = [inputs["seed"], _mark(labels), _mark(inputs["previous"])]
+            with self._place("selections", config.model_dump(mode="json"), *made_of) as place:
+                return own.select(config, labels, out=place, **inputs)
+
+        def evaluate(config: Any, model: Any, corpus: Any, *, out: str, title: str) -> Any:
+            settings = config.model_dump(mode="json")
+            with self._place("scores", settings, _mark(model), _mark(corpus)) as place:
+                return own.evaluate(config, model, corpus, out=place, title=f"{run} {title}")
+
+        return Stages(
+            ingest=ingest,
+            fit=fit,
+            open_bundle=own.open_bundle,
+            pseudo_label=pseudo_label,
+            select=select,
+            evaluate=evaluate,
+        )
+
+
+def _mark(made: Any) -> str | None:
+    return None if made is None else str(made.fingerprint)
