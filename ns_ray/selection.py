@@ -203,9 +203,9 @@ def _plan(
     counts = statistics.eligible
     if not counts.any():
         raise DataError(
-            f"no pseudo-label is above select.threshold={config.threshold} "
-            f"(max_confidence={config.max_confidence}, share={config.share}): of {labels.rows:,} "
-            f"rows in {labels.path} the highest confidence is {statistics.highest:.4f}; lower "
+            f"no pseudo-label is above select.threshold={config.threshold}: of {labels.rows:,} "
+            f"rows in {labels.path} the highest confidence is {statistics.highest:.4f} (with "
+            f"max_confidence={config.max_confidence} and share={config.share}); lower "
             "select.threshold, or label with a better teacher"
         )
     target = policy.class_target(config.per_class, counts.sum(axis=1))

@@ -52,6 +52,24 @@ def test_any_other_weight_mixes_the_two_means(weight: float) -> None:
     assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
 
 
+def test_without_a_weight_labeled_images_teach_nothing() -> None:
+    logits = torch.randn(5, 3, requires_grad=True)
+    targets = torch.softmax(torch.randn(3, 3), dim=1)
+    loss, _, pseudo = mixed_loss(
+        logits,
+        torch.tensor([0, 1]),
+        targets,
+        weight=2.0,
+        label_smoothing=0.1,
+        labeled_weight=0.0,
+    )
+    assert loss.item() == pytest.approx(pseudo.item())
+    torch.autograd.backward(loss)
+    assert logits.grad is not None
+    assert logits.grad[:2].abs().max() == 0
+    assert logits.grad[2:].abs().min() > 0
+
+
 def test_hard_targets_are_smoothed_and_soft_ones_are_not() -> None:
     labels, soft = torch.tensor([0, 1]), torch.tensor([[0.0, 0.0, 1.0], [0.6, 0.1, 0.3]])
     _, labeled, pseudo = mixed_loss(LOGITS, labels, soft, weight=1.0, label_smoothing=0.1)

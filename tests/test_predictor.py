@@ -12,12 +12,12 @@ import torch
 from broken_files import broken, encoded, jpeg, odd_but_good, picture
 from PIL import Image
 
-from ns_ray.bundle import save
+from ns_ray.bundle import load, open_bundle, save
 from ns_ray.config import ModelConfig, NoiseConfig, PredictConfig
 from ns_ray.errors import ConfigError, ImageError
 from ns_ray.images import eval_pixels
 from ns_ray.models import build_noised
-from ns_ray.predictor import Predictor
+from ns_ray.predictor import NoisedPredictor, Predictor
 
 CLASSES = ("ant", "bee", "cat", "dog")
 FP32 = PredictConfig(precision="fp32")
@@ -154,6 +154,37 @@ def test_noise_is_off(predictor: Predictor, folder: str) -> None:
     # BatchNorm uses what it has learnt: an image is judged the same in any company.
     alone = stacked(predictor.predict(images[:1]))
     np.testing.assert_allclose(alone[0], first[0], atol=1e-5)
+
+
+def test_noise_acts_where_it_is_asked_for_and_is_the_same_the_next_time(
+    folder: str, tmp_path: Path
+) -> None:
+    images = photographs()
+    model, _ = load(open_bundle(folder))
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):  # untrained blocks add nothing that could drop
+            torch.nn.init.ones_(module.weight)
+    save(model, str(tmp_path), classes=CLASSES, fingerprint="g", provenance={})
+    still = {"randaugment": None, "crop_scale": None, "flip": 0}
+    noises = {
+        "none": NoiseConfig(**still, dropout=0, stochastic_depth=0),
+        "dropout": NoiseConfig(**still, dropout=0.5, stochastic_depth=0),
+        "depth": NoiseConfig(**still, dropout=0, stochastic_depth=0.9),
+        "images": NoiseConfig(dropout=0, stochastic_depth=0),
+    }
+    found = {}
+    for name, noise in noises.items():
+        runs = []
+        for _ in range(2):
+            noised = NoisedPredictor(
+                noise, str(tmp_path), device="cpu", threads=2, config=FP32, images=7
+            )
+            runs.append(stacked(noised.predict(images)))
+        assert (runs[0] == runs[1]).all(), name
+        found[name] = runs[0]
+    for name in ("dropout", "depth", "images"):
+        changed = np.abs(found[name] - found["none"]).max(axis=1) > 0.002
+        assert changed.sum() >= len(images) - 2, name
 
 
 def test_bf16_is_close_to_fp32(predictor: Predictor, folder: str) -> None:

@@ -120,6 +120,37 @@ def test_no_balancing_keeps_all_above_the_threshold_once(tmp_path: Path) -> None
     assert copies_by_key(chosen) == expected
 
 
+def test_a_band_of_confidence(tmp_path: Path) -> None:
+    probs = make_probs(500)
+    labels = make_labels(tmp_path / "labels", probs)
+    band = {"threshold": 0.5, "max_confidence": 0.8}
+    confidence = probs.max(axis=1)
+    inside = (confidence > np.float32(0.5)) & (confidence <= np.float32(0.8))
+    expected = {f"image-{i}" for i in np.flatnonzero(inside)}
+    every = select(SelectConfig(**band, per_class=None), labels, seed=0, out=str(tmp_path / "all"))
+    assert copies_by_key(every).keys() == expected
+    assert every.facts["eligible"] == len(expected)
+    few = select(SelectConfig(**band, per_class=10), labels, seed=0, out=str(tmp_path / "few"))
+    for label in range(3):
+        best = [i for i in np.flatnonzero(inside) if probs[i].argmax() == label]
+        best = sorted(best, key=lambda i: -confidence[i])[:10]
+        kept = {key for key in copies_by_key(few) if probs[int(key[6:])].argmax() == label}
+        assert kept == {f"image-{i}" for i in best}
+
+
+def test_a_share_of_the_pile_is_drawn_by_key_and_a_smaller_one_lies_inside(tmp_path: Path) -> None:
+    labels = make_labels(tmp_path / "labels", make_probs(2000))
+    found = []
+    for share in (0.5, 0.25, 0.01):
+        config = SelectConfig(threshold=0, per_class=None, share=share)
+        found.append(set(copies_by_key(select(config, labels, seed=0, out=f"{tmp_path}/{share}"))))
+        assert len(found[-1]) == pytest.approx(2000 * share, rel=0.1, abs=12)
+    assert found[0] > found[1] > found[2]
+    other = SelectConfig(threshold=0, per_class=None, share=0.5)
+    again = set(copies_by_key(select(other, labels, seed=1, out=str(tmp_path / "seed"))))
+    assert len(again - found[0]) > 300
+
+
 def test_a_second_call_returns_what_was_published(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

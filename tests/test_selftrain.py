@@ -88,7 +88,7 @@ class Fakes:
     def pseudo_label(self, *args: Any, **kwargs: Any) -> PseudoLabels:
         checked(pseudo_label.pseudo_label, {"pool"}, args, kwargs)
         _, teacher, pile = args
-        self.note("pseudo_label", kwargs["out"], teacher=teacher, pile=pile)
+        self.note("pseudo_label", kwargs["out"], teacher=teacher, pile=pile, **kwargs)
         facts = {"images_per_second": 77.0}
         return PseudoLabels(
             kwargs["out"], teacher.fingerprint, pile.path, CLASSES, {}, pile.rows, 4.56, facts
@@ -125,12 +125,14 @@ class Fakes:
 
 def run(tmp_path: Path, fakes: Fakes, **settings: Any) -> dict[str, Any]:
     students = settings.pop("students", len(fakes.right) - 1)
+    if isinstance(students, int):
+        students = [{"model": f"net{i + 1}"} for i in range(students)]
     raw = {
         "name": "fake",
         "storage": str(tmp_path),
         "data": {"labeled": "l"},
         "teacher": {"model": "net0"},
-        "students": [{"model": f"net{i + 1}"} for i in range(students)],
+        "students": students,
         **settings,
     }
     config = validate(RunConfig, raw)
@@ -289,6 +291,30 @@ def test_each_model_has_its_own_training_settings(tmp_path: Path) -> None:
     run(tmp_path, fakes, students=1, teacher={"model": "net0", "train": {"epochs": 3}})
     epochs = [asked["train"].epochs for asked in fakes.asked["fit"]]
     assert epochs == [3, 50]
+
+
+def test_a_fine_tuned_student_learns_from_pseudo_labels_first_and_from_labels_last(
+    tmp_path: Path,
+) -> None:
+    fakes = Fakes([20, 25])
+    student = {"model": "net1", "train": {"lr": 0.1}, "finetune": {"lr": 0.01}}
+    run(tmp_path, fakes, students=[student])
+    assert fakes.titles("fit") == ["gen-00 train", "gen-01 pretrain", "gen-01 train"]
+    _, first, last = fakes.asked["fit"]
+    assert (first["train"].lr, first["train"].labeled_weight) == (0.1, 0)
+    assert first["pseudo"].path == folder(tmp_path, "gen-01", "selection")
+    assert (last["train"].lr, last["train"].labeled_weight) == (0.01, 1)
+    assert last.get("pseudo") is None
+    assert last["teacher"].path == first["out"] != last["out"]
+    assert last["model"].init == "teacher"
+
+
+def test_the_teacher_is_noised_while_labeling_only_where_asked_for(tmp_path: Path) -> None:
+    for noised in (False, True):
+        fakes = Fakes([20, 25])
+        run(tmp_path, fakes, label={"noised": noised}, train={"noise": {"dropout": 0.33}})
+        noise = fakes.asked["pseudo_label"][0]["noise"]
+        assert (noise.dropout if noise else None) == (0.33 if noised else None)
 
 
 def test_the_selection_is_made_anew_unless_it_is_only_to_be_relabeled(tmp_path: Path) -> None:
