@@ -36,8 +36,12 @@ from ns_ray.schema import (
 )
 
 FEW_SHARDS = 4
-"""Up to this many shards are done in the driver's process where that is on the machine with the
-model, or else in one Ray task: a Ray Data job and its actors take seconds to start."""
+"""Up to this many shards go through one Ray task: a Ray Data job and its actors take seconds to
+start."""
+DRIVER_SHARDS = 64
+"""Up to this many are done in the driver's process, where that is on the machine with the model: it
+has imported already what an actor would import for seconds. Larger piles get an actor of their own,
+which may die without taking the run with it."""
 
 TASKS_PER_ACTOR = 20
 """A task takes several shards where there are very many: the driver hands out a limited number of
@@ -269,7 +273,7 @@ def _run(
     """
     names = [shard.name for shard in shards]
     try:
-        if len(names) <= FEW_SHARDS and pool.in_process:
+        if len(names) <= DRIVER_SHARDS and pool.in_process:
             yield from _predict_shards(arguments, names)
             return
         if len(names) <= FEW_SHARDS:
