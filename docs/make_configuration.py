@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 
 from ns_ray.config import RunConfig, Settings
+from ns_ray.serving.settings import ServeConfig
 
 FOLDER = Path(__file__).resolve().parent
 SCHEMA = FOLDER / "config.schema.json"
@@ -42,6 +43,10 @@ Editors that know YAML schemas complete and check the file when its first line i
 """
 
 
+SERVER = """These are no part of a run: `ns-ray serve --set serve.top_k=3`, or `args` in
+[serve/config.yaml](../serve/config.yaml). [Serving](serving.md) says more."""
+
+
 def schema() -> dict[str, Any]:
     """JSON Schema of a run."""
     return {
@@ -58,6 +63,8 @@ def page() -> str:
     sections = [INTRO, *section("A run", {**whole, "description": ""})]
     for name, place in places(RunConfig).items():
         sections += section(" and ".join(f"`{p}`" for p in place), definitions[name])
+    server = {**ServeConfig.model_json_schema(), "description": SERVER}
+    sections += section("A server", server)
     return "\n".join(sections).rstrip() + "\n"
 
 

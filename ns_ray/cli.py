@@ -297,6 +297,56 @@ def report(
 
 
 @app.command()
+def predict(
+    bundle: Bundle,
+    paths: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="PATH...",
+            help="Images, folders, or anything else that --data of other commands takes.",
+            show_default=False,
+        ),
+    ],
+    top_k: Annotated[int, typer.Option(help="Classes per image.")] = 5,
+    format_: Annotated[
+        str, typer.Option("--format", help="table, csv, json or parquet.")
+    ] = "table",
+    out: Annotated[str | None, typer.Option(help="File to write; the screen if not given.")] = None,
+    set_: Set = None,
+    debug: Debug = False,
+) -> None:
+    """Say what is in images: a table, CSV, JSON or Parquet."""
+
+    def work() -> None:
+        from ns_ray.predictions import predict as predict_all
+
+        sections = _settings(set_, predict=PredictConfig)
+        predict_all(bundle, paths, top_k=top_k, format=format_, out=out, config=sections["predict"])
+
+    _finish(debug, work)
+
+
+@app.command()
+def export(
+    bundle: Bundle,
+    out: Annotated[str, typer.Option(help="The file, model.onnx.", show_default=False)],
+    debug: Debug = False,
+) -> None:
+    """Write a model as ONNX, compared with torch by onnxruntime; labels beside it in a .json."""
+
+    def work() -> None:
+        from ns_ray.export import export as export_bundle
+
+        done = export_bundle(bundle, out)
+        say(
+            f"{done.path}: probabilities differ from torch's by {done.difference:.1e} at most, "
+            f"top-1 agrees on {done.agreement:.0%}"
+        )
+
+    _finish(debug, work)
+
+
+@app.command()
 def serve(
     bundle: Bundle,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
@@ -362,6 +412,36 @@ def ablate(
             seeds=[*(seeds or ()), *(int(name) for name in names if name.isdigit())] or [0, 1, 2],
             jobs=jobs,
         )
+
+    _finish(debug, work)
+
+
+@app.command()
+def swap(
+    bundle: Annotated[str | None, typer.Option(help="The bundle to serve from now on.")] = None,
+    previous: Annotated[bool, typer.Option(help="Go back to the bundle before.")] = False,
+    address: Annotated[
+        str | None,
+        typer.Option(help="Ray's dashboard. None: $RAY_DASHBOARD_ADDRESS, or this machine's."),
+    ] = None,
+    application: Annotated[str, typer.Option(help="Name of the application.")] = "ns-ray",
+    timeout: Annotated[float, typer.Option(help="Seconds to wait for the replicas.")] = 600,
+    debug: Debug = False,
+) -> None:
+    """Change the model of a server on a cluster (serve deploy), without losing a request."""
+
+    def work() -> None:
+        from ns_ray.bundle import resolve
+        from ns_ray.serving.swap import swap as change
+
+        now, before = change(
+            None if bundle is None else resolve(bundle),
+            back=previous,
+            address=address,
+            app=application,
+            timeout=timeout,
+        )
+        say(f"{application} serves {now}; before: {before}")
 
     _finish(debug, work)
 

@@ -140,6 +140,14 @@ def encode_png(pixels: np.ndarray[Any, Any]) -> bytes:
     return buffer.getvalue()
 
 
+def smooth_pixels(count: int, side: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """Picture-like images to warm a model up and to compare runtimes on, where there are no real
+    ones: smooth random colors, uint8 [count, side, side, 3]."""
+    small = np.random.default_rng(0).integers(0, 256, (count, 6, 6, 3), dtype=np.uint8)
+    how = Image.Resampling.BICUBIC
+    return np.stack([np.array(Image.fromarray(i).resize((side, side), how)) for i in small])
+
+
 def _open(data: bytes, max_pixels: int) -> Image.Image:
     if not data:
         raise ImageError("empty", "the file has no bytes")

@@ -28,7 +28,9 @@ ROWS: tuple[frozenset[str], ...] = (
     frozenset({"sources", "packing", "ingest"}),
     frozenset({"inference", "loader", "loop"}),
     STAGES,
-    frozenset({"robustness", "ablation_table", "report", "export", "plan", "serving"}),
+    frozenset(
+        {"robustness", "ablation_table", "report", "export", "plan", "predictions", "serving"}
+    ),
     frozenset({"selftrain"}),
     frozenset({"runtime"}),
     frozenset({"launch"}),

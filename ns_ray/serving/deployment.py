@@ -18,9 +18,7 @@ from ray.serve import Application
 from ns_ray.config import validate
 from ns_ray.errors import ConfigError
 from ns_ray.resources import WORKER_ENVIRONMENT
-from ns_ray.serving.app import create_app, read_keys
 from ns_ray.serving.metrics import Board, Totals
-from ns_ray.serving.service import Service
 from ns_ray.serving.settings import ServeConfig
 
 MAX_CPUS = 8
@@ -36,6 +34,10 @@ class Classifier:
     """One replica."""
 
     def __init__(self, settings: dict[str, Any]) -> None:
+        # Here, where torch is needed: building the application and the board do without.
+        from ns_ray.serving.app import read_keys
+        from ns_ray.serving.service import Service
+
         self._config = validate(ServeConfig, settings)
         self._service = Service(self._config)
         self._keys = read_keys(self._config.api_key_file)
@@ -44,6 +46,8 @@ class Classifier:
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """The HTTP interface."""
+        from ns_ray.serving.app import create_app
+
         return create_app(self._service, self._keys, self._totals, names_requests=False)
 
     async def reconfigure(self, user_config: dict[str, Any] | None) -> None:

@@ -11,10 +11,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from ns_ray.errors import ImageError
-from ns_ray.images import Preprocess
+from ns_ray.images import smooth_pixels
 from ns_ray.predictor import Predictor
 from ns_ray.serving.batcher import Batcher
 from ns_ray.serving.metrics import MAX_LABELS, Totals
@@ -220,15 +219,9 @@ def version(predictor: Predictor) -> str:
 
 
 def _warm_up(predictor: Predictor, max_batch: int) -> None:
-    """Choose the runtime on picture-like images, and run every batch size once: the first pass of
-    a size takes several times as long."""
-    images = np.stack([_picture(i, predictor.preprocess) for i in range(max(WARM_UP, max_batch))])
+    """Choose the runtime, and run every batch size once: the first pass of a size takes several
+    times as long."""
+    images = smooth_pixels(max(WARM_UP, max_batch), predictor.preprocess.size)
     predictor.forward(images[:WARM_UP])
     for size in range(1, max_batch + 1):
         predictor.forward(images[:size])
-
-
-def _picture(seed: int, spec: Preprocess) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    """Smooth random colors, uint8 [size, size, 3]."""
-    small = np.random.default_rng(seed).integers(0, 256, (6, 6, 3), dtype=np.uint8)
-    return np.array(Image.fromarray(small).resize((spec.size, spec.size), Image.Resampling.BICUBIC))

@@ -1,0 +1,195 @@
+"""Hostile requests, clients that go away, and more load than fits. The long version, against a
+server as users start it, is `python benchmarks/serve_hostile.py`."""
+
+import asyncio
+import socket
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+from broken_files import jpeg
+from hostile import attack, request, send
+from served import Server, make_bundle, serving
+
+from ns_ray.errors import ImageError
+from ns_ray.serving.batcher import Batcher
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_bundle(tmp_path_factory.mktemp("bundle"))
+
+
+@pytest.fixture(scope="module")
+def server(folder: Path) -> Iterator[Server]:
+    with serving(folder, max_bytes=2_000_000, max_images=16, max_pixels=4_000_000) as started:
+        yield started
+
+
+def test_hostile_requests_get_a_4xx_and_do_no_harm(server: Server) -> None:
+    attacks = [attack(seed) for seed in range(400)]
+    assert len({one.name for one in attacks}) == 9
+    with ThreadPoolExecutor(8) as pool:
+        statuses = list(pool.map(lambda one: send(server.port, one), attacks))
+    bad = [
+        (seed, one.name, status)
+        for seed, (one, status) in enumerate(zip(attacks, statuses, strict=True))
+        if (status is None and not one.ends) or (status or 0) >= 500
+    ]
+    assert bad == []
+    found = Counter(statuses)
+    assert found[200] > 0, "some mutations do no harm to an image"
+    assert found[400] > 50
+    assert server.post_image(jpeg(1)).status == 200
+    assert server.service is not None
+    deadline = time.monotonic() + 20
+    while server.service.waiting() or server.service.busy_bytes:
+        assert time.monotonic() < deadline, "something is still held"
+        time.sleep(0.05)
+
+
+def test_clients_that_go_away_do_not_hurt_those_that_stay(server: Server) -> None:
+    whole = request(jpeg(1))
+
+    def leave(i: int) -> None:
+        with socket.create_connection(("127.0.0.1", server.port), 30) as connection:
+            connection.sendall(whole if i % 2 else whole[: len(whole) // 2])
+
+    def stay(i: int) -> int:
+        return server.post_image(jpeg(i)).status
+
+    with ThreadPoolExecutor(32) as pool:
+        gone = [pool.submit(leave, i) for i in range(250)]
+        good = [pool.submit(stay, i) for i in range(64)]
+        assert {future.result() for future in good} == {200}
+        for future in gone:
+            future.result()
+    assert server.post_image(jpeg(2)).status == 200
+
+
+def test_a_body_that_never_ends_is_a_408(folder: Path) -> None:
+    with (
+        serving(folder, deadline=0.5) as quick,
+        socket.create_connection(("127.0.0.1", quick.port), 30) as connection,
+    ):
+        connection.sendall(request(b"", length=1000) + b"x")
+        assert connection.recv(1000).startswith(b"HTTP/1.1 408")
+        assert quick.post_image(jpeg(1)).status == 200
+
+
+def test_more_load_than_fits_is_refused_at_once(folder: Path) -> None:
+    with serving(folder, max_queue=4, max_images=4) as small:
+        assert small.service is not None
+        batcher = small.service.model.batcher
+        forward, busy = batcher._forward, threading.Event()
+
+        def slow(pixels: np.ndarray) -> np.ndarray:
+            busy.wait(20)
+            return forward(pixels)
+
+        batcher._forward = slow
+        with ThreadPoolExecutor(80) as pool:
+            replies = [pool.submit(small.post_image, jpeg(i)) for i in range(80)]
+            refused = []
+            deadline = time.monotonic() + 60
+            while len(refused) < 76:
+                refused = [future for future in replies if future.done()]
+                assert time.monotonic() < deadline, len(refused)
+                time.sleep(0.02)
+            busy.set()
+            done = [future.result() for future in replies]
+        codes = Counter(reply.status for reply in done)
+        assert codes == {200: 4, 429: 76}
+        for reply in done:
+            if reply.status == 429:
+                assert reply.error
+                assert int(reply.headers["retry-after"]) >= 1
+        assert small.post_image(jpeg(1)).status == 200
+
+
+def test_an_answer_that_takes_too_long_is_a_504(folder: Path) -> None:
+    with serving(folder, deadline=0.3) as quick:
+        assert quick.service is not None
+        batcher = quick.service.model.batcher
+        forward, busy = batcher._forward, threading.Event()
+        batcher._forward = lambda pixels: (busy.wait(20), forward(pixels))[1]
+        reply = quick.post_image(jpeg(1))
+        busy.set()
+        assert reply.status == 504
+        assert reply.error
+        assert reply.headers["retry-after"]
+        assert quick.post_image(jpeg(1)).status == 200
+
+
+# ---------------------------------------------------------------------------------------- batcher
+
+
+def pixels_of(data: bytes) -> np.ndarray:
+    if data == b"bad":
+        raise ImageError("broken")
+    return np.full((2, 2, 3), data[0], np.uint8)
+
+
+def test_batches_form_while_the_model_is_busy_and_rows_go_to_their_askers() -> None:
+    sizes: list[int] = []
+    go = threading.Event()
+
+    def forward(pixels: np.ndarray) -> np.ndarray:
+        go.wait(20)
+        return pixels[:, 0, 0, :1].astype(np.float32)
+
+    async def run() -> list[object]:
+        batcher = Batcher(pixels_of, forward, decoders=2, max_batch=4, on_batch=sizes.append)
+        first = batcher.submit(bytes([200]))
+        await asyncio.sleep(0.2)  # the model has it, alone
+        others = [batcher.submit(bytes([i])) for i in range(10)]
+        others.append(batcher.submit(b"bad"))
+        await asyncio.sleep(0.3)
+        go.set()
+        found = await asyncio.gather(first, *others, return_exceptions=True)
+        await batcher.close()
+        assert batcher.waiting == 0
+        return found
+
+    first, *others, bad = asyncio.run(run())
+    assert [float(np.asarray(row)[0]) for row in (first, *others)] == [200.0, *range(10)]
+    assert isinstance(bad, ImageError)
+    assert sizes == [1, 4, 4, 2]
+
+
+def test_a_cancelled_image_is_skipped_and_the_thread_survives() -> None:
+    seen: list[int] = []
+    go = threading.Event()
+
+    def forward(pixels: np.ndarray) -> np.ndarray:
+        go.wait(20)
+        seen.extend(int(p[0, 0, 0]) for p in pixels)
+        if 66 in pixels:
+            raise RuntimeError("the model failed")
+        return pixels[:, 0, 0, :1].astype(np.float32)
+
+    async def run() -> None:
+        batcher = Batcher(pixels_of, forward, decoders=1, max_batch=1)
+        first = batcher.submit(bytes([1]))
+        await asyncio.sleep(0.2)
+        gone = [batcher.submit(bytes([i])) for i in (2, 3)]
+        kept = batcher.submit(bytes([4]))
+        await asyncio.sleep(0.1)
+        for future in [first, *gone]:  # one is inside the model already
+            future.cancel()
+        await asyncio.sleep(0)
+        assert batcher.waiting == 1
+        go.set()
+        assert (await kept)[0] == 4
+        with pytest.raises(RuntimeError, match="the model failed"):
+            await batcher.submit(bytes([66]))
+        assert (await batcher.submit(bytes([5])))[0] == 5
+        await batcher.close()
+
+    asyncio.run(run())
+    assert seen == [1, 4, 66, 5]

@@ -1,0 +1,164 @@
+"""The page and the documents of the server, in a real browser, and every operation of the OpenAPI
+document called as the document says."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import schemathesis
+from axe_playwright_python.sync_playwright import Axe
+from broken_files import jpeg
+from hypothesis import HealthCheck, Phase, settings
+from playwright.sync_api import Browser, Page, expect
+from schemathesis.checks import CHECKS, load_all_checks
+from served import Server, make_bundle, serving
+
+KEY = "page-key"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_bundle(tmp_path_factory.mktemp("bundle"))
+
+
+@pytest.fixture(scope="module")
+def server(folder: Path) -> Iterator[Server]:
+    with serving(folder) as started:
+        yield started
+
+
+def opened(
+    browser: Browser, url: str, width: int = 1000, scheme: Any = "light", path: str = "/"
+) -> Page:
+    """A page whose console stays empty and which talks to the server only."""
+    page = browser.new_page(viewport={"width": width, "height": 800}, color_scheme=scheme)
+    page.set_default_timeout(60_000)
+    problems: list[str] = []
+    page.on("console", lambda message: problems.append(message.text))
+    page.on("pageerror", lambda error: problems.append(str(error)))
+    page.on(
+        "request",
+        lambda r: None if r.url.startswith((url, "blob:", "data:")) else problems.append(r.url),
+    )
+    page.problems = problems  # type: ignore[attr-defined]
+    page.goto(f"{url}{path}")
+    return page
+
+
+def file(name: str, data: bytes) -> Any:
+    return {"name": name, "mimeType": "image/jpeg", "buffer": data}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("width", "scheme"), [(1000, "light"), (1000, "dark"), (360, "light")])
+def test_images_are_classified(browser: Browser, server: Server, width: int, scheme: str) -> None:
+    page = opened(browser, server.url, width, scheme)
+    expect(page.locator("#model")).to_contain_text("test_resnet from run tiny, 3 classes")
+    expect(page.locator("#about")).to_contain_text("tiny-gen-01-")
+    page.locator("#files").set_input_files([file("one.jpg", jpeg(1)), file("two.jpg", jpeg(2))])
+    expect(page.get_by_role("status")).to_have_text("2 classified")
+    cards = page.locator("#results > li")
+    expect(cards).to_have_count(2)
+    first = cards.filter(has_text="one.jpg")
+    expect(first.locator("ol > li")).to_have_count(3)
+    expect(first).to_contain_text(" ms")
+    answer = server.post_image(jpeg(1)).json[0]
+    expect(first.locator("ol > li").first).to_contain_text(answer["label"])
+    expect(first.locator("ol > li").first).to_contain_text(f"{100 * answer['score']:.1f} %")
+    shown = first.locator("img")
+    assert shown.evaluate("image => image.complete && image.naturalWidth > 0")
+    expect(shown).to_have_attribute("alt", f"one.jpg: {answer['label']}")
+
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    assert Axe().run(page).violations_count == 0
+    page.get_by_role("button", name="Clear").click()
+    expect(cards).to_have_count(0)
+    assert page.problems == []  # type: ignore[attr-defined]
+    page.close()
+
+
+@pytest.mark.slow
+def test_paste_drop_errors_and_the_keyboard(browser: Browser, server: Server) -> None:
+    page = opened(browser, server.url)
+    give = """([kind, bytes]) => {
+        const data = new DataTransfer();
+        data.items.add(new File([new Uint8Array(bytes)], kind + ".jpg", {type: "image/jpeg"}));
+        const event = kind === "paste"
+            ? new ClipboardEvent("paste", {clipboardData: data})
+            : new DragEvent("drop", {dataTransfer: data, bubbles: true, cancelable: true});
+        document.dispatchEvent(event);
+    }"""
+    for kind in ("paste", "drop"):
+        page.evaluate(give, [kind, list(jpeg(3))])
+        card = page.locator("#results > li").filter(has_text=f"{kind}.jpg")
+        expect(card.locator("ol > li")).to_have_count(3)
+    assert page.problems == []  # type: ignore[attr-defined]
+    page.locator("#files").set_input_files([file("bad.jpg", b"no image")])
+    expect(page.get_by_role("alert")).to_contain_text("not_an_image")
+
+    page.reload()
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.id") == "files"
+    with page.expect_file_chooser() as chooser:
+        page.keyboard.press("Enter")
+    chooser.value.set_files([file("keys.jpg", jpeg(4))])
+    expect(page.get_by_role("status")).to_have_text("1 classified")
+    page.close()
+
+
+@pytest.mark.slow
+def test_a_key_is_asked_for(browser: Browser, folder: Path) -> None:
+    with serving(folder, keys=[KEY]) as locked:
+        page = opened(browser, locked.url)
+        expect(page.locator("#model")).to_have_text("An API key is needed.")
+        page.get_by_label("This server asks for an API key:").fill(KEY)
+        page.get_by_role("button", name="Use it").click()
+        expect(page.locator("#model")).to_contain_text("3 classes")
+        page.locator("#files").set_input_files([file("one.jpg", jpeg(1))])
+        expect(page.locator("#results ol > li")).to_have_count(3)
+        page.close()
+
+
+@pytest.mark.slow
+def test_the_documents_work_without_a_network(browser: Browser, server: Server) -> None:
+    page = opened(browser, server.url, path="/docs")
+    operations = page.locator("details")
+    expect(operations).to_have_count(14)
+    operations.first.locator("summary").click()
+    expect(operations.first).to_contain_text("Too many bytes, pixels or images")
+    assert Axe().run(page).violations_count == 0
+    assert page.problems == []  # type: ignore[attr-defined]
+    page.close()
+
+
+def test_the_server_does_what_its_document_says(server: Server) -> None:
+    load_all_checks()
+    # A document cannot say that bytes must be an image, so what fits it may still be refused.
+    excluded = CHECKS.get_by_names(["positive_data_acceptance"])
+    schema = schemathesis.openapi.from_url(f"{server.url}/openapi.json")
+    called = []
+    for result in schema.get_all_operations():
+        operation = result.ok()
+        assert operation is not None
+        called.append(operation.label)
+        checked = settings(
+            max_examples=12,
+            deadline=None,
+            derandomize=True,
+            database=None,
+            phases=[Phase.explicit, Phase.generate],
+            suppress_health_check=list(HealthCheck),
+        )
+
+        def call(case: Any) -> None:
+            case.call_and_validate(excluded_checks=excluded)
+
+        checked(_given(operation)(call))()
+    assert len(called) == 14
+
+
+def _given(operation: Any) -> Any:
+    from hypothesis import given
+
+    return given(case=operation.as_strategy())
