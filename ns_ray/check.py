@@ -125,7 +125,6 @@ def _model(config: RunConfig, place: str, model: ModelConfig, teacher: bool) -> 
     Augment(train.noise, 32)
     if model.pretrained and "/" in model.pretrained:
         open_bundle(model.pretrained)
-    lane_sizes(train, config.resources.num_workers, not teacher)
     offline = model.model_copy(update={"pretrained": None})
     try:
         built, _ = build_noised(offline, train.noise, 10)
@@ -135,6 +134,7 @@ def _model(config: RunConfig, place: str, model: ModelConfig, teacher: bool) -> 
         if finer is not None:
             build_noised(finer[0], finer[1].noise, 10)
             lane_sizes(finer[1], config.resources.num_workers, False)
+        lane_sizes(train, config.resources.num_workers, not teacher)
     except ConfigError as error:
         raise ConfigError(f"{place}: {error}") from None
     noise = train.noise.live("labeled" if teacher else "unlabeled")

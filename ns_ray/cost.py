@@ -6,9 +6,9 @@ of any size is estimated on a laptop, for a device that isn't there. Knows nothi
 
 import time
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -68,11 +68,15 @@ class Alive(TorchDispatchMode):  # type: ignore[no-untyped-call]
         peak: the most at a time.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, before: Iterable[torch.Tensor] = ()) -> None:
+        """
+        Args:
+            before: tensors that don't count, nor do views of them.
+        """
         super().__init__()  # type: ignore[no-untyped-call]
         self.peak = 0
         self._now = 0
-        self._known: dict[int, int] = {}
+        self._known = {tensor.untyped_storage()._cdata: 0 for tensor in before}
 
     def __torch_dispatch__(
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
@@ -115,24 +119,36 @@ def training_cost(
         workers: DDP keeps a second copy of the gradients where there are several.
         trained_groups: see `models.freeze`; 0: all layers learn.
     """
-    config = config.model_copy(update={"pretrained": None})
     with FakeTensorMode():
-        model, _ = build_noised(config, train.noise, classes)
-        size = image_size(model)
-        with FlopCounterMode(display=False) as counter, torch.no_grad():
-            model.eval()(torch.zeros(1, 3, size, size))
-        step, state = _trainer(model, train, size, rows, classes, bf16, trained_groups)
-        alive = Alive()
+        model, cost = _forward(config, train, classes)
+        step, gradients = _trainer(
+            model, train, image_size(model), rows, classes, bf16, trained_groups
+        )
+        alive = Alive([*model.parameters(), *model.buffers()])
         with alive:
             step()
-    weights = sum(t.nbytes for t in [*model.parameters(), *model.buffers()])
-    return Cost(
-        parameters=parameter_count(model),
-        flops=counter.get_total_flops(),
+    return replace(
+        cost,
         rows=rows,
-        state_bytes=2 * weights + (state if workers > 1 else 0),
+        state_bytes=cost.state_bytes + (gradients if workers > 1 else 0),
         step_bytes=alive.peak,
     )
+
+
+def forward_cost(config: ModelConfig, train: TrainConfig, *, classes: int) -> Cost:
+    """Parameters, arithmetic and weights without a step, which `rows` and `step_bytes` of 0 say."""
+    with FakeTensorMode():
+        return _forward(config, train, classes)[1]
+
+
+def _forward(config: ModelConfig, train: TrainConfig, classes: int) -> tuple[nn.Module, Cost]:
+    offline = config.model_copy(update={"pretrained": None})
+    model, _ = build_noised(offline, train.noise, classes)
+    size = image_size(model)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model.eval()(torch.zeros(1, 3, size, size))
+    weights = sum(t.nbytes for t in [*model.parameters(), *model.buffers()])
+    return model, Cost(parameter_count(model), counter.get_total_flops(), 0, 2 * weights, 0)
 
 
 def image_size(model: nn.Module) -> int:
@@ -198,12 +214,18 @@ class Rate:
 
 
 def measured_rate(
-    config: ModelConfig, train: TrainConfig, cost: Cost, *, classes: int, device: torch.device
+    config: ModelConfig,
+    train: TrainConfig,
+    cost: Cost,
+    *,
+    classes: int,
+    device: torch.device,
+    trained_groups: int = 0,
 ) -> Rate:
     """Do a few short steps. On a CPU with as few images as tell, on a GPU with the whole pass."""
     model, _ = build_noised(config.model_copy(update={"pretrained": None}), train.noise, classes)
     model = model.to(device).to(memory_format=torch.channels_last)
-    rows = cost.rows
+    rows = max(2, cost.rows)
     if device.type == "cpu":
         rows = max(2, min(rows, int(MEASURED_FLOPS / (3 * cost.flops))))
     size = image_size(model)
@@ -218,7 +240,7 @@ def measured_rate(
 
     model.eval()
     labeling = rows / _seconds(label, device)
-    step, _ = _trainer(model, train, size, rows, classes, bf16, 0, device)
+    step, _ = _trainer(model, train, size, rows, classes, bf16, trained_groups, device)
     return Rate(training=rows / _seconds(step, device), labeling=labeling)
 
 

@@ -24,7 +24,7 @@ from ns_ray.config import (
     pretraining,
     train_config,
 )
-from ns_ray.cost import Cost, Rate, measured_rate, training_cost
+from ns_ray.cost import Cost, Rate, forward_cost, measured_rate, training_cost
 from ns_ray.errors import ConfigError
 from ns_ray.ingest import Listings
 from ns_ray.job import lane_sizes, total_steps
@@ -171,7 +171,7 @@ class _Planner:
         rows = sum(lane_sizes(train, workers, pseudo))
         steps = total_steps(train, self._counts.labeled)
         cost = self._cost(model.model_dump_json(), train.model_dump_json(), rows, groups)
-        rate = self._rate(model, train, cost)
+        rate = self._rate(model, train, cost, groups)
         images = steps * rows * workers * train.accumulate
         return Stage(
             name,
@@ -190,8 +190,9 @@ class _Planner:
         train = train_config(self._config.train, model)
         finer = fixres_config(model, train)
         model, train = finer or (model, train)
-        cost = self._cost(model.model_dump_json(), train.model_dump_json(), 2, 0)
-        rate = self._rate(model, train, cost)
+        groups = model.fixres.trained_groups if model.fixres else 0
+        cost = forward_cost(model, train, classes=self._counts.classes)
+        rate = self._rate(model, train, cost, groups)
         return Stage(
             name,
             model.model or "",
@@ -202,7 +203,7 @@ class _Planner:
             rate.labeling if rate else None,
         )
 
-    def _rate(self, model: ModelConfig, train: TrainConfig, cost: Cost) -> Rate | None:
+    def _rate(self, model: ModelConfig, train: TrainConfig, cost: Cost, groups: int) -> Rate | None:
         """Measured once for a model and size, where the memory is there."""
         name = f"{model.model} at {_size(model)} px"
         if self._measure and name not in self._rates:
@@ -218,7 +219,12 @@ class _Planner:
                 )
             else:
                 self._rates[name] = measured_rate(
-                    model, train, cost, classes=self._counts.classes, device=self._device
+                    model,
+                    train,
+                    cost,
+                    classes=self._counts.classes,
+                    device=self._device,
+                    trained_groups=groups,
                 )
         return self._rates.get(name)
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from ns_ray.config import ModelConfig, RunConfig, TrainConfig, fixres_config, train_config
-from ns_ray.cost import training_cost
+from ns_ray.cost import forward_cost, training_cost
 from ns_ray.job import Job, lane_sizes
 from ns_ray.loop import Learner
 from ns_ray.losses import mixed_loss
@@ -54,7 +54,7 @@ def test_its_models_are_the_published_ones(name: str) -> None:
     config = recipe(name)
     assert config.students == (config.teacher.model_copy(update={"train": {}}),)
     train = train_config(config.train, config.students[0])
-    cost = training_cost(config.students[0], train, classes=1000, rows=2, bf16=True)
+    cost = forward_cost(config.students[0], train, classes=1000)
     millions, billions = PUBLISHED[name]
     assert cost.parameters / 1e6 == pytest.approx(millions, rel=0.02)
     assert cost.flops / 2e9 == pytest.approx(billions, rel=0.05)
