@@ -247,6 +247,7 @@ class Shared:
             pseudo_label=pseudo_label,
             select=select,
             evaluate=evaluate,
+            robustness=own.robustness,
         )
 
 

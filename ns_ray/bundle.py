@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import timm
 import torch
 import yaml
@@ -24,7 +25,7 @@ from ns_ray.config import ModelConfig
 from ns_ray.errors import ConfigError, DataError
 from ns_ray.images import Preprocess
 from ns_ray.models import build, model_name, parameter_count
-from ns_ray.pretrained import pretrained_classes
+from ns_ray.pretrained import imagenet_synsets, pretrained_classes
 
 PROVENANCE = "ns_ray.json"
 WEIGHTS = "model.safetensors"
@@ -109,6 +110,12 @@ def card(
         row: the model's row of result.json, once it has been scored.
     """
     shown = ", ".join(classes[:20]) + (", ..." if len(classes) > 20 else "")
+    source = (
+        "Pretrained by others, and written as a bundle by ns_ray."
+        if facts.get("role") == "pretrained"
+        else "Trained by Noisy Student self-training with ns_ray; the weights are the exponential "
+        "moving average."
+    )
     rows = "\n".join(
         f"| {key} | {value} |"
         for key, value in facts.items()
@@ -128,8 +135,7 @@ def card(
         f"# {facts.get('model', 'model')}, {facts.get('role', 'trained')} of run "
         f"{facts.get('run', '?')}\n\n"
         f"Classifies an image into {len(classes)} classes: {shown}.\n"
-        "Trained by Noisy Student self-training with ns_ray; the weights are the exponential "
-        "moving average.\n\n"
+        f"{source}\n\n"
         '```python\nmodel = timm.create_model("local-dir:PATH", pretrained=True)\n```\n\n'
         + (_scores_table(scores) if scores else "")
         + f"| | |\n|---|---|\n{rows}\n"
@@ -217,6 +223,35 @@ def open_bundle(path: str) -> Bundle:
     )
 
 
+def class_map(model: Bundle, classes: Sequence[str], where: str) -> np.ndarray[Any, Any]:
+    """Index among the model's classes of each class of labeled images. Folders named by ImageNet's
+    WordNet ids fit every model with ImageNet's 1000 classes.
+
+    Args:
+        model: what is to be scored.
+        classes: class names of the images.
+        where: the images, for messages.
+
+    Raises:
+        DataError: the images have no labels, or classes that the model doesn't know.
+    """
+    if not classes:
+        raise DataError(f"{where} has no labels; evaluation needs a labeled corpus")
+    known = model.classes
+    nameless = known == tuple(str(i) for i in range(len(known)))
+    if len(known) == 1000 and set(classes) <= set(imagenet_synsets()):
+        known = imagenet_synsets()
+    elif nameless and len(classes) == len(known):
+        return np.arange(len(classes))  # by position
+    unknown = [name for name in classes if name not in known]
+    if unknown:
+        raise DataError(
+            f"class {unknown[0]!r} of {where} is not a class of {model.path}, "
+            f"which knows: {', '.join(known[:20])}"
+        )
+    return np.array([known.index(name) for name in classes])
+
+
 def _foreign_fingerprint(config: Mapping[str, Any], path: str) -> str:
     """Changes when somebody else's weights are replaced, without reading them."""
     fs, inner = storage.filesystem(storage.join(path, WEIGHTS))
@@ -287,16 +322,13 @@ def preprocessing(model: nn.Module) -> Preprocess:
 
 
 def load_weights(model: nn.Module, path: str) -> None:
-    """Start from the weights of a bundle with the same architecture, position embeddings resampled
-    where the image size differs; a classifier for another number of classes is left as it is.
+    """Start from the weights of a bundle with the same architecture; a classifier for another
+    number of classes is left as it is.
 
     Raises:
         ConfigError: the architectures differ.
     """
-    bundle = open_bundle(path)
-    config = storage.read_json(storage.join(bundle.path, CONFIG)).get("pretrained_cfg", {})
-    args = {"img_size": preprocessing(model).size} if config.get("fixed_input_size") else {}
-    source, _ = load(bundle, **args)
+    source, _ = load(open_bundle(path))
     state: dict[str, torch.Tensor] = source.state_dict()
     own = model.state_dict()
     fits = {k: v for k, v in state.items() if k in own and own[k].shape == v.shape}

@@ -7,9 +7,8 @@ import numpy as np
 import pyarrow.compute as pc
 
 from ns_ray import metrics, storage
-from ns_ray.bundle import Bundle
+from ns_ray.bundle import Bundle, class_map
 from ns_ray.config import EvaluateConfig, PredictConfig
-from ns_ray.errors import DataError
 from ns_ray.inference import infer
 from ns_ray.resources import Pool
 from ns_ray.schema import Corpus, dense_probs, part_name
@@ -63,10 +62,15 @@ def evaluate(
     Raises:
         DataError: the corpus has no labels, or classes that the model doesn't know.
     """
-    classes = _class_map(model, corpus)
+    classes = class_map(model, corpus.classes, corpus.path)
+    names = corpus.classes if config.subset else model.classes
+    classes_of = np.arange(len(classes)) if config.subset else classes
     predict = predict or PredictConfig()
-    settings = [config.model_dump(mode="json", exclude={"batch_size"}), predict.model_dump()]
-    fingerprint = storage.fingerprint("evaluate", model.fingerprint, corpus.fingerprint, settings)
+    settings = [
+        config.model_dump(mode="json", exclude={"batch_size", "robustness"}),
+        predict.model_dump(),
+    ]
+    fingerprint = storage.fingerprint("evaluate 2", model.fingerprint, corpus.fingerprint, settings)
     done = storage.already(out, fingerprint)
     if done is None:
         inferred = infer(
@@ -79,9 +83,10 @@ def evaluate(
             predict=predict,
             pool=pool,
             title=title,
+            among=classes.tolist() if config.subset else None,
         )
-        keys, probs, labels = _read(corpus, out, fingerprint, len(model.classes))
-        scores = metrics.score(probs, classes[labels], model.classes, config.top_k)
+        keys, probs, labels = _read(corpus, out, fingerprint, len(names))
+        scores = metrics.score(probs, classes_of[labels], names, config.top_k)
         scores["rejected"] = inferred.rejected
         done = storage.publish(
             out,
@@ -97,9 +102,9 @@ def evaluate(
             seconds=inferred.seconds,
         )
     else:
-        keys, probs, labels = _read(corpus, out, fingerprint, len(model.classes))
+        keys, probs, labels = _read(corpus, out, fingerprint, len(names))
     order = np.argsort(keys)
-    correct = probs.argmax(axis=1) == classes[labels]
+    correct = probs.argmax(axis=1) == classes_of[labels]
     return Evaluation(
         path=out,
         scores=done.facts,
@@ -107,22 +112,6 @@ def evaluate(
         correct=tuple(bool(correct[i]) for i in order),
         seconds=done.seconds,
     )
-
-
-def _class_map(model: Bundle, corpus: Corpus) -> np.ndarray[Any, Any]:
-    """Index among the model's classes of each class of the corpus."""
-    if not corpus.classes:
-        raise DataError(f"{corpus.path} has no labels; evaluation needs a labeled corpus")
-    nameless = model.classes == tuple(str(i) for i in range(len(model.classes)))
-    if nameless and len(corpus.classes) == len(model.classes):
-        return np.arange(len(corpus.classes))  # by position
-    unknown = [name for name in corpus.classes if name not in model.classes]
-    if unknown:
-        raise DataError(
-            f"class {unknown[0]!r} of {corpus.path} is not a class of {model.path}, "
-            f"which knows: {', '.join(model.classes[:20])}"
-        )
-    return np.array([model.classes.index(name) for name in corpus.classes])
 
 
 def _read(

@@ -133,6 +133,11 @@ def eval_pixels(
     return np.array(image.resize((width, height), how).crop(crop))
 
 
+def resampling(name: Interpolation) -> Image.Resampling:
+    """Pillow's filter of this name."""
+    return _RESAMPLING[name]
+
+
 def encode_png(pixels: np.ndarray[Any, Any]) -> bytes:
     """A PNG file of uint8 pixels [height, width] (gray) or [height, width, 3] (RGB)."""
     buffer = io.BytesIO()

@@ -24,6 +24,7 @@ from ns_ray import errors, storage
 from ns_ray.config import NoiseConfig, PredictConfig
 from ns_ray.errors import ImageError, NsRayError, StageError
 from ns_ray.log import progress, say
+from ns_ray.metrics import among_classes
 from ns_ray.resources import Pool
 from ns_ray.schema import (
     REJECTED,
@@ -84,6 +85,7 @@ class ShardPredictor:
         noise: dict[str, Any] | None,
         threads: int,
         images: int,
+        among: list[int] | None,
     ) -> None:
         from ns_ray.predictor import NoisedPredictor, Predictor
 
@@ -98,6 +100,7 @@ class ShardPredictor:
         self._corpus = open_corpus(corpus)
         self._shards = {shard.name: shard for shard in self._corpus.shards}
         self._out, self._fingerprint, self._top_k = out, fingerprint, top_k
+        self._among = among
 
     def __call__(self, batch: dict[str, np.ndarray[Any, Any]]) -> dict[str, list[Any]]:
         """The rows that `each` gives, as columns."""
@@ -144,6 +147,8 @@ class ShardPredictor:
             if good.any()
             else (np.zeros((0, len(self._predictor.classes)), np.float32))
         )
+        if self._among is not None:
+            probs = among_classes(probs, np.array(self._among))
         keys = kept["key"].combine_chunks()
         labels = labels_table(keys, probs, name, self._top_k)
         bad = [r for r in results if isinstance(r, ImageError)]
@@ -173,12 +178,12 @@ def infer(
     pool: Pool,
     title: str,
     noise: NoiseConfig | None = None,
+    among: list[int] | None = None,
 ) -> Inferred:
     """Write probabilities for every image of a corpus into `out`, one file per shard.
 
     Args:
-        bundle: the model.
-        corpus: the images.
+        bundle, corpus: the model and the images.
         fingerprint: of the job's inputs; part of the file names.
         top_k: probabilities kept per row; None keeps all.
         batch_size: images in a forward pass.
@@ -186,6 +191,7 @@ def infer(
         pool: the actors.
         title: name of the progress line.
         noise: for model and images; None, but for an ablation.
+        among: write probabilities among these classes only. None: all.
 
     Raises:
         StageError: actors kept failing; what was written is kept.
@@ -205,6 +211,7 @@ def infer(
         "noise": noise.model_dump(mode="json") if noise else None,
         "images": sum(shard.rows for shard in missing) // pool.actors,
         "threads": max(1, int(pool.cpus)),
+        "among": among,
     }
     fresh, waited = 0, 0.0
     engine: dict[str, Any] = {}
@@ -225,13 +232,11 @@ def infer(
     lost = [name for name in names.values() if name not in present]
     if lost:
         raise StageError(f"{len(lost)} of {len(names)} shards are not in {out}; run it again")
-    bad = {n: REJECTED_PREFIX + f for n, f in names.items() if REJECTED_PREFIX + f in present}
-    rejected = sum(
-        storage.read_table(storage.join(out, file), ["key"]).num_rows for file in bad.values()
-    )
+    bad = sorted({REJECTED_PREFIX + file for file in names.values()} & present)
+    rejected = sum(storage.read_table(storage.join(out, file), ["key"]).num_rows for file in bad)
     return Inferred(
         files=names,
-        rejected_files=sorted(bad.values()),
+        rejected_files=bad,
         rows=corpus.rows - rejected,
         rejected=rejected,
         fresh=fresh,
@@ -295,10 +300,10 @@ def _run(
         )
         yield from labeled.iter_rows()
     except ray.exceptions.RayError as error:
-        raise _explain(error, title) from error
+        raise explain(error, title) from error
 
 
-def _explain(error: Exception, title: str) -> NsRayError:
+def explain(error: Exception, title: str) -> NsRayError:
     """The error of ours that an actor raised, or a StageError that quotes the actor."""
     cause = getattr(error, "cause", None)
     if cause is not None:  # Ray Data appends lines of its own to the message

@@ -68,6 +68,10 @@ class RunLayout:
         """Scores and predictions; `evaluation.json` beside the bundle sums them up."""
         return storage.join(self.generation(g), "evaluation")
 
+    def robustness(self, g: int | str) -> str:
+        """Counts of mistakes on corrupted, perturbed and attacked images."""
+        return storage.join(self.generation(g), "robustness")
+
     def pseudo_labels(self, g: int) -> str:
         """Labels for the student of generation g."""
         return storage.join(self.generation(g), "pseudo_labels")

@@ -3,8 +3,17 @@
 from typing import Any
 
 import numpy as np
-from scipy.stats import binom
-from sklearn.metrics import log_loss, precision_recall_fscore_support
+from scipy.stats import binom, bootstrap
+from sklearn.metrics import confusion_matrix, log_loss, precision_recall_fscore_support
+
+BINS = 15
+"""Confidence bins of the calibration error (Guo et al. 2017)."""
+
+MAX_CONFUSION = 200
+"""Most classes for which the confusion matrix is kept: it is written as JSON."""
+
+RESAMPLES = 2000
+"""Bootstrap samples of an interval."""
 
 
 def score(
@@ -19,7 +28,9 @@ def score(
         top_k: the k of top-k accuracy, at most the number of classes.
 
     Returns:
-        top1, topk, nll, ece, all fractions but nll (nats), and a row per class.
+        top1, topk, nll, ece, all fractions but nll (nats); `top1_interval`, its 95 % bootstrap
+        interval; `confusion`, counts by true class (row) and predicted class (column), None above
+        MAX_CONFUSION classes; `reliability`, a row per confidence bin; `classes`, one per class.
     """
     predicted = probs.argmax(axis=1)
     k = min(top_k, len(classes))
@@ -33,9 +44,14 @@ def score(
     return {
         "rows": len(labels),
         "top1": float((predicted == labels).mean()),
+        "top1_interval": interval(predicted == labels),
         f"top{k}": float((best == labels[:, None]).any(axis=1).mean()),
         "nll": float(log_loss(labels, clipped, labels=index)),
         "ece": expected_calibration_error(probs, labels),
+        "confusion": confusion_matrix(labels, predicted, labels=index).tolist()
+        if len(classes) <= MAX_CONFUSION
+        else None,
+        "reliability": reliability(probs, labels),
         "classes": [
             {
                 "name": name,
@@ -49,19 +65,86 @@ def score(
     }
 
 
-def expected_calibration_error(
-    probs: np.ndarray[Any, Any], labels: np.ndarray[Any, Any], bins: int = 15
-) -> float:
-    """Mean gap between confidence and accuracy over equally wide confidence bins, weighted by
-    their size (Guo et al. 2017; 15 bins as there)."""
+def among_classes(
+    probs: np.ndarray[Any, Any], classes: np.ndarray[Any, Any]
+) -> np.ndarray[Any, Any]:
+    """Probabilities among some classes only, as if the model had no other logits (ImageNet-A is
+    scored so: 200 of the 1000 columns, then the arg-max).
+
+    Args:
+        probs: float32 [n, model's classes], not rounded to float16: what is left may be tiny.
+        classes: int [c], their indices.
+
+    Returns:
+        float32 [n, c], rows summing to 1.
+    """
+    some = np.maximum(probs[:, classes].astype(np.float64), 1e-300)
+    return np.asarray(some / some.sum(axis=1, keepdims=True), dtype=np.float32)
+
+
+def interval(values: np.ndarray[Any, Any], level: float = 0.95) -> list[float]:
+    """Percentile bootstrap interval of a mean over images, always the same for the same values.
+    For yes and no it is exact: the number of yes in a resample is binomial.
+
+    Args:
+        values: bool or float [n].
+        level: share of the intervals that hold the true mean.
+
+    Returns:
+        [low, high]; the mean twice where all values are equal.
+    """
+    if values.dtype == bool and len(values):
+        resampled = binom(len(values), values.mean())
+        tail = (1.0 - level) / 2.0
+        return [float(resampled.ppf(q) / len(values)) for q in (tail, 1.0 - tail)]
+    values = np.asarray(values, dtype=np.float64)
+    if len(values) < 2 or values.min() == values.max():
+        return [float(values.mean())] * 2 if len(values) else [0.0, 1.0]
+    found = bootstrap(
+        (values,),
+        np.mean,
+        n_resamples=RESAMPLES,
+        batch=max(1, 4_000_000 // len(values)),  # 32 MB at a time
+        confidence_level=level,
+        method="percentile",
+        rng=np.random.default_rng(0),
+    ).confidence_interval
+    return [float(found.low), float(found.high)]
+
+
+def reliability(
+    probs: np.ndarray[Any, Any], labels: np.ndarray[Any, Any], bins: int = BINS
+) -> list[dict[str, float]]:
+    """Mean confidence and accuracy in equally wide confidence bins (low, high].
+
+    Returns:
+        A row per bin: low, high, rows, confidence, accuracy; the last two are 0 in an empty bin.
+    """
     confidence = probs.max(axis=1)
     correct = probs.argmax(axis=1) == labels
     which = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
     size = np.bincount(which, minlength=bins)
-    gap = np.abs(
-        np.bincount(which, correct, minlength=bins) - np.bincount(which, confidence, minlength=bins)
-    )
-    return float(gap.sum() / max(size.sum(), 1))
+    right, sure = (np.bincount(which, v, minlength=bins) for v in (correct, confidence))
+    return [
+        {
+            "low": b / bins,
+            "high": (b + 1) / bins,
+            "rows": int(size[b]),
+            "confidence": float(sure[b] / max(size[b], 1)),
+            "accuracy": float(right[b] / max(size[b], 1)),
+        }
+        for b in range(bins)
+    ]
+
+
+def expected_calibration_error(
+    probs: np.ndarray[Any, Any], labels: np.ndarray[Any, Any], bins: int = BINS
+) -> float:
+    """Mean gap between confidence and accuracy over equally wide confidence bins, weighted by
+    their size (Guo et al. 2017; 15 bins as there)."""
+    rows = reliability(probs, labels, bins)
+    gaps = sum(row["rows"] * abs(row["accuracy"] - row["confidence"]) for row in rows)
+    return float(gaps / max(len(labels), 1))
 
 
 def better_p(old_correct: np.ndarray[Any, Any], new_correct: np.ndarray[Any, Any]) -> float:
@@ -82,3 +165,24 @@ def better_p(old_correct: np.ndarray[Any, Any], new_correct: np.ndarray[Any, Any
         return 0.5
     changed = binom(gained + lost, 0.5)
     return float(changed.sf(gained) + 0.5 * changed.pmf(gained))
+
+
+def compare(old_correct: np.ndarray[Any, Any], new_correct: np.ndarray[Any, Any]) -> dict[str, Any]:
+    """Two models on the same images.
+
+    Args:
+        old_correct, new_correct: bool [n], whether each is right, image by image.
+
+    Returns:
+        rows, gained (images only the new model has right), lost, difference in accuracy with its
+        bootstrap interval, and p, see `better_p`.
+    """
+    gain = new_correct.astype(np.float64) - old_correct.astype(np.float64)
+    return {
+        "rows": len(gain),
+        "gained": int((gain > 0).sum()),
+        "lost": int((gain < 0).sum()),
+        "difference": float(gain.mean()) if len(gain) else 0.0,
+        "interval": interval(gain) if len(gain) else [0.0, 0.0],
+        "p": better_p(old_correct, new_correct),
+    }

@@ -136,6 +136,7 @@ def open_stages(config: RunConfig, machine: Machine, metrics: Metrics | None = N
     from ns_ray.evaluate import evaluate
     from ns_ray.ingest import ingest
     from ns_ray.pseudo_label import pseudo_label
+    from ns_ray.robustness.suites import evaluate_robustness
     from ns_ray.selection import select
     from ns_ray.selftrain import Stages
     from ns_ray.train import fit
@@ -160,6 +161,7 @@ def open_stages(config: RunConfig, machine: Machine, metrics: Metrics | None = N
         pseudo_label=partial(pseudo_label, pool=pool, predict=config.predict),
         select=select,
         evaluate=partial(evaluate, pool=pool, predict=config.predict),
+        robustness=partial(evaluate_robustness, pool=pool, predict=config.predict),
     )
 
 
@@ -167,10 +169,14 @@ def check_models(config: RunConfig) -> None:
     """Build every model of a run, so that a mistake shows before anything is trained.
 
     Raises:
-        ConfigError: one of them cannot be built.
+        ConfigError: one of them cannot be built, or packages that score them later are missing.
     """
     from ns_ray.models import build_noised
 
+    if config.evaluate.robustness is not None:
+        from ns_ray.robustness.suites import check_suites
+
+        check_suites(config.evaluate.robustness)
     for place, model in _models(config):
         if model.bundle is None:
             try:

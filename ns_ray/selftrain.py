@@ -22,7 +22,7 @@ from ns_ray.config import (
 from ns_ray.errors import DataError
 from ns_ray.layout import CONTROL, RunLayout
 from ns_ray.log import say
-from ns_ray.metrics import better_p
+from ns_ray.metrics import better_p, compare
 from ns_ray.settings import config_hash
 
 
@@ -37,6 +37,7 @@ class Stages:
     pseudo_label: Callable[..., Any]
     select: Callable[..., Any]
     evaluate: Callable[..., Any]
+    robustness: Callable[..., list[dict[str, Any]]]
 
 
 @dataclass
@@ -53,6 +54,12 @@ class Generation:
     labels: Any = None
     selection: Any = None
     test: Any = None
+    robustness: dict[str, Any] | None = None
+
+    @property
+    def place(self) -> int | str:
+        """What its folder is called after."""
+        return CONTROL if self.role == "control" else self.generation
 
 
 def self_train(config: RunConfig, layout: RunLayout, stages: Stages) -> dict[str, Any]:
@@ -80,8 +87,14 @@ def self_train(config: RunConfig, layout: RunLayout, stages: Stages) -> dict[str
     best = max(
         (g for g in generations if g.accepted), key=lambda g: (g.validation.top1, g.generation)
     )
-    for scored in [*generations, *([control] if control else [])]:
+    everything = [*generations, *([control] if control else [])]
+    for scored in everything:
         run.test(scored)
+    if config.evaluate.robustness is not None:
+        shown = [generations[0], best, generations[-1], *([control] if control else [])]
+        run.robustness([g for g in everything if g in shown])
+    for scored in everything:
+        run.write(scored, generations)
     return run.result(generations, control, best)
 
 
@@ -168,14 +181,47 @@ class _Run:
     def test(self, scored: Generation) -> None:
         """Score on test: once, when every choice has been made."""
         if self.data.test is not None:
-            g = CONTROL if scored.role == "control" else scored.generation
-            scored.test = self._evaluate(scored.bundle, g, "test")
-        g = CONTROL if scored.role == "control" else scored.generation
+            scored.test = self._evaluate(scored.bundle, scored.place, "test")
+
+    def robustness(self, models: list[Generation]) -> None:
+        """Score on corrupted, perturbed and attacked test images (validation without a test)."""
+        config = self.config.evaluate.robustness
+        assert config is not None
+        names = [_label(g.place) for g in models]
+        bundles = [g.bundle for g in models]
+        if config.baseline is not None:
+            names = [config.baseline, *names]
+            bundles = [self.stages.open_bundle(config.baseline), *bundles]
+        places = ["baseline"] if config.baseline is not None else []
+        results = self.stages.robustness(
+            config,
+            bundles,
+            self.data.test or self.data.validation,
+            outs=[self.layout.robustness(p) for p in [*places, *(g.place for g in models)]],
+            names=names,
+            title="robustness",
+            batch_size=self.config.evaluate.batch_size,
+        )
+        for scored, result in zip(models, results[len(places) :], strict=True):
+            scored.robustness = result
+
+    def write(self, scored: Generation, generations: list[Generation]) -> None:
+        """Everything that is known of a model's quality, in `evaluation.json`."""
+        earlier = [g for g in generations if g is not scored and g.generation < scored.generation]
+        if scored.role == "control":
+            earlier = generations
         storage.write_json(
-            storage.join(self.layout.generation(g), "evaluation.json"),
+            storage.join(self.layout.generation(scored.place), "evaluation.json"),
             {
                 "validation": scored.validation.scores,
                 "test": scored.test.scores if scored.test else None,
+                "robustness": scored.robustness,
+                "paired": {
+                    _label(g.place): compare(
+                        *_paired(g.test or g.validation, scored.test or scored.validation)
+                    )
+                    for g in earlier
+                },
             },
         )
 

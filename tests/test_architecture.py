@@ -20,32 +20,21 @@ STAGES = frozenset({"train", "pseudo_label", "selection", "evaluate"})
 ROWS: tuple[frozenset[str], ...] = (
     frozenset({"__init__"}),
     frozenset({"errors"}),
+    frozenset({"config", "settings", "grids", "storage", "schema", "layout", "log", "resources"}),
     frozenset(
-        {
-            *("validation", "config", "settings", "grids"),
-            *("storage", "schema", "layout", "log", "resources"),
-        }
-    ),
-    frozenset(
-        {
-            *("images", "augment", "pretrained", "models"),
-            *("losses", "metrics", "policy", "stream", "cost"),
-        }
+        {"images", "augment", "pretrained", "models", "losses", "metrics", "policy", "stream"}
     ),
     frozenset({"job", "engines", "bundle", "predictor"}),
     frozenset({"sources", "packing", "ingest"}),
-    frozenset({"inference", "loader", "feed", "loop"}),
+    frozenset({"inference", "loader", "loop"}),
     STAGES,
     frozenset(
-        {
-            *("robustness", "ablation_table", "report", "export", "predictions", "serving"),
-            *("check", "plan", "status"),
-        }
+        {"robustness", "ablation_table", "report", "export", "plan", "predictions", "serving"}
     ),
     frozenset({"selftrain"}),
     frozenset({"runtime"}),
     frozenset({"launch"}),
-    frozenset({"run", "ablate", "inspection", "cli"}),
+    frozenset({"run", "ablate", "cli"}),
     frozenset({"__main__"}),
 )
 """A module imports from rows above its own, and from its own row without going in a circle."""
@@ -57,9 +46,11 @@ LIGHT = PLAIN | {"report"}
 """Importable without torch and ray: a report is made again on any machine."""
 
 RAY_BELOW_THE_STAGES = {"packing", "ingest", "inference", "loader", "loop"}
-MAY_IMPORT_RAY = STAGES | RAY_BELOW_THE_STAGES | {"serving", "runtime", "launch", "run", "cli"}
+MAY_IMPORT_RAY = (
+    STAGES | RAY_BELOW_THE_STAGES | {"robustness", "serving", "runtime", "launch", "run", "cli"}
+)
 
-NOT_FOR_SERVING = STAGES | {"inference", "loader", "feed", "loop", "sources", "packing", "ingest"}
+NOT_FOR_SERVING = STAGES | {"inference", "loader", "loop", "sources", "packing", "ingest"}
 """A server needs the predictor and nothing that trains or packs."""
 
 HEAVY = {"torch", "torchvision", "timm", "ray"}

@@ -8,7 +8,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ns_ray.metrics import better_p, expected_calibration_error, score
+from ns_ray.metrics import (
+    MAX_CONFUSION,
+    better_p,
+    compare,
+    expected_calibration_error,
+    interval,
+    reliability,
+    score,
+)
 
 PROBS = np.array(
     [[0.7, 0.2, 0.1], [0.1, 0.5, 0.4], [0.2, 0.5, 0.3], [0.3, 0.3, 0.4], [0.6, 0.3, 0.1]],
@@ -80,7 +88,51 @@ def test_a_sure_and_wrong_model_has_a_finite_loss() -> None:
     assert scores["nll"] > 20
 
 
+def test_the_confusion_matrix_has_true_classes_in_rows() -> None:
+    # 0->0, 1->1, 2->1 and 2->2, 1->0
+    assert score(PROBS, LABELS, CLASSES, top_k=1)["confusion"] == [[1, 0, 0], [1, 1, 0], [0, 1, 1]]
+    many = np.full((1, MAX_CONFUSION + 1), 1 / (MAX_CONFUSION + 1), np.float32)
+    names = tuple(str(i) for i in range(MAX_CONFUSION + 1))
+    assert score(many, np.array([0]), names, top_k=1)["confusion"] is None
+
+
+def test_intervals_hold_what_a_bootstrap_by_hand_finds() -> None:
+    right = np.arange(400) % 5 > 0  # 80 %
+    rng = np.random.default_rng(3)
+    means = [rng.choice(right, 400).mean() for _ in range(4000)]
+    low, high = np.quantile(means, [0.025, 0.975])
+    assert interval(right) == pytest.approx([low, high], abs=0.005)
+    assert interval(right.astype(float)) == pytest.approx([low, high], abs=0.008)
+    assert interval(right.astype(float)) == interval(right.astype(float))  # nothing is random
+    assert score(PROBS, LABELS, CLASSES, 1)["top1_interval"] == interval(
+        PROBS.argmax(axis=1) == LABELS
+    )
+    assert interval(np.ones(9, bool)) == interval(np.ones(9)) == [1.0, 1.0]
+
+
+def test_two_models_side_by_side() -> None:
+    found = compare(*outcomes(both=90, gained=8, lost=2, neither=0))
+    assert (found["rows"], found["gained"], found["lost"]) == (100, 8, 2)
+    assert found["difference"] == pytest.approx(0.06)
+    assert found["p"] == better_p(*outcomes(90, 8, 2, 0))
+    low, high = found["interval"]
+    spread = 1.96 * math.sqrt((10 - 100 * 0.06**2) / 100 / 100)
+    assert low == pytest.approx(0.06 - spread, abs=0.015)
+    assert high == pytest.approx(0.06 + spread, abs=0.015)
+
+
 # ------------------------------------------------------------------------------ calibration
+
+
+def test_reliability_by_hand() -> None:
+    confidence = np.array([0.6, 0.7, 0.8, 1.0])
+    probs = np.stack([confidence, 1 - confidence], axis=1)
+    rows = reliability(probs, np.array([0, 1, 0, 0]), bins=4)
+    assert [row["rows"] for row in rows] == [0, 0, 2, 2]
+    assert rows[2] == pytest.approx(
+        {"low": 0.5, "high": 0.75, "rows": 2, "confidence": 0.65, "accuracy": 0.5}
+    )
+    assert rows[0]["confidence"] == rows[0]["accuracy"] == 0.0
 
 
 def test_calibration_error_by_hand() -> None:

@@ -16,6 +16,7 @@ from ns_ray.config import RunConfig, validate
 from ns_ray.errors import DataError
 from ns_ray.evaluate import Evaluation
 from ns_ray.layout import RunLayout
+from ns_ray.robustness import suites
 from ns_ray.schema import Corpus, PseudoLabels, Selection, Shard
 from ns_ray.selftrain import Stages, self_train
 from ns_ray.settings import config_hash
@@ -59,6 +60,7 @@ class Fakes:
             pseudo_label=self.pseudo_label,
             select=self.select,
             evaluate=self.evaluate,
+            robustness=self.robustness,
         )
 
     def note(self, stage: str, what: str, **asked: Any) -> None:
@@ -112,6 +114,12 @@ class Fakes:
         keys = tuple(f"{split}-{i}" for i in range(IMAGES))
         scores = {"top1": right / IMAGES, "split": split}
         return Evaluation(kwargs["out"], scores, keys, correct, 1.0)
+
+    def robustness(self, *args: Any, **kwargs: Any) -> list[dict[str, Any]]:
+        checked(suites.evaluate_robustness, {"pool"}, args, kwargs)
+        _, models, images = args
+        self.note("robustness", images.fingerprint, names=kwargs["names"], outs=kwargs["outs"])
+        return [{"of": model.path} for model in models]
 
     def right_of(self, path: str) -> int:
         for part in path.split("/"):
@@ -463,6 +471,39 @@ def test_every_model_s_scores_lie_beside_it(tmp_path: Path) -> None:
         scores = storage.read_json(folder(tmp_path, name, "evaluation.json"))
         assert scores["validation"]["top1"] == right / IMAGES
         assert scores["test"] == {"top1": (IMAGES - right) / IMAGES, "split": "test"}
+
+
+def test_robustness_is_scored_once_for_those_that_matter(tmp_path: Path) -> None:
+    fakes = Fakes([20, 30, 25, 28], control_right=22)
+    run(tmp_path, fakes, control=True, evaluate={"robustness": {}})
+    (asked,) = fakes.asked["robustness"]  # the first teacher, the best, the last, the control arm
+    assert asked["names"] == ["gen-00", "gen-01", "gen-03", "control"]
+    assert asked["outs"] == [folder(tmp_path, name, "robustness") for name in asked["names"]]
+    for name in ("gen-00", "gen-01", "gen-03", "control"):
+        scores = storage.read_json(folder(tmp_path, name, "evaluation.json"))
+        assert scores["robustness"] == {"of": folder(tmp_path, name, "bundle")}
+    skipped = storage.read_json(folder(tmp_path, "gen-02", "evaluation.json"))
+    assert skipped["robustness"] is None
+
+
+def test_a_baseline_of_the_user_s_is_named(tmp_path: Path) -> None:
+    fakes = Fakes([20, 30])
+    run(tmp_path, fakes, evaluate={"robustness": {"baseline": "/theirs"}})
+    assert fakes.asked["robustness"][0]["names"] == ["/theirs", "gen-00", "gen-01"]
+    scores = storage.read_json(folder(tmp_path, "gen-01", "evaluation.json"))
+    assert scores["robustness"] == {"of": folder(tmp_path, "gen-01", "bundle")}
+
+
+def test_every_pair_of_generations_is_compared_on_test(tmp_path: Path) -> None:
+    run(tmp_path, Fakes([20, 25, 22], control_right=22), control=True)
+    last = storage.read_json(folder(tmp_path, "gen-02", "evaluation.json"))["paired"]
+    assert set(last) == {"gen-00", "gen-01"}
+    assert last["gen-00"]["lost"] == 2  # test: 2 fewer right than gen-00
+    assert last["gen-01"]["gained"] == 3
+    assert last["gen-01"]["difference"] == pytest.approx(3 / IMAGES)
+    assert last["gen-01"]["p"] == pytest.approx(0.5**4)
+    control = storage.read_json(folder(tmp_path, "control", "evaluation.json"))["paired"]
+    assert set(control) == {"gen-00", "gen-01", "gen-02"}
 
 
 def test_bundles_know_where_they_come_from(tmp_path: Path) -> None:
