@@ -3,7 +3,7 @@
 #   make demo     the main job on the embedded data set
 #   make test     all tests                    make fast    those that take seconds
 #   make check    format, lint, types, architecture, packaging
-#   make bench    the benchmarks               make schema  regenerate the configuration docs
+#   make bench    the short benchmarks      make schema  regenerate the configuration docs
 #
 # Another interpreter: make PYTHON=python3.12 demo
 # Another build of torch: make TORCH='torch torchvision' demo, with pip's own settings or variables.
@@ -51,7 +51,11 @@ check: $(INSTALLED)
 	  tests/test_schema_published.py
 
 bench: $(INSTALLED)
-	@set -e; for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script; done
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet --editable '.[bench]'
+	@set -e; for script in label_speed train_speed 'train_speed --size 224' startup label_scale \
+	  selection_scale serve; do \
+	  set -- $$script; name=$$1; shift; echo "== $$name $$*"; \
+	  $(BIN)/python -W ignore benchmarks/$$name.py $$*; done
 
 schema: $(INSTALLED)
 	$(BIN)/python docs/make_configuration.py
