@@ -322,13 +322,16 @@ def preprocessing(model: nn.Module) -> Preprocess:
 
 
 def load_weights(model: nn.Module, path: str) -> None:
-    """Start from the weights of a bundle with the same architecture; a classifier for another
-    number of classes is left as it is.
+    """Start from the weights of a bundle with the same architecture, position embeddings resampled
+    where the image size differs; a classifier for another number of classes is left as it is.
 
     Raises:
         ConfigError: the architectures differ.
     """
-    source, _ = load(open_bundle(path))
+    bundle = open_bundle(path)
+    config = storage.read_json(storage.join(bundle.path, CONFIG)).get("pretrained_cfg", {})
+    args = {"img_size": preprocessing(model).size} if config.get("fixed_input_size") else {}
+    source, _ = load(bundle, **args)
     state: dict[str, torch.Tensor] = source.state_dict()
     own = model.state_dict()
     fits = {k: v for k, v in state.items() if k in own and own[k].shape == v.shape}

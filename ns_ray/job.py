@@ -1,5 +1,6 @@
 """What a training worker is told to do, as plain values."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -7,8 +8,8 @@ from typing import Any
 from ns_ray.config import TrainConfig
 from ns_ray.errors import ConfigError
 
-Tell = Callable[[tuple[int, dict[str, float]]], object]
-"""Takes what rank 0 has to say: the step, and values such as the loss."""
+Tell = Callable[[tuple[int, dict[str, float]] | str], object]
+"""Takes what rank 0 has to say: the step, and values such as the loss; or a line for people."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,14 @@ class Job:
     loaders: int
     threads: int
     accumulate: int
+    trained_groups: int
+    """Only the last groups of layers are trained, this many; 0: all."""
     provenance: dict[str, Any]
+
+
+def total_steps(train: TrainConfig, labeled_rows: int) -> int:
+    """Optimizer steps of a training: epochs count passes over the labeled images."""
+    return max(1, math.ceil(train.epochs * labeled_rows / train.batch_size))
 
 
 def lane_sizes(train: TrainConfig, workers: int, pseudo: bool) -> tuple[int, int]:

@@ -8,9 +8,8 @@ and step; a training that was killed goes on as if it hadn't been.
 import io
 import math
 import time
-from collections.abc import Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import ray.train
@@ -20,17 +19,30 @@ import torch.distributed as dist
 from timm.optim import create_optimizer_v2
 from timm.scheduler import create_scheduler_v2
 from timm.utils import ModelEmaV3
+from torch import nn
 
 from ns_ray import storage
 from ns_ray.bundle import load_weights, preprocessing, save
 from ns_ray.config import ModelConfig, TrainConfig, validate
 from ns_ray.errors import StageError
-from ns_ray.job import Job, Tell, lane_sizes
-from ns_ray.loader import Loader, Sizes
-from ns_ray.losses import mixed_loss, sharpen
-from ns_ray.models import bf16_is_faster, build_noised
-from ns_ray.schema import Corpus, open_corpus, open_labels, open_selection
-from ns_ray.stream import Source
+from ns_ray.feed import Feed, normalized
+from ns_ray.job import Job, Tell
+from ns_ray.loader import Sizes
+from ns_ray.losses import mixed_loss
+from ns_ray.models import (
+    bf16_is_faster,
+    build_noised,
+    decay_groups,
+    freeze,
+    fused_arguments,
+    recompute_activations,
+    statistics_kept,
+)
+from ns_ray.schema import Corpus, open_corpus
+
+COMPILE_PAYS_SECONDS = 1800.0
+"""torch.compile takes one to three minutes for a forward and a backward pass of the larger models
+and gains a tenth or more: worth it above this."""
 
 
 def train_model(job: Job, tell: Tell) -> None:
@@ -48,19 +60,20 @@ def train_model(job: Job, tell: Tell) -> None:
     bf16 = train.precision == "bf16" or (
         train.precision == "auto" and bf16_is_faster(learner.model, device)
     )
-    feed = Feed(job, train, corpus, learner.size, rank, world, first)
+    feed = Feed(job, train, corpus, learner.size, rank, world, first, device)
     model: Any = learner.model
     if world > 1:
         model = ray.train.torch.prepare_model(model, move_to_device=False)
     report = Report(tell, job, train, rank, world, first, feed)
+    compiling = Compiling(learner.model, train, job.steps, first, world, device)
     weight = train.unlabeled_ratio if train.unlabeled_weight is None else train.unlabeled_weight
 
-    model.train()
+    learner.train_mode()
     for step in range(first, job.steps):
         learner.schedule.step_update(step)
         learner.optimizer.zero_grad(set_to_none=True)
-        for index, batch in enumerate(feed.step(device)):
-            images = (batch.images - learner.mean) / learner.std
+        for index, batch in enumerate(feed.step()):
+            images = normalized(batch.images, learner.mean, learner.std)
             learner.noise_rows(feed.sizes)
             # A lane's dropout is the same, however many workers share the lanes.
             torch.manual_seed(hash((job.seed, step, rank + index * world)) % 2**63)
@@ -76,7 +89,8 @@ def train_model(job: Job, tell: Tell) -> None:
                     label_smoothing=train.label_smoothing,
                     labeled_weight=train.labeled_weight,
                 )
-                torch.autograd.backward(loss / job.accumulate)
+                with statistics_kept(learner.recomputed_norms):
+                    torch.autograd.backward(loss / job.accumulate)
             report.add(loss, labeled_loss, pseudo_loss)
         if train.clip_grad is not None:
             torch.nn.utils.clip_grad_norm_(learner.model.parameters(), train.clip_grad)
@@ -84,6 +98,9 @@ def train_model(job: Job, tell: Tell) -> None:
         learner.ema.update(learner.model, step=step)
 
         done = step + 1
+        seconds_left = compiling.after(done)
+        if seconds_left is not None and rank == 0:
+            tell(f"compiling the model: {seconds_left:,.0f} s of work left pay for it")
         if done % train.log_steps == 0 or done == job.steps:
             checkpoint_due = report.send(done, learner.optimizer.param_groups[0]["lr"])
             if checkpoint_due and done < job.steps and rank == 0:
@@ -103,6 +120,7 @@ class Learner:
         model: the model that is trained.
         ema: its averaged weights: what is evaluated, and what teaches.
         size: side of the input in pixels.
+        recomputed_norms: see `models.statistics_kept`.
         mean, std: of the input on the 0-255 scale, float [1, 3, 1, 1].
     """
 
@@ -117,6 +135,8 @@ class Learner:
         model, self._live = build_noised(config, train.noise, len(corpus.classes))
         if folder:
             load_weights(model, folder)
+        self.recomputed_norms = recompute_activations(model) if train.grad_checkpointing else []
+        self._frozen = freeze(model, job.trained_groups) if job.trained_groups else []
         self.model = model.to(device).to(memory_format=torch.channels_last)
         spec = preprocessing(model)
         self.size = spec.size
@@ -128,6 +148,10 @@ class Learner:
             opt=train.optimizer,
             lr=train.lr,
             weight_decay=train.weight_decay,
+            param_group_fn=partial(decay_groups, weight_decay=train.weight_decay)
+            if train.decay_biases
+            else None,
+            **fused_arguments(train.optimizer, device),
             **train.optimizer_args,
         )
         constant = train.schedule == "constant"
@@ -147,6 +171,13 @@ class Learner:
         self.ema = ModelEmaV3(
             self.model, decay=train.ema_decay, use_warmup=True, warmup_gamma=9, warmup_power=1
         )
+
+    def train_mode(self) -> None:
+        """Training mode, but for frozen layers: no noise in them, and their BatchNorm keeps its
+        statistics."""
+        self.model.train()
+        for module in self._frozen:
+            module.eval()
 
     def noise_rows(self, sizes: Sizes) -> None:
         """Say which rows of the next batch have dropout and stochastic depth."""
@@ -192,83 +223,48 @@ class Learner:
         )
 
 
-@dataclass(frozen=True)
-class DeviceBatch:
-    """A batch on the device: float images [n + m, 3, size, size] on the 0-255 scale, int64 labels
-    [n], and targets of the other m (see `losses.mixed_loss`)."""
+class Compiling:
+    """Compiles the model in the middle of a training, once it is known to pay: after some steps
+    have been measured, all workers take rank 0's time."""
 
-    images: torch.Tensor
-    labels: torch.Tensor
-    targets: torch.Tensor | None
-
-
-class Feed:
-    """This worker's share of the batches of each step.
-
-    Attributes:
-        sizes: of one forward pass.
-        waited: seconds spent waiting for batches so far.
-    """
+    WARM, MEASURED = 10, 20
 
     def __init__(
         self,
-        job: Job,
+        model: nn.Module,
         train: TrainConfig,
-        corpus: Corpus,
-        size: int,
-        rank: int,
-        world: int,
+        steps: int,
         first: int,
+        world: int,
+        device: torch.device,
     ) -> None:
-        pseudo = None
-        if job.selection is not None:
-            selection = open_selection(job.selection)
-            labels = open_labels(selection.labels) if job.soft else None
-            pseudo = Source(open_corpus(selection.corpus), selection, labels, job.soft)
-        self.sizes = Sizes(*lane_sizes(train, world, pseudo is not None), size)
-        self.waited = 0.0
-        self._temperature = job.temperature
-        lanes = world * job.accumulate
-        self._loaders = [
-            Loader(
-                Source(corpus),
-                pseudo,
-                self.sizes,
-                train.noise,
-                lane=lane,
-                lanes=lanes,
-                start=first,
-                seed=job.seed,
-                processes=job.loaders,
-            )
-            for lane in range(rank, lanes, world)
-        ]
+        self._model, self._steps, self._first = model, steps, first
+        self._world, self._device = world, device
+        self._waiting = train.compile == "auto" and device.type == "cuda"
+        self._started = 0.0
+        if train.compile == "always":
+            model.compile()
 
-    def step(self, device: torch.device) -> Iterator[DeviceBatch]:
-        """The batches of the next step, one after the other."""
-        pin = device.type == "cuda"
-        for loader in self._loaders:
-            start = time.monotonic()
-            batch = next(loader)
-            self.waited += time.monotonic() - start
-            pixels = torch.tensor(batch.images)
-            pixels = (pixels.pin_memory() if pin else pixels).to(device, non_blocking=True)
-            images = pixels.permute(0, 3, 1, 2)
-            targets = None
-            if batch.targets is not None:
-                targets = torch.tensor(batch.targets, device=device)
-                if targets.is_floating_point():
-                    targets = sharpen(targets, self._temperature)
-            yield DeviceBatch(
-                images.to(torch.float32, memory_format=torch.channels_last),
-                torch.tensor(batch.labels, device=device),
-                targets,
-            )
-
-    def close(self) -> None:
-        """Stop making batches."""
-        for loader in self._loaders:
-            loader.close()
+    def after(self, done: int) -> float | None:
+        """Call after each step with the number of steps done. Returns the seconds of work that are
+        left when it has just decided to compile."""
+        if not self._waiting or done - self._first not in (self.WARM, self.WARM + self.MEASURED):
+            return None
+        torch.cuda.synchronize(self._device)
+        now = time.monotonic()
+        if done - self._first == self.WARM:
+            self._started = now
+            return None
+        self._waiting = False
+        left = (now - self._started) / self.MEASURED * (self._steps - done)
+        if self._world > 1:
+            shared = torch.tensor([left], device=self._device)
+            dist.broadcast(shared, 0)
+            left = shared.item()
+        if left < COMPILE_PAYS_SECONDS:
+            return None
+        self._model.compile()
+        return left
 
 
 class Report:
@@ -339,7 +335,7 @@ class Report:
         """Seconds, rate and waiting of this training, for the bundle."""
         seconds = time.monotonic() - self._started
         return {
-            "seconds": round(seconds, 3),
+            "seconds": round(seconds + float(self._job.provenance.get("seconds", 0.0)), 3),
             "images_per_second": round(self._images(self._job.steps - self._first) / seconds, 1),
             "seconds_waited": round(self._feed.waited, 3),
         }

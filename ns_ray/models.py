@@ -5,13 +5,19 @@ images share one forward pass (and its BatchNorm statistics) under different noi
 about data or Ray.
 """
 
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import timm
 import torch
 from timm.data import resolve_model_data_config
 from timm.layers import DropPath
+from timm.models import group_parameters
+from timm.optim import get_optimizer_class, list_optimizers
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from ns_ray.config import LITE, ModelConfig, NoiseConfig
 from ns_ray.errors import ConfigError, nearest
@@ -194,6 +200,105 @@ def noise_in_eval(model: nn.Module) -> None:
 def has_depth_noise(model: nn.Module) -> bool:
     """Whether stochastic depth acts on any block."""
     return any(isinstance(m, RowDropPath) and m.rate > 0 for m in model.modules())
+
+
+def freeze(model: nn.Module, trained_groups: int) -> list[nn.Module]:
+    """Let only the last groups of layers learn. Groups are timm's: stem, stages, classifier; for an
+    EfficientNet the last is the classifier, and the one before holds the last block, the last
+    convolution and its BatchNorm.
+
+    Returns:
+        The modules that are frozen as a whole: to be kept in eval mode.
+
+    Raises:
+        ConfigError: timm knows no groups for this model, or all of them would be trained.
+    """
+    try:
+        groups = group_parameters(model, model.group_matcher(coarse=True), reverse=True)  # type: ignore[operator]
+    except AttributeError:
+        raise ConfigError(
+            f"{type(model).__name__} has no groups of layers to freeze; leave out `fixres`"
+        ) from None
+    first = max(groups.values()) + 1 - trained_groups
+    if first <= 0:
+        raise ConfigError(
+            f"fixres.trained_groups={trained_groups} trains all {max(groups.values()) + 1} groups "
+            f"of layers of this model; set it to at most {max(groups.values())}"
+        )
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(groups[name] >= first)
+    frozen = []
+    for module in model.modules():
+        parameters = list(module.parameters())
+        if parameters and not any(p.requires_grad for p in parameters):
+            frozen.append(module)
+    return frozen
+
+
+def decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Parameter groups of an optimizer where all but the norms decay, biases too: those of the
+    reference code, whose L2 term leaves out BatchNorm only."""
+    norms = {
+        id(parameter)
+        for module in model.modules()
+        if isinstance(weight := getattr(module, "weight", None), nn.Parameter) and weight.ndim == 1
+        for parameter in module.parameters(recurse=False)
+    }
+    learned = [p for p in model.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in learned if id(p) in norms], "weight_decay": 0.0},
+        {"params": [p for p in learned if id(p) not in norms], "weight_decay": weight_decay},
+    ]
+    return [group for group in groups if group["params"]]
+
+
+def fused_arguments(optimizer: str, device: torch.device) -> dict[str, Any]:
+    """What asks a timm optimizer for its fused kernels, one launch for all parameters, where it has
+    them: SGD and the Adams of torch on CUDA.
+
+    Raises:
+        ConfigError: timm knows no such optimizer.
+    """
+    name = optimizer.lower().rpartition("_")[2]  # lookahead_adam
+    try:
+        kind = get_optimizer_class(name, bind_defaults=False)
+    except ValueError:
+        close = nearest(name, list_optimizers())
+        raise ConfigError(f"train.optimizer={optimizer!r} is not known to timm{close}") from None
+    if device.type == "cuda" and "fused" in inspect.signature(kind).parameters:
+        return {"fused": True}
+    return {}
+
+
+def recompute_activations(model: nn.Module) -> list[_BatchNorm]:
+    """Keep only what goes into each block for the backward pass, and compute the rest again.
+
+    Returns:
+        The BatchNorms of the model, which see each batch twice: for `statistics_kept`.
+
+    Raises:
+        ConfigError: timm cannot do it for this model.
+    """
+    try:
+        model.set_grad_checkpointing(True)  # type: ignore[operator]
+    except (AttributeError, AssertionError):
+        raise ConfigError(
+            f"timm has no gradient checkpointing for {type(model).__name__}; set "
+            "train.grad_checkpointing to false, and raise train.accumulate to save memory"
+        ) from None
+    return [m for m in model.modules() if isinstance(m, _BatchNorm)]
+
+
+@contextmanager
+def statistics_kept(norms: list[_BatchNorm]) -> Iterator[None]:
+    """Let BatchNorms normalize without counting the batch into their running statistics: a backward
+    pass that computes activations again would count it twice."""
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.momentum = 0.0
+    yield
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
 
 
 def bf16_is_faster(model: nn.Module, device: torch.device) -> bool:

@@ -18,7 +18,7 @@ import torch
 from ns_ray.augment import Augment, seed_everything
 from ns_ray.bundle import Bundle, load, open_bundle
 from ns_ray.config import NoiseConfig, PredictConfig
-from ns_ray.engines import Choice, choose
+from ns_ray.engines import Choice, Finish, choose
 from ns_ray.errors import DataError, ImageError
 from ns_ray.images import MAX_PIXELS, decode, eval_pixels
 from ns_ray.models import add_noise, noise_in_eval
@@ -74,6 +74,8 @@ class Predictor:
         self.batch_size = batch_size
         self.waited = 0.0
         self.choice: Choice | None = None
+        # A GPU works on one batch while the next is stacked and copied.
+        self._in_flight = 1 if self.device.type == "cuda" else 0
         if self.device.type == "cpu":
             torch.set_num_threads(self.threads)
         self._images, self._max_pixels = images, max_pixels
@@ -94,6 +96,14 @@ class Predictor:
 
     def forward(self, pixels: np.ndarray[Any, np.dtype[np.uint8]]) -> np.ndarray[Any, Any]:
         """uint8 [n, size, size, 3] -> float32 probabilities [n, classes]."""
+        return self.start(pixels)()
+
+    def start(self, pixels: np.ndarray[Any, np.dtype[np.uint8]]) -> Finish:
+        """Begin what `forward` does."""
+        return self._chosen(pixels).start(pixels)
+
+    def _chosen(self, pixels: np.ndarray[Any, np.dtype[np.uint8]]) -> Choice:
+        """What runs the model, chosen with the first images."""
         if self.choice is None:
             self.choice = choose(
                 self._model,
@@ -105,15 +115,21 @@ class Predictor:
                 runtime=self.config.runtime,
                 precision=self.config.precision,
             )
-        return self.choice.forward(pixels)
+        return self.choice
 
     def predict(self, images: Sequence[bytes]) -> list[np.ndarray[Any, Any] | ImageError]:
         """Probabilities, float32 [classes], of each image, or why it has none."""
         results: list[np.ndarray[Any, Any] | ImageError] = []
+        running: deque[tuple[list[Any], Finish]] = deque()
         for batch in self._decoded(images):
             good = [item for item in batch if not isinstance(item, ImageError)]
-            probs = iter(self.forward(np.stack(good)) if good else [])
-            results += [item if isinstance(item, ImageError) else next(probs) for item in batch]
+            pixels = np.stack(good) if good else None
+            finish = self.start(pixels) if pixels is not None else _nothing
+            running.append((batch, finish))
+            if len(running) > self._in_flight:
+                results += _joined(*running.popleft())
+        for batch, finish in running:
+            results += _joined(batch, finish)
         return results
 
     def _decoded(
@@ -167,12 +183,21 @@ class NoisedPredictor(Predictor):
             seed_everything(zlib.crc32(data))
             return self._augment(image)
 
-    def forward(self, pixels: np.ndarray[Any, np.dtype[np.uint8]]) -> np.ndarray[Any, Any]:
+    def start(self, pixels: np.ndarray[Any, np.dtype[np.uint8]]) -> Finish:
         """Like that of a predictor, with dropout and stochastic depth."""
-        if self.choice is None:
-            super().forward(pixels)  # measures, and so draws
+        self._chosen(pixels)  # measures, and so draws
         torch.manual_seed(zlib.crc32(pixels.tobytes()))
-        return super().forward(pixels)
+        return super().start(pixels)
+
+
+def _nothing() -> np.ndarray[Any, Any]:
+    return np.zeros((0, 0), np.float32)
+
+
+def _joined(batch: list[Any], finish: Finish) -> list[np.ndarray[Any, Any] | ImageError]:
+    """Probabilities in the places of the images that could be decoded."""
+    probs = iter(finish())
+    return [item if isinstance(item, ImageError) else next(probs) for item in batch]
 
 
 def _yield_to_the_model() -> None:

@@ -78,6 +78,24 @@ def cluster(config: ResourcesConfig, log_file: str | None = None) -> Iterator[Ma
         yield from _started(config)
 
 
+def machine() -> Machine:
+    """What a run would find: the cluster named by RAY_ADDRESS, or this machine. Starts nothing."""
+    if not os.environ.get("RAY_ADDRESS"):
+        return _local_machine()
+    import ray
+
+    with _quiet(None):
+        _init(f"RAY_ADDRESS={os.environ['RAY_ADDRESS']}")
+        try:
+            return _machine()
+        finally:
+            ray.shutdown()
+
+
+def _local_machine() -> Machine:
+    return Machine(os.cpu_count() or 1, _local_gpus(), local=True)
+
+
 def _started(config: ResourcesConfig) -> Iterator[Machine]:
     import ray
 
@@ -90,7 +108,7 @@ def _started(config: ResourcesConfig) -> Iterator[Machine]:
         finally:
             ray.shutdown()
         return
-    local = Machine(os.cpu_count() or 1, _local_gpus(), local=True)
+    local = _local_machine()
     workers, pool = resources.workers(config, local), resources.pool(config, local)
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     _init(

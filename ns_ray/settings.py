@@ -6,8 +6,9 @@ Everything goes through the validation of config.py. Knows nothing about torch o
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from importlib import resources
+from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +22,16 @@ EXPONENT = r"[-+]?\d+(\.\d*)?[eE][-+]?\d+"
 
 
 def recipe_names() -> list[str]:
-    """Names of the YAML recipes inside the package."""
-    folder = resources.files("ns_ray") / "recipes"
-    return sorted(
-        f.name.removesuffix(".yaml") for f in folder.iterdir() if f.name.endswith(".yaml")
-    )
+    """Names of the YAML recipes inside the package, such as digits or paper/efficientnet-b0."""
+    return sorted(_recipes(resources.files("ns_ray") / "recipes"))
+
+
+def _recipes(folder: Traversable, prefix: str = "") -> Iterator[str]:
+    for entry in folder.iterdir():
+        if entry.is_dir():
+            yield from _recipes(entry, f"{prefix}{entry.name}/")
+        elif entry.name.endswith(".yaml"):
+            yield prefix + entry.name.removesuffix(".yaml")
 
 
 def load_recipe(name: str, overrides: Iterable[str] = ()) -> RunConfig:
@@ -39,7 +45,7 @@ def load_recipe(name: str, overrides: Iterable[str] = ()) -> RunConfig:
             f"recipe {name!r} does not exist{nearest(name, recipe_names())}; "
             f"--recipe takes one of: {', '.join(recipe_names())}"
         )
-    text = (resources.files("ns_ray") / "recipes" / f"{name}.yaml").read_text()
+    text = resources.files("ns_ray").joinpath("recipes", *f"{name}.yaml".split("/")).read_text()
     return parse(text, overrides, origin=f"recipe {name}")
 
 
@@ -56,6 +62,19 @@ def load_config(path: str | Path, overrides: Iterable[str] = ()) -> RunConfig:
     except UnicodeDecodeError:
         raise ConfigError(f"--config {path} is not a text file; give a YAML file") from None
     return parse(text, overrides, origin=str(path))
+
+
+def load_either(config: str | None, recipe: str | None, overrides: list[str] | None) -> RunConfig:
+    """A user's YAML file or a recipe of the package, whichever is given.
+
+    Raises:
+        ConfigError: none or both are, or as `load_config` and `load_recipe`.
+    """
+    if (config is None) == (recipe is None):
+        raise ConfigError("give either --config or --recipe")
+    if config is not None:
+        return load_config(config, overrides or [])
+    return load_recipe(str(recipe), overrides or [])
 
 
 def parse(text: str, overrides: Iterable[str] = (), *, origin: str = "config") -> RunConfig:

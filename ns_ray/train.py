@@ -5,10 +5,10 @@ lost. What a worker does is in loop.py.
 """
 
 import itertools
-import math
 import threading
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import ray
@@ -19,19 +19,14 @@ from ray.util.queue import Empty, Queue
 
 from ns_ray import storage
 from ns_ray.bundle import Bundle, open_bundle
-from ns_ray.config import ModelConfig, TrainConfig
+from ns_ray.config import ModelConfig, TrainConfig, fixres_config
 from ns_ray.errors import NsRayError, StageError
-from ns_ray.job import Job, Tell, lane_sizes
+from ns_ray.job import Job, Tell, lane_sizes, total_steps
 from ns_ray.log import Meter, progress, say
 from ns_ray.resources import Workers
 from ns_ray.schema import Corpus, Selection
 
 MetricsSink = Callable[[int, Mapping[str, float]], None]
-
-
-def total_steps(train: TrainConfig, labeled_rows: int) -> int:
-    """Optimizer steps of a training: epochs count passes over the labeled images."""
-    return max(1, math.ceil(train.epochs * labeled_rows / train.batch_size))
 
 
 def fit(
@@ -73,12 +68,12 @@ def fit(
     """
     lane_sizes(train, workers.count, pseudo is not None)
     start_from = teacher.path if model.init == "teacher" and teacher is not None else None
-    settings = [model.model_dump(mode="json"), train.model_dump(mode="json")]
     inputs = {
         "labeled": labeled.fingerprint,
         "pseudo": pseudo.fingerprint if pseudo else None,
         "teacher": teacher.fingerprint if start_from and teacher else None,
     }
+    settings = [model.model_dump(mode="json"), train.model_dump(mode="json")]
     fingerprint = storage.fingerprint("train", settings, inputs, seed)
     if storage.already(out, fingerprint) is not None:
         return open_bundle(out)
@@ -99,10 +94,43 @@ def fit(
         loaders=workers.loaders,
         threads=max(1, int(workers.cpus)),
         accumulate=train.accumulate,
+        trained_groups=0,
         provenance={**provenance, **{k: v for k, v in inputs.items() if v}, "steps": steps},
     )
+    finer = fixres_config(model, train)
+    if finer is not None:
+        lane_sizes(finer[1], workers.count, False)
+        trained = storage.join(checkpoints, fingerprint, "trained")
+        if storage.already(trained, fingerprint) is None:
+            _train(replace(job, out=trained), workers, max_failures, title, metrics)
+        job, title = _fine_tuning(job, *finer, trained, labeled.rows), f"{title} fixres"
+        metrics = _after(steps, metrics)
     _train(job, workers, max_failures, title, metrics)
     return open_bundle(out)
+
+
+def _fine_tuning(job: Job, model: ModelConfig, train: TrainConfig, start: str, rows: int) -> Job:
+    """What comes after a training: fewer layers, larger and clean labeled images."""
+    assert model.fixres is not None
+    before = float(open_bundle(start).provenance.get("seconds", 0.0))
+    steps = total_steps(train, rows)
+    return replace(
+        job,
+        model=model.model_dump(mode="json"),
+        train=train.model_dump(mode="json"),
+        selection=None,
+        start_from=start,
+        checkpoint=storage.join(job.checkpoint.rpartition("/")[0], "fixres.pt"),
+        steps=steps,
+        accumulate=train.accumulate,
+        trained_groups=model.fixres.trained_groups,
+        provenance={**job.provenance, "fixres_steps": steps, "seconds": before},
+    )
+
+
+def _after(steps: int, metrics: MetricsSink | None) -> MetricsSink | None:
+    """A sink whose steps follow those of the training."""
+    return None if metrics is None else lambda step, values: metrics(steps + step, values)
 
 
 def _train(
@@ -187,7 +215,10 @@ class _Show:
     def __init__(self, meter: Meter, metrics: MetricsSink | None) -> None:
         self._meter, self._metrics, self._waited = meter, metrics, 0.0
 
-    def __call__(self, row: tuple[int, dict[str, float]]) -> None:
+    def __call__(self, row: tuple[int, dict[str, float]] | str) -> None:
+        if isinstance(row, str):
+            say(f"{self._meter.name}: {row}")
+            return
         step, values = row
         meter, waited = self._meter, values["seconds_waited"]
         if meter.done == 0 and values["resumed_at"]:

@@ -20,21 +20,32 @@ STAGES = frozenset({"train", "pseudo_label", "selection", "evaluate"})
 ROWS: tuple[frozenset[str], ...] = (
     frozenset({"__init__"}),
     frozenset({"errors"}),
-    frozenset({"config", "settings", "grids", "storage", "schema", "layout", "log", "resources"}),
     frozenset(
-        {"images", "augment", "pretrained", "models", "losses", "metrics", "policy", "stream"}
+        {
+            *("validation", "config", "settings", "grids"),
+            *("storage", "schema", "layout", "log", "resources"),
+        }
+    ),
+    frozenset(
+        {
+            *("images", "augment", "pretrained", "models"),
+            *("losses", "metrics", "policy", "stream", "cost"),
+        }
     ),
     frozenset({"job", "engines", "bundle", "predictor"}),
     frozenset({"sources", "packing", "ingest"}),
-    frozenset({"inference", "loader", "loop"}),
+    frozenset({"inference", "loader", "feed", "loop"}),
     STAGES,
     frozenset(
-        {"robustness", "ablation_table", "report", "export", "plan", "predictions", "serving"}
+        {
+            *("robustness", "ablation_table", "report", "export", "predictions", "serving"),
+            *("check", "plan", "status"),
+        }
     ),
     frozenset({"selftrain"}),
     frozenset({"runtime"}),
     frozenset({"launch"}),
-    frozenset({"run", "ablate", "cli"}),
+    frozenset({"run", "ablate", "inspection", "cli"}),
     frozenset({"__main__"}),
 )
 """A module imports from rows above its own, and from its own row without going in a circle."""
@@ -50,7 +61,7 @@ MAY_IMPORT_RAY = (
     STAGES | RAY_BELOW_THE_STAGES | {"robustness", "serving", "runtime", "launch", "run", "cli"}
 )
 
-NOT_FOR_SERVING = STAGES | {"inference", "loader", "loop", "sources", "packing", "ingest"}
+NOT_FOR_SERVING = STAGES | {"inference", "loader", "feed", "loop", "sources", "packing", "ingest"}
 """A server needs the predictor and nothing that trains or packs."""
 
 HEAVY = {"torch", "torchvision", "timm", "ray"}

@@ -124,3 +124,18 @@ def test_bf16_is_compared_with_fp32() -> None:
     choice = chosen("torch", images=24, precision="bf16")
     assert choice.precision == "bf16"
     assert 0 < choice.difference < 0.2
+
+
+def test_a_compiled_model_sees_one_batch_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, spec, pixels = model_and_pixels("test_resnet", 32)
+    expected = TorchForward(model, spec, CPU, bf16=False)(pixels)
+    seen: list[int] = []
+
+    def compiled(plain: nn.Module, mode: str) -> Any:
+        return lambda images: seen.append(len(images)) or plain(images)
+
+    monkeypatch.setattr(torch, "compile", compiled)
+    forward = TorchForward(model, spec, CPU, bf16=False, compiled=True)
+    for count in (24, 24, 5):
+        np.testing.assert_allclose(forward(pixels[:count]), expected[:count], atol=1e-5)
+    assert seen == [24, 24, 24]

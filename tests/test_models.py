@@ -18,8 +18,13 @@ from ns_ray.models import (
     add_noise,
     build,
     build_noised,
+    decay_groups,
+    freeze,
+    fused_arguments,
     has_depth_noise,
     parameter_count,
+    recompute_activations,
+    statistics_kept,
 )
 
 
@@ -260,6 +265,78 @@ def test_the_size_check_leaves_the_mode_and_the_statistics_alone() -> None:
     means = [b for n, b in model.named_buffers() if n.endswith("running_mean")]
     assert means
     assert all((mean == 0).all() for mean in means)
+
+
+# -------------------------------------------------------------------- what learns, and how
+
+
+def test_the_last_groups_of_layers_learn_and_the_others_keep_still() -> None:
+    model = build(ModelConfig(model="efficientnet_b0", image_size=32), 4)
+    frozen = freeze(model, 2)
+    learning = {n.rsplit(".", 1)[0] for n, p in model.named_parameters() if p.requires_grad}
+    assert {name.split(".")[0] for name in learning} == {"blocks", "conv_head", "bn2", "classifier"}
+    assert {name[:8] for name in learning if name.startswith("blocks")} == {"blocks.6"}
+    assert model.get_submodule("blocks.5.0") in frozen
+    assert model.get_submodule("blocks.6.0") not in frozen
+
+
+@pytest.mark.parametrize(("groups", "says"), [(9, "trains all 9 groups"), (20, "at most 8")])
+def test_freezing_nothing_is_refused(groups: int, says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        freeze(build(ModelConfig(model="efficientnet_b0", image_size=32), 4), groups)
+
+
+def test_all_but_the_norms_decay() -> None:
+    """The reference code's L2 term leaves out variables of BatchNorm only."""
+    model = build(ModelConfig(model="efficientnet_b0", image_size=32), 4)
+    names = {id(p): n for n, p in model.named_parameters()}
+    still, decaying = decay_groups(model, 1e-5)
+    assert (still["weight_decay"], decaying["weight_decay"]) == (0.0, 1e-5)
+    assert all("bn" in names[id(p)] for p in still["params"])
+    found = {names[id(p)] for p in decaying["params"]}
+    assert not any("bn" in name for name in found)
+    assert {"classifier.bias", "blocks.0.0.se.conv_reduce.bias", "conv_stem.weight"} <= found
+    assert len(found) + len(still["params"]) == len(names)
+
+
+def test_fused_kernels_are_asked_for_where_there_are_some() -> None:
+    cuda = torch.device("cuda")
+    for name in ("sgd", "momentum", "adamw", "lookahead_adam"):
+        assert fused_arguments(name, cuda) == {"fused": True}
+        assert fused_arguments(name, torch.device("cpu")) == {}
+    assert fused_arguments("rmsproptf", cuda) == {}
+    with pytest.raises(ConfigError, match=r"'rmsproptff' is not known .*did you mean 'rmsproptf'"):
+        fused_arguments("rmsproptff", cuda)
+
+
+def test_recomputing_activations_changes_nothing() -> None:
+    """Neither gradients nor noise nor the statistics of BatchNorm, which sees each batch twice."""
+    results = []
+    for again in (False, True):
+        torch.manual_seed(0)
+        noise = NoiseConfig(dropout=0.2, stochastic_depth=0.5)
+        model, _ = build_noised(ModelConfig(model="test_efficientnet", image_size=32), noise, 4)
+        norms = recompute_activations(model) if again else []
+        model.train()
+        images = torch.randn(8, 3, 32, 32)
+        torch.manual_seed(1)
+        loss = model(images).square().mean()
+        with statistics_kept(norms):
+            torch.autograd.backward(loss)
+        gradients = {n: p.grad for n, p in model.named_parameters()}
+        results.append({**gradients, **dict(model.named_buffers())})
+        results[-1] = {n: t for n, t in results[-1].items() if "tracked" not in n}
+        assert norms or not again
+        assert all(norm.momentum == 0.1 for norm in norms)
+    for name, value in results[0].items():
+        torch.testing.assert_close(results[1][name], value, msg=name)
+
+
+def test_a_model_that_cannot_recompute_says_so() -> None:
+    with pytest.raises(ConfigError, match=r"for Tiny; set train\.grad_checkpointing to false"):
+        recompute_activations(Tiny())
+    with pytest.raises(ConfigError, match="Tiny has no groups of layers to freeze"):
+        freeze(Tiny(), 1)
 
 
 # -------------------------------------------------------------------- averaged weights (loop.py)

@@ -4,6 +4,7 @@ import io
 from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from PIL import Image
 
 from ns_ray.bundle import load, open_bundle, save
 from ns_ray.config import ModelConfig, NoiseConfig, PredictConfig
+from ns_ray.engines import Choice
 from ns_ray.errors import ConfigError, ImageError
 from ns_ray.images import eval_pixels
 from ns_ray.models import build_noised
@@ -144,6 +146,30 @@ def test_the_batch_size_does_not_matter(folder: str, predictor: Predictor, batch
     expected = stacked(predictor.predict(images))
     other = Predictor(folder, device="cpu", threads=1, batch_size=batch_size, config=FP32)
     np.testing.assert_allclose(stacked(other.predict(images)), expected, atol=1e-5)
+
+
+def test_a_gpu_works_while_the_next_batch_is_made_ready(
+    folder: str, predictor: Predictor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipelined = Predictor(folder, batch_size=4, device="cpu", threads=1, config=FP32)
+    pipelined._in_flight = 1
+    calls: list[str] = []
+    start = Choice.start
+
+    def recorded(choice: Choice, pixels: Any) -> Any:
+        number = sum(call.startswith("start") for call in calls)
+        calls.append(f"start {number}")
+        finish = start(choice, pixels)
+        return lambda: calls.append(f"finish {number}") or finish()
+
+    monkeypatch.setattr(Choice, "start", recorded)
+    images = [encoded(picture(seed=i)) for i in range(11)]
+    found = pipelined.predict([*images[:5], b"bad", *images[5:]])
+    assert calls == ["start 0", "start 1", "finish 0", "start 2", "finish 1", "finish 2"]
+    assert isinstance(found.pop(5), ImageError)
+    monkeypatch.undo()
+    for ours, expected in zip(found, predictor.predict(images), strict=True):
+        np.testing.assert_allclose(ours, expected, atol=1e-5)
 
 
 def test_noise_is_off(predictor: Predictor, folder: str) -> None:

@@ -72,7 +72,23 @@ def test_a_run_ends_with_a_table_and_leaves_what_it_promises(whole: Whole) -> No
 def test_nothing_of_ray_is_on_the_screen(whole: Whole) -> None:
     assert whole.process.stderr == ""
     assert not re.search(r"\bray\b|raylet|WARNING|Traceback|\d{4}-\d\d-\d\d", whole.process.stdout)
-    assert (whole.root / "ray.log").stat().st_size > 0
+    assert (whole.root / "ray.log").exists()
+
+
+def test_what_ray_says_goes_to_a_file(tmp_path: Path) -> None:
+    script = """
+import logging, os, sys
+from ns_ray import runtime
+with runtime._quiet(sys.argv[1]):
+    logging.getLogger("ray.data").warning("an operator is slow")
+    os.write(2, b"a worker died")
+    print("ours")
+"""
+    log = tmp_path / "ray.log"
+    process = subprocess.run([sys.executable, "-c", script, log], capture_output=True, text=True)
+    assert (process.stdout, process.stderr) == ("ours\n", "")
+    assert "an operator is slow" in log.read_text()
+    assert "a worker died" in log.read_text()
 
 
 @needs_run

@@ -15,6 +15,7 @@ import pytest
 from broken_files import jpeg
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.io import savemat
 
 from ns_ray.errors import DataError
 from ns_ray.images import decode
@@ -328,6 +329,33 @@ def test_cifar10_goes_through_torchvision(tmp_path: Path, monkeypatch: pytest.Mo
     assert decode(listing.items[0].read()).size == (32, 32)
     with pytest.raises(DataError, match=r"no network.*NS_RAY_DATA"):
         list_source("cifar10:test")
+
+
+def test_svhn_is_read_from_matlab_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NS_RAY_DATA", str(tmp_path))
+    pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 3, 12), dtype=np.uint8)
+    digits = np.array([[1], [2], [10], *[[9]] * 9], np.uint8)  # 10 stands for 0
+    for part in ("train", "test", "extra"):
+        savemat(tmp_path / f"{part}_32x32.mat", {"X": pixels, "y": digits})
+    listing = list_source("svhn")
+    assert listing.classes == tuple("0123456789")
+    assert [item.label for item in listing.items[:4]] == ["1", "2", "0", "9"]
+    assert listing.items[11].key == "svhn/train/00011"
+    assert np.array_equal(np.asarray(decode(listing.items[11].read())), pixels[..., 11])
+    assert list_source("svhn:test").items[3].key == "svhn/test/00003"
+    assert list_source("svhn:extra").items[3].key == "svhn/extra/00003"
+
+    with pytest.raises(DataError, match=r"svhn \(training\) and svhn:test and svhn:extra"):
+        list_source("svhn:val")
+    savemat(tmp_path / "train_32x32.mat", {"X": pixels, "y": digits[:5]})
+    with pytest.raises(DataError, match="12\\) and 5 labels; expected"):
+        list_source("svhn")
+    savemat(tmp_path / "train_32x32.mat", {"X": pixels})
+    with pytest.raises(DataError, match=r"train_32x32\.mat is not a file of SVHN: 'y'"):
+        list_source("svhn")
+    (tmp_path / "train_32x32.mat").write_bytes(b"nothing")
+    with pytest.raises(DataError, match="is not a file of SVHN"):
+        list_source("svhn")
 
 
 def test_a_part_that_does_not_exist_is_named() -> None:

@@ -12,7 +12,8 @@ from safetensors.torch import load_file
 from tiny import COLORS, MODEL, RUN, flat_folder, folder_per_class, processes
 
 from ns_ray import schema, storage, train
-from ns_ray.config import ModelConfig, SelectConfig, TrainConfig
+from ns_ray.bundle import load, open_bundle
+from ns_ray.config import ModelConfig, SelectConfig, TrainConfig, fixres_config
 from ns_ray.errors import ConfigError, StageError
 from ns_ray.packing import pack
 from ns_ray.resources import Workers
@@ -92,7 +93,12 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Data:
 
 
 def fit(
-    data: Data, out: Path, workers: Workers = ONE, on_row: Any = None, **changes: Any
+    data: Data,
+    out: Path,
+    workers: Workers = ONE,
+    on_row: Any = None,
+    fixres: dict[str, Any] | None = None,
+    **changes: Any,
 ) -> Trained:
     trained = Trained(f"{out}/bundle")
 
@@ -102,7 +108,7 @@ def fit(
             on_row(step)
 
     train.fit(
-        ModelConfig.model_validate(MODEL),
+        ModelConfig.model_validate({**MODEL, "fixres": fixres}),
         TrainConfig.model_validate({**SETTINGS, **changes}),
         labeled=data.labeled,
         pseudo=data.pseudo,
@@ -210,3 +216,47 @@ def test_a_batch_that_workers_cannot_share_is_refused(
     with pytest.raises(ConfigError, match=f"{setting}.* cannot share evenly.*a multiple of 2"):
         fit(data, tmp_path, **changes)
     assert not list(tmp_path.iterdir())
+
+
+def test_fine_tuning_changes_the_last_layers_only_and_goes_on_when_stopped(
+    data: Data, ray_local: Any, tmp_path: Path
+) -> None:
+    here = Workers(count=1, cpus=1.0, gpus=0.0, loaders=0, in_process=True)
+    fixres = {"image_size": 48, "epochs": 1, "lr": 0.1, "trained_groups": 2}
+    whole = fit(data, tmp_path / "whole", here, fixres=fixres)
+    steps = STEPS + 5
+    assert list(whole.rows) == list(range(1, steps + 1))
+    assert whole.rows[steps]["lr"] == pytest.approx(0.1)
+    assert whole.rows[steps]["pseudo_loss"] == 0
+
+    before = load_file(next((tmp_path / "whole" / "checkpoints").glob("*/trained/*.safetensors")))
+    changed = {k for k, v in whole.weights.items() if not torch.equal(v, before[k])}
+    assert {name.split(".")[0] for name in changed} == {"layer4", "fc"}
+    statistics = {name for name in before if "layer4" in name and "running" in name}
+    assert statistics <= changed
+
+    bundle = open_bundle(whole.out)
+    assert load(bundle)[1].size == 48
+    assert load(bundle)[1].crop_pct == 1.0
+    assert bundle.provenance["fixres_steps"] == 5
+
+    def stop(step: int) -> None:
+        if step == STEPS + 3:
+            raise RuntimeError("stopped")
+
+    with pytest.raises(StageError, match="stopped"):
+        fit(data, tmp_path / "again", here, on_row=stop, fixres=fixres)
+    again = fit(data, tmp_path / "again", here, fixres=fixres)
+    assert next(iter(again.rows)) == STEPS + 3
+    for name, weights in again.weights.items():
+        assert torch.equal(weights, whole.weights[name]), name
+
+
+def test_fine_tuning_goes_on_with_the_last_learning_rate_of_a_step_schedule() -> None:
+    train_settings = {"schedule": "step", "epochs": 350, "decay_epochs": 2.4, "lr": 0.128}
+    model = ModelConfig.model_validate({**MODEL, "fixres": {"image_size": 48}})
+    found = fixres_config(model, TrainConfig.model_validate(train_settings))
+    assert found is not None
+    assert found[1].lr == pytest.approx(0.128 * 0.97**145)
+    with pytest.raises(ConfigError, match=r"fixres\.lr must be set: a cosine schedule"):
+        fixres_config(model, TrainConfig(schedule="cosine"))

@@ -4,7 +4,7 @@
     table               CSV, TSV, JSON lines or Parquet: paths or the encoded images themselves
     WebDataset tars     key.jpg with key.cls, key.json or key.txt
     packed corpus       what `ns_ray.ingest.pack` wrote
-    named set           digits, fashion-mnist, cifar10; `:test` for their test images
+    named set           digits, fashion-mnist, cifar10, svhn; `:test` for their test images
 
 Folders, globs and brace patterns are local paths or URIs. Knows nothing about ray, and decodes
 nothing: images are read when they are packed.

@@ -1,4 +1,5 @@
-"""Named sets: digits, fashion-mnist, cifar10; `:test` for their test images."""
+"""Named sets: digits, fashion-mnist, cifar10, svhn; `:test` for their test images, and `svhn:extra`
+for the 531,131 easier images beside its training images."""
 
 import gzip
 import os
@@ -13,7 +14,7 @@ from ns_ray import storage
 from ns_ray.errors import DataError
 from ns_ray.sources.items import Item, Listing, Pixels, allocate, ordered
 
-NAMED_SETS = ("digits", "fashion-mnist", "cifar10")
+NAMED_SETS = ("digits", "fashion-mnist", "cifar10", "svhn")
 
 FASHION_CLASSES = (
     "T-shirt/top",
@@ -38,17 +39,22 @@ def named(source: str, where: str) -> Listing:
         DataError: there is no such part, or its files are neither here nor to be downloaded.
     """
     name, _, part = source.partition(":")
-    if part not in ("", "train", "test"):
-        raise DataError(f"{where}: {name} has the parts {name} (training) and {name}:test")
+    parts = ("train", "test", "extra") if name == "svhn" else ("train", "test")
+    if part not in ("", *parts):
+        others = " and ".join(f"{name}:{other}" for other in parts[1:])
+        raise DataError(f"{where}: {name} has the parts {name} (training) and {others}")
     test = part == "test"
     if name == "digits":
         return _digits(source, test)
     if name == "fashion-mnist":
         pixels, labels = _fashion_mnist("t10k" if test else "train", where)
         classes: tuple[str, ...] = FASHION_CLASSES
+    elif name == "svhn":
+        pixels, labels = _svhn(part or "train", where)
+        classes = tuple(str(i) for i in range(10))
     else:
         pixels, labels, classes = _cifar10(test, where)
-    prefix = f"{name}/{'test' if test else 'train'}"
+    prefix = f"{name}/{part or 'train'}"
     return _arrays(source, prefix, pixels, labels, classes, range(len(labels)))
 
 
@@ -153,3 +159,34 @@ def _cifar10(
             f"folder and set NS_RAY_DATA to it"
         ) from None
     return np.asarray(data.data), np.asarray(data.targets), tuple(data.classes)
+
+
+def _svhn(part: str, where: str) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """Pixels [n, 32, 32, 3] and labels [n]. In the files the images are last, and 0 is 10."""
+    from scipy.io import loadmat
+    from scipy.io.matlab import MatReadError
+
+    name = f"{part}_32x32.mat"
+    folder = next((f for f in _data_folders() if (f / name).is_file()), None)
+    if folder is None:
+        from torchvision.datasets import SVHN
+
+        try:
+            SVHN(str(_cache()), split=part, download=True)
+        except (OSError, RuntimeError) as error:
+            raise DataError(
+                f"{where}: cannot download SVHN ({error}); put {name} into a folder and set "
+                f"NS_RAY_DATA to it"
+            ) from None
+        folder = _cache()
+    try:
+        values = loadmat(folder / name, variable_names=["X", "y"])
+        pixels, labels = values["X"], values["y"].reshape(-1) % 10
+    except (KeyError, ValueError, OSError, NotImplementedError, MatReadError) as error:
+        raise DataError(f"{folder / name} is not a file of SVHN: {error}") from None
+    if pixels.dtype != np.uint8 or pixels.shape != (32, 32, 3, len(labels)):
+        raise DataError(
+            f"{folder / name} holds {pixels.dtype} images {pixels.shape} and {len(labels):,} "
+            f"labels; expected uint8 (32, 32, 3, {len(labels)})"
+        )
+    return np.ascontiguousarray(pixels.transpose(3, 0, 1, 2)), labels

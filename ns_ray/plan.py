@@ -1,0 +1,318 @@
+"""What a run is going to cost, before it costs anything: images, steps, memory and time per stage.
+
+Memory comes from a step replayed without data, time from a short step measured here (see cost.py).
+"""
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+
+import timm
+import torch
+from rich import box
+from rich.table import Table
+
+from ns_ray import resources
+from ns_ray.bundle import load, open_bundle
+from ns_ray.config import (
+    ModelConfig,
+    RunConfig,
+    TrainConfig,
+    finetuning,
+    fixres_config,
+    pretraining,
+    train_config,
+)
+from ns_ray.cost import Cost, Rate, forward_cost, measured_rate, training_cost
+from ns_ray.errors import ConfigError
+from ns_ray.ingest import Listings
+from ns_ray.job import lane_sizes, total_steps
+from ns_ray.models import model_name
+from ns_ray.resources import Machine
+
+MEASURED_MEMORY = 0.4
+"""Share of the machine's memory that a measured step may need by its estimate."""
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Images of a run."""
+
+    classes: int
+    labeled: int
+    unlabeled: int
+    validation: int
+    test: int
+
+    @classmethod
+    def of(cls, found: Listings) -> "Counts":
+        """Those that the sources list."""
+        return cls(
+            classes=len(found.labeled.classes),
+            labeled=len(found.labeled.items),
+            unlabeled=len(found.unlabeled.items) if found.unlabeled else 0,
+            validation=len(found.validation.items),
+            test=len(found.test.items) if found.test else 0,
+        )
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A row of the plan.
+
+    Attributes:
+        name: of the stage.
+        model: what works.
+        size: side of the images in pixels.
+        images: how many go through it.
+        steps: of the optimizer; None where nothing is trained.
+        cost: of a training; None for labeling and scoring, or where a bundle is given.
+        rate: images/s of one worker here, None where it was not measured.
+    """
+
+    name: str
+    model: str
+    size: int
+    images: int
+    steps: int | None
+    cost: Cost | None
+    rate: float | None
+
+    @property
+    def seconds(self) -> float | None:
+        """With one worker like this machine."""
+        return self.images / self.rate if self.rate else None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All stages of a run, and what it is to run on."""
+
+    name: str
+    stages: tuple[Stage, ...]
+    counts: Counts
+    machine: Machine
+    workers: int
+    gpus_per_worker: float
+    notes: tuple[str, ...]
+
+
+def make_plan(config: RunConfig, counts: Counts, machine: Machine, *, measure: bool = True) -> Plan:
+    """Count, replay and measure.
+
+    Args:
+        config: the run.
+        counts: its images.
+        machine: what there is.
+        measure: whether to do a few steps here.
+
+    Raises:
+        ConfigError: a model cannot be built, or a batch cannot be shared among the workers.
+    """
+    wanted = config.resources
+    notes = []
+    try:
+        workers = resources.workers(wanted, machine)
+        gpus, on_gpu = workers.gpus, workers.gpus > 0
+    except ConfigError as error:
+        gpus = 1.0 if wanted.gpus_per_worker is None else wanted.gpus_per_worker
+        on_gpu = gpus > 0
+        notes.append(f"not on this machine: {error}")
+    planner = _Planner(config, counts, machine, on_gpu, measure)
+    stages = tuple(planner.stages())
+    notes += planner.notes
+    return Plan(config.name, stages, counts, machine, wanted.num_workers, gpus, tuple(notes))
+
+
+class _Planner:
+    def __init__(
+        self, config: RunConfig, counts: Counts, machine: Machine, on_gpu: bool, measure: bool
+    ) -> None:
+        self._config, self._counts, self._on_gpu = config, counts, on_gpu
+        self._device = torch.device("cuda" if machine.gpus and on_gpu else "cpu")
+        self._measure = measure
+        self._rates: dict[str, Rate | None] = {}
+        self.notes: list[str] = []
+        self._cost = cache(self._replayed)
+
+    def stages(self) -> Iterator[Stage]:
+        counts, config = self._counts, self._config
+        teacher = config.teacher
+        yield from self._trained("gen-00", teacher, pseudo=False)
+        for g, student in enumerate(config.students, start=1):
+            yield self._forward(f"gen-{g:02d} label", teacher, counts.unlabeled)
+            yield from self._trained(f"gen-{g:02d}", student, pseudo=True)
+            teacher = student
+        if config.control:
+            yield from self._trained("control", config.students[-1], pseudo=False)
+
+    def _trained(self, place: str, model: ModelConfig, *, pseudo: bool) -> Iterator[Stage]:
+        """Training, fine-tuning, and scoring on validation and test."""
+        counts = self._counts
+        if model.finetune is not None:
+            first = pretraining(model)
+            first_train = train_config(self._config.train, first)
+            yield self._training(f"{place} pretrain", first, first_train, pseudo, 0)
+            model, pseudo = finetuning(model), False
+        train = train_config(self._config.train, model)
+        if model.bundle is None:
+            yield self._training(f"{place} train", model, train, pseudo, 0)
+        finer = fixres_config(model, train)
+        if finer is not None and model.fixres is not None:
+            groups = model.fixres.trained_groups
+            yield self._training(f"{place} fixres", *finer, False, groups)
+        yield self._forward(f"{place} score", model, counts.validation + counts.test)
+
+    def _training(
+        self, name: str, model: ModelConfig, train: TrainConfig, pseudo: bool, groups: int
+    ) -> Stage:
+        workers = self._config.resources.num_workers
+        rows = sum(lane_sizes(train, workers, pseudo))
+        steps = total_steps(train, self._counts.labeled)
+        cost = self._cost(model.model_dump_json(), train.model_dump_json(), rows, groups)
+        rate = self._rate(model, train, cost, groups)
+        images = steps * rows * workers * train.accumulate
+        return Stage(
+            name,
+            model.model or "",
+            _size(model),
+            images,
+            steps,
+            cost,
+            rate.training if rate else None,
+        )
+
+    def _forward(self, name: str, model: ModelConfig, images: int) -> Stage:
+        if model.bundle is not None:
+            bundle = open_bundle(model.bundle)
+            return Stage(name, bundle.architecture, load(bundle)[1].size, images, None, None, None)
+        train = train_config(self._config.train, model)
+        finer = fixres_config(model, train)
+        model, train = finer or (model, train)
+        groups = model.fixres.trained_groups if model.fixres else 0
+        cost = forward_cost(model, train, classes=self._counts.classes)
+        rate = self._rate(model, train, cost, groups)
+        return Stage(
+            name,
+            model.model or "",
+            _size(model),
+            images,
+            None,
+            None,
+            rate.labeling if rate else None,
+        )
+
+    def _rate(self, model: ModelConfig, train: TrainConfig, cost: Cost, groups: int) -> Rate | None:
+        """Measured once for a model and size, where the memory is there."""
+        name = f"{model.model} at {_size(model)} px"
+        if self._measure and name not in self._rates:
+            self._rates[name] = None
+            cuda = self._device.type == "cuda"
+            # A pass of two images on a CPU; the whole one on a GPU.
+            needed = cost.bytes(cuda) if cuda else int(cost.state_bytes * 2.5)
+            there = _memory(self._device)
+            if needed > MEASURED_MEMORY * there:
+                self.notes.append(
+                    f"{name} is not measured: it needs about {needed / 1e9:.0f} GB, and "
+                    f"{there / 1e9:.0f} GB are here"
+                )
+            else:
+                self._rates[name] = measured_rate(
+                    model,
+                    train,
+                    cost,
+                    classes=self._counts.classes,
+                    device=self._device,
+                    trained_groups=groups,
+                )
+        return self._rates.get(name)
+
+    def _replayed(self, model: str, train: str, rows: int, groups: int) -> Cost:
+        return training_cost(
+            ModelConfig.model_validate_json(model),
+            TrainConfig.model_validate_json(train),
+            classes=self._counts.classes,
+            rows=rows,
+            bf16=self._on_gpu,
+            workers=self._config.resources.num_workers,
+            trained_groups=groups,
+        )
+
+
+@cache
+def _built_size(name: str) -> int:
+    config = timm.get_pretrained_cfg(name, allow_unregistered=True)
+    return int(config.input_size[-1]) if config else 224
+
+
+def _size(model: ModelConfig) -> int:
+    """Side of a model's images in pixels, its own where none is set."""
+    return model.image_size or _built_size(model_name(model))
+
+
+def _memory(device: torch.device) -> int:
+    """Bytes: free ones of a GPU, all of the machine else."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def table(plan: Plan) -> Table:
+    """The plan on one screen."""
+    made = Table(title=f"plan of {plan.name}", title_justify="left", box=box.SIMPLE_HEAD)
+    for name in ("stage", "model"):
+        made.add_column(name, no_wrap=True)
+    columns = ("px", "images", "steps", "parameters", "GFLOPs", "batch", "memory", "img/s", "time")
+    for name in columns:
+        made.add_column(name, justify="right")
+    for stage in plan.stages:
+        cost = stage.cost
+        made.add_row(
+            stage.name,
+            stage.model,
+            str(stage.size),
+            f"{stage.images:,}",
+            "" if stage.steps is None else f"{stage.steps:,}",
+            f"{cost.parameters:,}" if cost else "",
+            f"{cost.flops / 1e9:,.2f}" if cost else "",
+            f"{cost.rows:,}" if cost else "",
+            memory(cost.bytes(plan.gpus_per_worker > 0)) if cost else "",
+            f"{stage.rate:,.1f}" if stage.rate else "",
+            duration(stage.seconds),
+        )
+    return made
+
+
+def lines(plan: Plan) -> list[str]:
+    """What goes with the table."""
+    counts, machine = plan.counts, plan.machine
+    gpus = int(plan.workers * plan.gpus_per_worker)
+    known = [stage.seconds for stage in plan.stages]
+    total = sum(seconds or 0.0 for seconds in known)
+    here = f"{machine.cpus} CPUs and {machine.gpus} GPUs"
+    times = f"all stages one after the other on a worker like this machine ({here}): "
+    times += duration(total) if None not in known else f"{duration(total)} and what isn't measured"
+    return [
+        f"images: {counts.labeled:,} labeled in {counts.classes:,} classes, {counts.unlabeled:,} "
+        f"unlabeled, {counts.validation:,} for validation, {counts.test:,} for test",
+        f"training: {plan.workers} workers, {gpus} GPUs; memory is the estimate for one of them, "
+        "with `batch` images a forward pass" + (", on a GPU in bfloat16" if gpus else ""),
+        times,
+        *plan.notes,
+    ]
+
+
+def memory(size: int) -> str:
+    """Bytes in words: 35 MB, 27.6 GB."""
+    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{max(1, round(size / 1e6))} MB"
+
+
+def duration(seconds: float | None) -> str:
+    """In words: 40 s, 12 min, 3.5 h, 20 days."""
+    if seconds is None:
+        return "?"
+    for limit, unit, name in ((90, 1, "s"), (5400, 60, "min"), (172_800, 3600, "h")):
+        if seconds < limit:
+            return f"{seconds / unit:.{1 if name == 'h' else 0}f} {name}"
+    return f"{seconds / 86_400:,.0f} days"

@@ -1,0 +1,190 @@
+"""Before a run: `ns-ray check` and `ns-ray plan`; while and after it: `ns-ray status`."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from tiny import MODEL, flat_folder, folder_per_class, settings
+from typer.testing import CliRunner, Result
+
+from ns_ray import plan
+from ns_ray.cli import app
+from ns_ray.config import RunConfig, validate
+from ns_ray.plan import Counts, Plan, make_plan
+from ns_ray.resources import Machine
+from ns_ray.status import status
+
+Ask = Callable[..., Result]
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("images")
+    folder_per_class(folder / "labeled", 20)
+    flat_folder(folder / "pile", 50, start=500)
+    return folder
+
+
+@pytest.fixture
+def ask(images: Path, tmp_path: Path) -> Ask:
+    """Runs a verb on a config with changes."""
+
+    def run(verb: str, *arguments: str, **changes: Any) -> Result:
+        plain = settings(
+            {
+                "storage": str(tmp_path / "runs"),
+                "data.labeled": str(images / "labeled"),
+                "data.unlabeled": [str(images / "pile")],
+                **{name.replace("__", "."): value for name, value in changes.items()},
+            }
+        )
+        path = tmp_path / "run.yaml"
+        path.write_text(yaml.safe_dump(plain))
+        return CliRunner().invoke(app, [verb, "--config", str(path), *arguments])
+
+    return run
+
+
+# --------------------------------------------------------------------------------------- check
+
+
+def test_a_good_config_can_start(ask: Ask, tmp_path: Path) -> None:
+    result = ask("check")
+    assert result.exit_code == 0, result.output
+    assert "a run can start" in result.output
+    assert "30 images in 3 classes; 20 tried, all can be read" in result.output
+    assert "50 images; 20 tried" in result.output
+    assert "test_resnet, 0.4 M parameters" in result.output
+    assert not list((tmp_path / "runs").iterdir())  # the file that was tried is gone
+
+
+def test_everything_that_is_wrong_is_said_at_once(ask: Ask, images: Path, tmp_path: Path) -> None:
+    broken = folder_per_class(tmp_path / "broken", 10)
+    for path in broken.rglob("*.png"):
+        path.write_bytes(path.read_bytes()[:60])
+    (tmp_path / "file").write_text("not a folder")
+    result = ask(
+        "check",
+        data__validation=str(broken),
+        teacher={"model": "resnet19"},
+        students=[{**MODEL, "fixres": {"image_size": 64, "lr": 0.1, "trained_groups": 2}}],
+        resources__num_workers=999,
+        storage=str(tmp_path / "file"),
+    )
+    assert result.exit_code == 3  # the first that failed: data
+    for part in (
+        "20 of 20 images tried cannot be read",
+        "truncated",
+        "'resnet19' is not known to timm",
+        "resources.num_workers=999",
+        "storage=",
+        "5 of 8 failed",
+    ):
+        assert part in " ".join(result.output.split()), result.output
+    assert "Traceback" not in result.output
+
+
+# ---------------------------------------------------------------------------------------- plan
+
+
+def test_a_plan_counts_what_a_run_will_do(ask: Ask) -> None:
+    result = ask("plan")
+    assert result.exit_code == 0, result.output
+    rows = {" ".join(line.split()[:2]): line for line in result.output.splitlines() if line.strip()}
+    # 30 images for 4 epochs in batches of 10, and as many pseudo-labeled ones.
+    assert {"120", "12"} <= {*rows["gen-00 train"].split()}
+    assert {"240", "12", "20"} <= {*rows["gen-01 train"].split()}
+    assert "50" in rows["gen-01 label"].split()
+    assert "30 labeled in 3 classes, 50 unlabeled, 30 for validation" in result.output
+
+
+GPU_NODE = Machine(cpus=16, gpus=8, local=True)
+
+
+def planned(changes: dict[str, Any], machine: Machine = GPU_NODE) -> Plan:
+    config = validate(RunConfig, settings({"data.labeled": "digits", **changes}))
+    return make_plan(config, Counts(10, 1000, 5000, 100, 100), machine, measure=False)
+
+
+def test_a_plan_follows_the_settings() -> None:
+    fixres = {"image_size": 64, "lr": 0.1, "epochs": 1, "trained_groups": 2}
+    found = planned(
+        {
+            "students": [{**MODEL, "fixres": fixres}],
+            "train.accumulate": 2,
+            "train.batch_size": 20,
+            "train.unlabeled_ratio": 3,
+            "control": True,
+            "resources.num_workers": 2,
+        }
+    )
+    stages = {stage.name: stage for stage in found.stages}
+    student, fine = stages["gen-01 train"], stages["gen-01 fixres"]
+    assert (student.steps, student.images) == (200, 200 * 80)
+    assert student.cost is not None
+    assert student.cost.rows == 20  # 80 images, two workers, two passes
+    assert (fine.steps, fine.images, fine.size) == (50, 1000, 64)
+    assert stages["gen-01 score"].size == 64
+    assert stages["gen-01 label"].size == 32
+    assert stages["control train"].images == 200 * 20
+    assert found.gpus_per_worker == 1.0
+    assert "2 workers, 2 GPUs" in plan.lines(found)[1]
+    assert not found.notes
+
+
+def test_a_machine_that_is_too_small_is_a_note_not_an_end() -> None:
+    found = planned({"resources": {"num_workers": 2, "gpus_per_worker": 1}}, Machine(2, 0, True))
+    assert "not on this machine: resources.gpus_per_worker=1 for 2 workers" in found.notes[0]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [(None, "?"), (40, "40 s"), (720, "12 min"), (12_600, "3.5 h"), (1_728_000, "20 days")],
+)
+def test_durations(seconds: float | None, words: str) -> None:
+    assert plan.duration(seconds) == words
+
+
+# -------------------------------------------------------------------------------------- status
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_status_follows_a_run(whole: Any, tmp_path: Path) -> None:
+    """A whole run; the same without its result; killed in training; and never started."""
+    plain = yaml.safe_load(whole.config.read_text())
+    shutil.copytree(whole.root, tmp_path / "tiny")
+    plain["storage"] = str(tmp_path)
+    config = validate(RunConfig, plain)
+
+    def states() -> dict[str, str]:
+        return {row.name: row.state for row in status(config).rows}
+
+    found = status(config)
+    assert set(states().values()) == {"done"}
+    assert found.verdict.startswith("finished: ")
+    details = {row.name: row.detail for row in found.rows}
+    assert details["unlabeled corpus"].startswith(f"{len(whole.good)} images")
+    assert "parameters" in details["gen-01 train"]
+
+    (tmp_path / "tiny" / "result.json").unlink()
+    shutil.rmtree(tmp_path / "tiny" / "gen-01" / "bundle")
+    shutil.rmtree(tmp_path / "tiny" / "model")
+    shutil.rmtree(tmp_path / "tiny" / "gen-01" / "evaluation" / "test")
+    (tmp_path / "tiny" / "gen-01" / "pseudo_labels" / "_DONE.json").unlink()
+    found = status(config)
+    assert states()["gen-01 train"] == states()["gen-01 label"] == "in progress"
+    assert states()["model"] == states()["gen-01 test"] == "missing"
+    details = {row.name: row.detail for row in found.rows}
+    assert "step" in details["gen-01 train"]
+    assert " shards" in details["gen-01 label"]
+    assert "last written" in found.verdict
+
+    other = config.model_copy(update={"seed": 7})
+    assert "made with other settings" in status(other).verdict
+    new = config.model_copy(update={"name": "new"})
+    assert {row.state for row in status(new).rows} == {"missing"}
+    assert status(new).verdict.endswith("not started")
