@@ -22,7 +22,7 @@ ROWS: tuple[frozenset[str], ...] = (
     frozenset({"errors"}),
     frozenset(
         {
-            *("validation", "config", "settings", "grids"),
+            *("validation", "noise", "config", "settings", "grids"),
             *("storage", "schema", "layout", "log", "resources"),
         }
     ),
