@@ -15,16 +15,17 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ns_ray import ablation_table as tables
 from ns_ray import log, resources, storage
 from ns_ray.ablation_table import Measured
 from ns_ray.config import RunConfig
-from ns_ray.errors import ConfigError
+from ns_ray.errors import ConfigError, NsRayError, StageError
 from ns_ray.grids import Arm, Grid, arm_config, load_grid
 from ns_ray.layout import RunLayout
 from ns_ray.resources import Machine
@@ -63,21 +64,27 @@ def ablate(
 
     Raises:
         ConfigError: a grid, an arm or the recipe is wrong; nothing was started.
-        NsRayError: of a run; what was finished stays.
+        StageError: some runs failed. The others were finished, and the tables have them.
     """
+    load([])  # a mistake in the recipe is no arm's
     grids = dict(load_grid(name) for name in names)
     plan = [
         Planned(name, arm, arm_config(load, name, grid, arm, seed))
-        for seed in seeds
+        for seed in dict.fromkeys(seeds)
         for name, grid in grids.items()
         for arm in grid.arms
     ]
     missing = [p for p in plan if _result(p.config, out) is None]
-    if missing:
-        _run(missing, out, jobs)
+    failed = _run(missing, out, jobs) if missing else []
     for name, grid in grids.items():
-        measured = [_measured(p, out) for p in plan if p.grid == name]
-        _publish(name, grid, measured, out)
+        of_grid = [p for p in plan if p.grid == name and p not in failed]
+        if of_grid:
+            _publish(name, grid, [_measured(p, out) for p in of_grid], out)
+    if failed:
+        raise StageError(
+            f"{len(failed)} of {len(plan)} runs failed, as said above: "
+            f"{', '.join(p.config.name for p in failed[:5])}; the same command tries them again"
+        )
 
 
 def _layout(config: RunConfig, out: str) -> RunLayout:
@@ -91,7 +98,8 @@ def _result(config: RunConfig, out: str) -> dict[str, Any] | None:
     return result if result.get("config_hash") == config_hash(config) else None
 
 
-def _run(missing: Sequence[Planned], out: str, jobs: int | None) -> None:
+def _run(missing: Sequence[Planned], out: str, jobs: int | None) -> list[Planned]:
+    """Run what is missing; the runs that failed."""
     from ns_ray.runtime import cluster, prepare
 
     prepare()
@@ -105,13 +113,14 @@ def _run(missing: Sequence[Planned], out: str, jobs: int | None) -> None:
             for planned in {p.arm.name: p for p in missing if p.grid == name}.values():
                 check_models(planned.config)
         say(f"{len(missing)} runs, {jobs} at a time; what they do is in {scratch}/log.txt")
-        with ThreadPoolExecutor(jobs, thread_name_prefix="run") as pool:
-            runs = [pool.submit(_run_one, p, out, shared, share, say) for p in missing]
-            try:
-                for done in as_completed(runs):
-                    done.result()
-            finally:
-                pool.shutdown(wait=False, cancel_futures=True)
+        work = partial(_run_or_say, out=out, shared=shared, share=share, say=say)
+        if jobs == 1:
+            return [p for p in missing if not work(p)]
+        pool = ThreadPoolExecutor(jobs, thread_name_prefix="run")
+        try:
+            return [p for p, well in zip(missing, pool.map(work, missing), strict=True) if not well]
+        finally:  # not waited for when interrupted: without Ray they end by themselves
+            pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _jobs(missing: Sequence[Planned], machine: Machine, jobs: int | None) -> int:
@@ -129,8 +138,18 @@ def _jobs(missing: Sequence[Planned], machine: Machine, jobs: int | None) -> int
     return max(1, min(jobs, len(missing)))
 
 
+def _run_or_say(planned: Planned, *, say: Callable[[str], None], **inputs: Any) -> bool:
+    """Whether a run ended well; one that didn't must not cost the others."""
+    try:
+        _run_one(planned, say=say, **inputs)
+    except NsRayError as error:
+        say(f"{planned.config.name} failed: {error}")
+        return False
+    return True
+
+
 def _run_one(
-    planned: Planned, out: str, shared: "Shared", share: Machine, say: Callable[[str], None]
+    planned: Planned, *, out: str, shared: "Shared", share: Machine, say: Callable[[str], None]
 ) -> None:
     """Run an arm to its end and leave its result."""
     from ns_ray.selftrain import self_train

@@ -114,6 +114,7 @@ def as_csv(measured: Sequence[Measured]) -> str:
 
 def plot(name: str, grid: Grid, measured: Sequence[Measured]) -> bytes:
     """An SVG: each seed a dot, mean and standard deviation a bar; the paper's numbers beside."""
+    from matplotlib import rc_context
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
@@ -147,5 +148,6 @@ def plot(name: str, grid: Grid, measured: Sequence[Measured]) -> bytes:
         axis.grid(axis="x", alpha=0.3)
     figure.suptitle(f"{name}: {grid.title}", fontsize=11)
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="svg", metadata={"Date": None})
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):  # text, and the same each time
+        figure.savefig(buffer, format="svg", metadata={"Date": None})
     return buffer.getvalue()

@@ -18,7 +18,7 @@ from ns_ray import ablation_table as tables
 from ns_ray.ablate import ablate
 from ns_ray.ablation_table import Measured
 from ns_ray.config import RunConfig
-from ns_ray.errors import ConfigError
+from ns_ray.errors import ConfigError, StageError
 from ns_ray.grids import Grid, arm_config, grid_names, load_grid
 from ns_ray.settings import load_config, load_recipe
 
@@ -134,7 +134,7 @@ def test_the_plot_names_every_arm() -> None:
     image = tables.plot("mine", Grid(**GRID), RESULTS)
     assert ET.fromstring(image).tag.endswith("svg")
     for arm in GRID["arms"]:
-        assert f"<!-- {arm['name']} -->".encode() in image  # type: ignore[index]
+        assert f">{arm['name']}</text>".encode() in image  # type: ignore[index]
 
 
 # -------------------------------------------------------------------------------------------- runs
@@ -182,7 +182,7 @@ def test_an_ablation_shares_what_arms_have_in_common_and_goes_on_where_it_was(
     first = (out / "mine.csv").read_text()
     assert len(first.splitlines()) == 4
 
-    # A killed one: a run without its result, and a student without its weights.
+    # A killed one, continued on a cluster: runs without a result, a student without its weights.
     before = times(out / "shared")
     hard = next(p for p in (out / "shared" / "models").iterdir() if is_student(p))
     shutil.rmtree(hard)
@@ -192,7 +192,12 @@ def test_an_ablation_shares_what_arms_have_in_common_and_goes_on_where_it_was(
     def load(more: list[str]) -> RunConfig:
         return load_config(small / "run.yaml", more)
 
-    ablate([str(small / "mine.yaml")], load, out=str(out), seeds=[4], jobs=2)
+    # Meanwhile the grid has got an arm that cannot work.
+    sure = {"name": "sure", "set": ["select.threshold=1.0"]}
+    arms = [*GRID["arms"], sure]  # type: ignore[misc]
+    (small / "mine.yaml").write_text(yaml.safe_dump({**GRID, "arms": arms}))
+    with pytest.raises(StageError, match=r"1 of 4 runs failed.*mine-sure-4"):
+        ablate([str(small / "mine.yaml")], load, out=str(out), seeds=[4], jobs=2)
     after = times(out / "shared")
     again = {path for path, at in after.items() if before.get(path) != at}
     assert {path.split("/")[0] for path in again} <= {"models"}
