@@ -449,6 +449,7 @@ def feeds(
         loaders=0,
         threads=1,
         accumulate=train.accumulate,
+        trained_groups=0,
         provenance={},
     )
     return [Feed(job, train, labeled, 16, rank, world, first) for rank in range(world)]
