@@ -63,9 +63,13 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Whole:
     return whole_run(tmp_path_factory.mktemp("whole"))
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    """Headless Chromium: the machine's, or else the one that `playwright install` has put there."""
+    """Headless Chromium: the machine's, or else the one that `playwright install` has put there.
+
+    Of a module, not of the session: while it is there, Playwright's event loop runs in this thread,
+    and no other can.
+    """
     from playwright.sync_api import sync_playwright
 
     path = shutil.which("chromium") or shutil.which("chromium-browser")

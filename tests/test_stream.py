@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 from broken_files import encoded, picture
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -452,17 +453,16 @@ def feeds(
         trained_groups=0,
         provenance={},
     )
-    return [Feed(job, train, labeled, 16, rank, world, first) for rank in range(world)]
+    cpu = torch.device("cpu")
+    return [Feed(job, train, labeled, 16, rank, world, first, cpu) for rank in range(world)]
 
 
 def steps_of(workers: list[Feed], count: int) -> list[list[np.ndarray]]:
     """Pixels and targets of each pass of each step, in the order of the lanes."""
-    import torch
-
     steps = []
     try:
         for _ in range(count):
-            shares = [list(feed.step(torch.device("cpu"))) for feed in workers]
+            shares = [list(feed.step()) for feed in workers]
             lanes = [share[i] for i in range(len(shares[0])) for share in shares]
             steps.append(
                 [
