@@ -162,7 +162,8 @@ class _Planner:
         if finer is not None and model.fixres is not None:
             groups = model.fixres.trained_groups
             yield self._training(f"{place} fixres", *finer, False, groups)
-        yield self._forward(f"{place} score", model, counts.validation + counts.test)
+        if counts.validation + counts.test:
+            yield self._forward(f"{place} score", model, counts.validation + counts.test)
 
     def _training(
         self, name: str, model: ModelConfig, train: TrainConfig, pseudo: bool, groups: int
@@ -265,16 +266,16 @@ def table(plan: Plan) -> Table:
         made.add_column(name, no_wrap=True)
     columns = ("px", "images", "steps", "parameters", "GFLOPs", "batch", "memory", "img/s", "time")
     for name in columns:
-        made.add_column(name, justify="right")
+        made.add_column(name, justify="right", no_wrap=True)
     for stage in plan.stages:
         cost = stage.cost
         made.add_row(
             stage.name,
             stage.model,
             str(stage.size),
-            f"{stage.images:,}",
+            amount(stage.images),
             "" if stage.steps is None else f"{stage.steps:,}",
-            f"{cost.parameters:,}" if cost else "",
+            amount(cost.parameters) if cost else "",
             f"{cost.flops / 1e9:,.2f}" if cost else "",
             f"{cost.rows:,}" if cost else "",
             memory(cost.bytes(plan.gpus_per_worker > 0)) if cost else "",
@@ -301,6 +302,11 @@ def lines(plan: Plan) -> list[str]:
         times,
         *plan.notes,
     ]
+
+
+def amount(number: int) -> str:
+    """A count in words: 58,000 or 1,779.6 M."""
+    return f"{number:,}" if number < 10**6 else f"{number / 1e6:,.1f} M"
 
 
 def memory(size: int) -> str:

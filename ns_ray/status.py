@@ -162,8 +162,10 @@ class _Look:
     def _labels(self, g: int, title: str) -> Row:
         place = self._layout.pseudo_labels(g)
         chosen = storage.published(self._layout.selection(g))
-        if chosen is not None and str(chosen.facts["labels"]) != place:
-            return Row(title, "done", f"those of {chosen.facts['labels'].split('/')[-2]}")
+        # By the generation's name: a run's folder may have been moved.
+        taken = str(chosen.facts["labels"]).split("/")[-2] if chosen else f"gen-{g:02d}"
+        if taken != f"gen-{g:02d}":
+            return Row(title, "done", f"those of {taken}")
         return self._shards(title, place, self._open("unlabeled"))
 
     def _selection(self, g: int, title: str) -> Row:
