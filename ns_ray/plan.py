@@ -261,10 +261,15 @@ def _memory(device: torch.device) -> int:
 
 def table(plan: Plan) -> Table:
     """The plan on one screen."""
-    made = Table(title=f"plan of {plan.name}", title_justify="left", box=box.SIMPLE_HEAD)
+    made = Table(
+        title=f"plan of {plan.name}",
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+    )
     for name in ("stage", "model"):
         made.add_column(name, no_wrap=True)
-    columns = ("px", "images", "steps", "parameters", "GFLOPs", "batch", "memory", "img/s", "time")
+    columns = ("px", "images", "steps", "weights", "GFLOPs", "batch", "memory", "img/s", "time")
     for name in columns:
         made.add_column(name, justify="right", no_wrap=True)
     for stage in plan.stages:
@@ -276,7 +281,7 @@ def table(plan: Plan) -> Table:
             amount(stage.images),
             "" if stage.steps is None else f"{stage.steps:,}",
             amount(cost.parameters) if cost else "",
-            f"{cost.flops / 1e9:,.2f}" if cost else "",
+            f"{cost.flops / 1e9:,.3g}" if cost else "",
             f"{cost.rows:,}" if cost else "",
             memory(cost.bytes(plan.gpus_per_worker > 0)) if cost else "",
             f"{stage.rate:,.1f}" if stage.rate else "",
@@ -321,4 +326,5 @@ def duration(seconds: float | None) -> str:
     for limit, unit, name in ((90, 1, "s"), (5400, 60, "min"), (172_800, 3600, "h")):
         if seconds < limit:
             return f"{seconds / unit:.{1 if name == 'h' else 0}f} {name}"
-    return f"{seconds / 86_400:,.0f} days"
+    days = seconds / 86_400
+    return f"{days:,.0f} days" if days < 1000 else f"{days / 365:,.0f} years"
