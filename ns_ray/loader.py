@@ -115,6 +115,7 @@ class Loader:
         ]
         self._chunks: list[OrderedDict[Chunk, Any]] = [OrderedDict() for _ in self._sources]
         self._closed = threading.Event()
+        self._thread: threading.Thread | None = None
         self._iterator = self._from_tasks() if processes else self._from_thread()
 
     def __iter__(self) -> Iterator[Batch]:
@@ -124,8 +125,11 @@ class Loader:
         return next(self._iterator)
 
     def close(self) -> None:
-        """Stop making batches."""
+        """Stop making batches. Waits for the thread that makes them: one that is in C++ code when
+        the interpreter ends takes the process down with it."""
         self._closed.set()
+        if self._thread is not None:
+            self._thread.join(timeout=10)
 
     def _next_segments(self) -> tuple[list[Segment], list[Segment], int]:
         """Rows of the next batch, and its seed."""
@@ -151,7 +155,8 @@ class Loader:
 
     def _from_thread(self) -> Iterator[Batch]:
         ready: queue.Queue[Batch | BaseException] = queue.Queue(AHEAD)
-        threading.Thread(target=self._fill, args=(ready,), daemon=True).start()
+        self._thread = threading.Thread(target=self._fill, args=(ready,), daemon=True)
+        self._thread.start()
         while not self._closed.is_set():
             batch = ready.get()
             if isinstance(batch, BaseException):
