@@ -56,7 +56,7 @@ def prepare() -> None:
         os.environ.setdefault(name, value)
     # Only what never imports Ray: two threads that import one package from two ends can meet it
     # half-initialized.
-    threading.Thread(target=import_module, args=("timm",), daemon=True).start()
+    threading.Thread(target=import_module, args=("timm",)).start()
 
 
 @contextmanager
