@@ -102,6 +102,34 @@ def test_impulses_hit_as_many_as_said_half_of_them_white() -> None:
     assert (hit == 1).sum() / (hit != 0.5).sum() == pytest.approx(0.5, abs=0.02)
 
 
+def test_noise_is_as_strong_as_cifar_c_says() -> None:
+    # The constants of the benchmark once more, against what is measured on gray.
+    gray = np.full((100, 100, 3), 128, np.uint8)
+    for severity in range(1, 6):
+        i = severity - 1
+
+        def spread(name: str, s: int = severity) -> float:
+            done = corrupt(gray, name, s, constants="cifar", key="k", seed=0)
+            return float(done.astype(float).std() / 255)
+
+        assert spread("gaussian_noise") == pytest.approx((0.04, 0.06, 0.08, 0.09, 0.1)[i], rel=0.03)
+        speckle = 0.502 * (0.06, 0.1, 0.12, 0.16, 0.2)[i]
+        assert spread("speckle_noise") == pytest.approx(speckle, rel=0.03)
+        shot = np.sqrt(0.502 / (500, 250, 100, 75, 50)[i])
+        assert spread("shot_noise") == pytest.approx(shot, rel=0.03)
+        hit = corrupt(gray, "impulse_noise", severity, constants="cifar", key="k", seed=0) != gray
+        assert hit.mean() == pytest.approx((0.01, 0.02, 0.03, 0.05, 0.07)[i], rel=0.15)
+        level = (0.75, 0.5, 0.4, 0.3, 0.15)[i]
+        halves = np.full((32, 32, 3), 100, np.uint8)
+        halves[16:] = 200
+        flat = corrupt(halves, "contrast", severity, constants="cifar", key="k", seed=0)
+        assert int(flat[20, 0, 0]) - int(flat[0, 0, 0]) == pytest.approx(100 * level, abs=1)
+        added = corrupt(gray, "brightness", severity, constants="cifar", key="k", seed=0)
+        assert added[0, 0, 0] / 255 - 128 / 255 == pytest.approx(
+            (0.05, 0.1, 0.15, 0.2, 0.3)[i], abs=0.005
+        )
+
+
 def test_frost_lays_a_piece_of_a_picture_over(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(small, "_frost", lambda index: np.full((40, 40, 3), 100 + index))
     frosted = small.frost(np.full((32, 32, 3), 0.5), (0.9, 0.4), np.random.RandomState(0))
@@ -336,6 +364,8 @@ def test_means_need_all_of_their_parts() -> None:
     assert scores.mce(few) is None  # AlexNet's are over five severities
     assert scores.relative_error(few, rows(lambda n, s: 0.6)) == pytest.approx(0.5)
     assert scores.relative_error(few, rows(lambda n, s: 0.0)) is None
+    rising = rows(lambda name, severity: severity / 10)  # 1.5 in all
+    assert scores.relative_error(whole, rising) == pytest.approx(5 * 0.3 / 1.5)
 
 
 def test_flip_rates_over_alexnet_s() -> None:

@@ -2,6 +2,7 @@
 nothing about Ray.
 """
 
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -158,9 +159,16 @@ class Scorer:
         pixels = np.stack([eval_pixels(data, predictor.preprocess, fast) for data in images])
         unit = self._job.units[index]
         labels = self._job.maps[m][kind_of(unit)][np.array(unit.labels)]
-        outcomes = self._attacks[m].outcomes(pixels, labels, config.epsilons, config.pgd_steps)
-        for name, epsilon, right in outcomes:
-            yield _row(index, m, name, epsilon, float(right.sum()), len(right))
+        totals: dict[tuple[str, float], float] = defaultdict(float)
+        step = self._job.batch_size
+        for i in range(0, len(pixels), step):
+            some = slice(i, i + step)
+            for name, epsilon, right in self._attacks[m].outcomes(
+                pixels[some], labels[some], config.epsilons, config.pgd_steps
+            ):
+                totals[name, epsilon] += float(right.sum())
+        for (name, epsilon), value in totals.items():
+            yield _row(index, m, name, epsilon, value, len(pixels))
 
 
 def _row(unit: int, model: int, name: str, level: float, value: float, count: int) -> Row:
