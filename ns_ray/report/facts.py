@@ -338,11 +338,17 @@ def _examples(paths: list[str]) -> dict[str, list[str]]:
     return found
 
 
+def severities(robustness: Mapping[str, Any]) -> list[str]:
+    """The severities that were scored, such as ["1", "2", "3", "4", "5"]."""
+    rows = (robustness.get("corruptions") or {}).values()
+    return sorted({severity for row in rows for severity in row["error"]}, key=int)
+
+
 def families(robustness: Mapping[str, Any]) -> dict[str, list[float]]:
-    """Family of corruptions -> mean accuracy at each severity from 1 to 5, as fractions."""
+    """Family of corruptions -> mean accuracy at each of `severities`, as fractions."""
     errors: dict[str, list[list[float]]] = {}
-    for corruption in robustness.get("corruptions", {}).values():
-        by_severity = [float(corruption["error"][str(s)]) for s in range(1, 6)]
+    for corruption in (robustness.get("corruptions") or {}).values():
+        by_severity = [float(corruption["error"][s]) for s in severities(robustness)]
         errors.setdefault(str(corruption["family"]), []).append(by_severity)
     return {name: [float(1 - x) for x in np.mean(rows, axis=0)] for name, rows in errors.items()}
 

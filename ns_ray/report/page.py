@@ -19,6 +19,7 @@ from ns_ray.report.facts import (
     confusion,
     families,
     kept_precision,
+    severities,
     unreadable,
 )
 
@@ -197,21 +198,22 @@ def robustness(models: Sequence[tuple[str, str, Model]]) -> dict[str, Any] | Non
     columns = [name for name, _, _ in scored]
     figures: list[tuple[str, Markup]] = []
     names = dict.fromkeys(f for _, _, r in scored for f in families(r))
-    ticks = [str(s) for s in range(1, 6)]
+    ticks = severities(scored[0][2])  # a run scores all its models alike
     for family in names:
         series = [
             Series(name, kind, families(r)[family])
             for name, kind, r in scored
             if family in families(r)
         ]
-        told = _told(series, "at severity 5")
-        text = f"Accuracy on images corrupted by {family}, severity 1 to 5. {told}"
+        told = _told(series, f"at severity {ticks[-1]}")
+        span = f"severity {ticks[0]} to {ticks[-1]}"
+        text = f"Accuracy on images corrupted by {family}, {span}. {told}"
         chart = charts.lines(f"family-{family}", ticks, series, xlabel="severity", words=text)
         figures.append((family.capitalize(), chart))
     for attack in ("fgsm", "pgd"):
         curves = [(n, k, r["adversarial"][attack]) for n, k, r in scored if _has(r, attack)]
         if curves:
-            steps = sorted(curves[0][2], key=int)
+            steps = sorted(curves[0][2], key=float)
             series = [Series(n, k, [float(c[s]) for s in steps]) for n, k, c in curves]
             title = f"{attack.upper()} attack"
             text = f"Accuracy under {title}, epsilon {steps[0]} to {steps[-1]}. {_told(series)}"
