@@ -115,6 +115,8 @@ def waiting(teacher: Bundle, corpus: Corpus, work: str) -> None:
             "predict": {},
             "images": 1,
             "threads": 1,
+            "noise": None,
+            "among": None,
         }
         rows = list(inference._run(arguments, list(part.shards), Pool(actors, 0.1, 0.0), "wait"))
         spans = [(row["began"], row["ended"], 1) for row in rows]

@@ -86,7 +86,7 @@ def test_the_user_decides() -> None:
 
 
 def test_the_faster_one_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    rates = iter([100.0, 50.0, 100.0, 200.0])
+    rates = iter([100.0, 50.0, 60.0, 100.0, 200.0, 150.0])
     monkeypatch.setattr(engines, "_rate", lambda *_: next(rates))
     assert chosen().runtime == "torch"
     faster = chosen()
