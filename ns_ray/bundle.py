@@ -138,6 +138,7 @@ def card(
         f"{source}\n\n"
         '```python\nmodel = timm.create_model("local-dir:PATH", pretrained=True)\n```\n\n'
         + (_scores_table(scores) if scores else "")
+        + _robustness_table((row or {}).get("robustness") or {})
         + f"| | |\n|---|---|\n{rows}\n"
     )
 
@@ -174,10 +175,28 @@ def _scores_table(scores: Mapping[str, Mapping[str, Any]]) -> str:
     return "Fractions but for rows and nll (nats):\n\n" + "\n".join(lines) + "\n\n"
 
 
+def _robustness_table(found: Mapping[str, Any]) -> str:
+    if not found:
+        return ""
+    lines = []
+    for name, value in found.items():
+        if isinstance(value, Mapping):
+            lines += [
+                f"| accuracy under {name}, epsilon {epsilon} of 255 | {_score(accuracy)} |"
+                for epsilon, accuracy in value.items()
+            ]
+        else:
+            lines.append(f"| {name} | {_score(value)} |")
+    head = "Corrupted, perturbed and attacked images (docs/robustness.md of ns_ray):\n\n| | |\n"
+    return head + "|---|---|\n" + "\n".join(lines) + "\n\n"
+
+
 def _score(value: Any) -> str:
     if isinstance(value, list | tuple):
         return " to ".join(_score(end) for end in value)
-    return "-" if value is None else f"{value:.4f}" if isinstance(value, float) else f"{value:,}"
+    if isinstance(value, float):
+        return f"{value:.4f}"
+    return "-" if value is None else f"{value:,}" if isinstance(value, int) else str(value)
 
 
 def resolve(path: str) -> str:

@@ -315,6 +315,7 @@ def _row(g: Generation) -> dict[str, Any]:
             "validation": _summary(g.validation.scores),
             "test": _summary(g.test.scores) if g.test else None,
         },
+        "robustness": None if g.robustness is None else robustness_summary(g.robustness),
         "accepted": g.accepted,
         "p_value": g.p_value,
         "pseudo_labels": None
@@ -333,6 +334,13 @@ def _summary(scores: Mapping[str, Any]) -> dict[str, Any]:
         for name, value in scores.items()
         if (isinstance(value, int | float) or name == "top1_interval") and name not in not_scores
     }
+
+
+def robustness_summary(found: Mapping[str, Any]) -> dict[str, Any]:
+    """The numbers of a robustness result that stand alone, and the accuracy under attacks by
+    epsilon."""
+    numbers = {name: v for name, v in found.items() if isinstance(v, int | float | str)}
+    return {**numbers, **found.get("adversarial", {})}
 
 
 def _paired(old: Any, new: Any) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:

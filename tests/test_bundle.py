@@ -12,7 +12,7 @@ from timm.models import save_for_hf
 from torch import nn
 
 from ns_ray import bundle, storage
-from ns_ray.bundle import Bundle, load, load_weights, open_bundle, save
+from ns_ray.bundle import Bundle, card, load, load_weights, open_bundle, save
 from ns_ray.config import ModelConfig, NoiseConfig
 from ns_ray.errors import ConfigError, DataError
 from ns_ray.models import build, build_noised, parameter_count
@@ -280,3 +280,11 @@ def test_starting_from_another_architecture_is_a_config_error(
     other = build(ModelConfig(model="test_vit", image_size=32), 3)
     with pytest.raises(ConfigError, match="don't fit this model"):
         load_weights(other, saved[1].path)
+
+
+def test_the_card_says_how_robust_a_model_is() -> None:
+    row = {"robustness": {"mean_corruption_error": 0.25, "fgsm": {"8": 0.5}}}
+    text = card(CLASSES, FACTS, row)
+    assert "| mean_corruption_error | 0.2500 |" in text
+    assert "| accuracy under fgsm, epsilon 8 of 255 | 0.5000 |" in text
+    assert "epsilon" not in card(CLASSES, FACTS)

@@ -18,7 +18,7 @@ from ns_ray.evaluate import Evaluation
 from ns_ray.layout import RunLayout
 from ns_ray.robustness import suites
 from ns_ray.schema import Corpus, PseudoLabels, Selection, Shard
-from ns_ray.selftrain import Stages, self_train
+from ns_ray.selftrain import Stages, robustness_summary, self_train
 from ns_ray.settings import config_hash
 
 IMAGES = 40
@@ -484,6 +484,23 @@ def test_robustness_is_scored_once_for_those_that_matter(tmp_path: Path) -> None
         assert scores["robustness"] == {"of": folder(tmp_path, name, "bundle")}
     skipped = storage.read_json(folder(tmp_path, "gen-02", "evaluation.json"))
     assert skipped["robustness"] is None
+
+
+def test_the_result_has_the_robustness_that_can_be_said_in_numbers() -> None:
+    found = {
+        "rows": 500,
+        "constants": "cifar",
+        "mean_corruption_error": 0.2,
+        "mce": None,
+        "corruptions": {"fog": {"mean": 0.3}},
+        "adversarial": {"fgsm": {"2": 0.7, "8": 0.4}},
+    }
+    assert robustness_summary(found) == {
+        "rows": 500,
+        "constants": "cifar",
+        "mean_corruption_error": 0.2,
+        "fgsm": {"2": 0.7, "8": 0.4},
+    }
 
 
 def test_a_baseline_of_the_user_s_is_named(tmp_path: Path) -> None:
