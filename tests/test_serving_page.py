@@ -96,6 +96,7 @@ def test_paste_drop_errors_and_the_keyboard(browser: Browser, server: Server) ->
     assert page.problems == []  # type: ignore[attr-defined]
     page.locator("#files").set_input_files([file("bad.jpg", b"no image")])
     expect(page.get_by_role("alert")).to_contain_text("not_an_image")
+    expect(page.get_by_role("status")).to_have_text("2 classified, 1 failed")
 
     # A listener of its own: `expect_file_chooser` asks the browser to report choosers and goes on
     # before the browser has, so that a quick key press would open one nobody sees.

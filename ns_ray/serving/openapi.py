@@ -9,7 +9,7 @@ from fastapi.openapi.utils import get_openapi
 DESCRIPTION = (
     "Classifies images. POST an image file to /predict and get the most probable classes. "
     'Every error is {"error": "..."}. Where the server asks for an API key, send it as '
-    "`Authorization: Bearer KEY` or `X-API-Key: KEY`."
+    "Authorization: Bearer KEY or X-API-Key: KEY."
 )
 
 SCHEMAS: dict[str, Any] = {
