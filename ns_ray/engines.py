@@ -257,8 +257,8 @@ class OpenVINOForward:
     def __call__(self, pixels: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         """uint8 [n, size, size, 3] -> float32 probabilities [n, classes]."""
         probs = []
-        for start in range(0, len(pixels), self.chunk):
-            self._request.infer([pixels[start : start + self.chunk]], share_inputs=True)
+        for part in np.array_split(pixels, -(-len(pixels) // self.chunk) or 1):
+            self._request.infer([part], share_inputs=True)
             probs.append(self._request.get_output_tensor().data.copy())
         return np.concatenate(probs)
 

@@ -57,14 +57,12 @@ class Pool:
 
 
 WORKER_ENVIRONMENT = {
-    "OMP_WAIT_POLICY": "PASSIVE",
     "MALLOC_ARENA_MAX": "1",
     "MALLOC_MMAP_THRESHOLD_": "4294967296",
     "MALLOC_TRIM_THRESHOLD_": "8589934592",
     "MALLOC_TOP_PAD_": "268435456",
 }
-"""Threads of a forward pass that wait for each other sleep instead of spinning, so that decoding
-gets the CPU meanwhile. The others are settings of glibc's allocator: by default it returns each
+"""Settings of glibc's allocator: by default it returns each
 large activation to the system and faults it in again at the next layer, which costs more than the
 arithmetic (docs/performance.md). One arena, because those of threads other than the main one cannot
 hold large blocks. They act on processes started afterwards: Ray's workers. `runtime.keep_memory`
