@@ -95,6 +95,16 @@ def test_the_faster_one_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "2.0 times torch" in faster.note
 
 
+@pytest.mark.parametrize("chunk", [1, 8, 64])
+def test_openvino_answers_every_image_in_order_whatever_it_takes_at_a_time(chunk: int) -> None:
+    model, spec, pixels = model_and_pixels("test_resnet", 32)
+    expected = TorchForward(model, spec, CPU, bf16=False)(pixels)
+    forward = engines.OpenVINOForward(model, spec, 2, "fp32")
+    forward.chunk = chunk
+    for count in (1, 8, 9, 17):
+        np.testing.assert_allclose(forward(pixels[:count]), expected[:count], atol=1e-4)
+
+
 def test_what_disagrees_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     class Wrong:
         def __init__(self, *_: Any) -> None: ...
