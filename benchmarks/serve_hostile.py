@@ -89,7 +89,7 @@ def main() -> None:
         after = replicas(process.pid)
         print(f"{options.requests:,} attacks in {seconds:.0f} s")
         for code in sorted({c for _, c in found}, key=str):
-            kinds = {k: n for (k, c), n in sorted(found.items()) if c == code}
+            kinds = {k: n for (k, c), n in sorted(found.items(), key=str) if c == code}
             print(f"  {code or 'closed'}: {sum(kinds.values()):,}  {kinds}")
         print(f"  replicas before {before}, after {after} (MB)")
         failed += [key for key in found if (key[1] or 0) >= 500]
