@@ -86,11 +86,20 @@ def _ray(config: ResourcesConfig) -> Iterator[Machine]:
 
 
 def _corpus(config: DataConfig, out: str, labeled: bool) -> Any:
-    """The source as a packed corpus."""
+    """The source as a packed corpus: itself where it is one."""
+    from ns_ray.ingest import adopt
+    from ns_ray.sources import list_source
+
+    listing = list_source(config.labeled, setting="--data")
+    adopted = adopt(listing, out=out, classes=(), excluded=frozenset())
+    return adopted or _packed(config, out, labeled, listing)
+
+
+def _packed(config: DataConfig, out: str, labeled: bool, source: Any) -> Any:
     from ns_ray.ingest import pack
 
     return pack(
-        config.labeled,
+        source,
         out=out,
         classes=None if labeled else (),
         rows_per_shard=config.rows_per_shard,
@@ -107,7 +116,7 @@ def pack(data: Data, out: Out, set_: Set = None, debug: Debug = False) -> None:
     def work() -> None:
         sections = _settings(set_, data)
         with _ray(sections["resources"]):
-            corpus = _corpus(sections["data"], storage.absolute(out), labeled=True)
+            corpus = _packed(sections["data"], storage.absolute(out), True, data)
         rejected = sum(corpus.rejected.values())
         say(f"{corpus.path}: {corpus.rows:,} images, {rejected:,} rejected")
 

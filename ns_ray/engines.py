@@ -8,6 +8,7 @@ files, Ray or HTTP.
 """
 
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -37,6 +38,10 @@ CHUNKS = (8, 64)
 """Images that OpenVINO takes at a time. Few keep a large model's activations in the CPU's cache (a
 sixth more images/s for tf_efficientnet_lite0 in fp32), many spare a small model calls; measured."""
 
+FEW = 16
+"""Images of that batch which eager torch takes on a CPU, to be measured and compared with: more
+would keep the first answers waiting, up to a second for 32 of them."""
+
 TOLERANCE = {"fp32": 2e-3, "bf16": 0.1}
 """Largest difference of any probability of a batch to fp32 torch that a runtime may show. Measured:
 1e-6 for fp32; for bf16 0.006 with OpenVINO and 0.04 with torch itself."""
@@ -48,9 +53,9 @@ class Choice:
 
     Attributes:
         runtime, precision: what runs.
-        difference: largest difference of a probability to fp32 torch on the batch compared, None
+        difference: largest difference of a probability to fp32 torch on the images compared, None
             where nothing was compared.
-        agreement: share of that batch with the same top-1.
+        agreement: share of those images with the same top-1.
         rates: images/s on that batch by runtime.
         note: one line for people; empty for short jobs, which take torch as it is.
     """
@@ -108,7 +113,7 @@ def choose(
     torch_bf16 = precision == "bf16" or (precision == "auto" and bf16_is_faster(model, device))
     precision = ("bf16" if cpu_has_bf16() else "fp32") if precision == "auto" else precision
     eager = TorchForward(model, preprocess, device, torch_bf16)
-    few = pixels[:16] if device.type == "cpu" else pixels
+    few = pixels[:FEW] if device.type == "cpu" else pixels
     rate = _rate(eager, few) if images is None or images > len(pixels) else 0.0
     rates = {"torch": round(rate, 1)} if rate else {}
     seconds = float("inf") if images is None else images / rate if rate else 0.0
@@ -140,11 +145,11 @@ def choose(
         return torch_choice(f"torch: OpenVINO cannot take this model ({reason})")
     speed = {}
     for fast.chunk in CHUNKS:
-        speed[fast.chunk] = _rate(fast, pixels)
+        speed[fast.chunk] = _rate(fast, pixels, runs=1)
     fast.chunk = max(speed, key=speed.__getitem__)
     rates["openvino"] = round(speed[fast.chunk], 1)
     reference = eager if not torch_bf16 else TorchForward(model, preprocess, device, False)
-    difference, agreement = _compare(reference(pixels), fast(pixels))
+    difference, agreement = _compare(reference(few), fast(few))
     if difference > TOLERANCE[precision]:
         return torch_choice(f"torch: OpenVINO's probabilities differ by {difference:.2g}")
     if runtime == "auto" and rates["openvino"] < rate:
@@ -234,7 +239,8 @@ class OpenVINOForward:
 
         size = preprocess.size
         whole = nn.Sequential(model, nn.Softmax(dim=1)).eval()
-        with torch.inference_mode():
+        with torch.inference_mode(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's advice on tracing, which OpenVINO does
             graph = ov.convert_model(whole, example_input=torch.zeros(2, 3, size, size))
         graph.reshape([-1, 3, size, size])
         steps = PrePostProcessor(graph)
@@ -263,10 +269,10 @@ class OpenVINOForward:
         return np.concatenate(probs)
 
 
-def _rate(forward: Forward, pixels: np.ndarray[Any, Any]) -> float:
-    """Images/s: the better of two runs, after one that warms up."""
+def _rate(forward: Forward, pixels: np.ndarray[Any, Any], runs: int = 2) -> float:
+    """Images/s: the best of some runs, after one that warms up."""
     times = []
-    for _ in range(3):
+    for _ in range(1 + runs):
         start = time.perf_counter()
         forward(pixels)
         times.append(time.perf_counter() - start)
