@@ -30,17 +30,16 @@ from ns_ray.config import SelectConfig
 from ns_ray.schema import PseudoLabels, open_labels, part_name
 
 CLASSES = 1000
-ROWS_PER_FILE = 100_000
 MIB = 2**20
 
 
-def write_labels(folder: str, rows: int) -> PseudoLabels:
+def write_labels(folder: str, rows: int, per_file: int) -> PseudoLabels:
     """Published pseudo-labels without their probabilities; class sizes fall as 1 / rank."""
     rng = np.random.default_rng(0)
     shares = 1 / np.arange(1, CLASSES + 1)
     names = []
-    for index, start in enumerate(range(0, rows, ROWS_PER_FILE)):
-        n = min(ROWS_PER_FILE, rows - start)
+    for index, start in enumerate(range(0, rows, per_file)):
+        n = min(per_file, rows - start)
         confidence = np.where(rng.random(n) < 1 / 3, 1, rng.beta(2, 1, n)).astype(np.float32)
         table = pa.table(
             {
@@ -50,7 +49,7 @@ def write_labels(folder: str, rows: int) -> PseudoLabels:
             }
         )
         names.append(part_name(f"shard-{index:05d}", "bench0"))
-        storage.write_table(storage.join(folder, names[-1]), table, row_group_size=ROWS_PER_FILE)
+        storage.write_table(storage.join(folder, names[-1]), table, row_group_size=per_file)
     storage.publish(
         folder,
         stage="label",
@@ -89,7 +88,7 @@ class Peak:
         return self.mib
 
 
-def measure(rows: int, cpus: int) -> dict[str, float]:
+def measure(rows: int, per_file: int, cpus: int) -> dict[str, float]:
     """Select from that many rows; seconds, and MiB of the driver and of the largest task."""
     import ray
 
@@ -98,7 +97,7 @@ def measure(rows: int, cpus: int) -> dict[str, float]:
     selection.SMALL_ROWS = selection.SMALL_FILES = 0  # tasks for any number of rows
     with tempfile.TemporaryDirectory() as folder:
         subprocess.run(  # so that the driver's peak is not that of writing the labels
-            [sys.executable, __file__, "--write", folder, "--rows", str(rows / 1e6)], check=True
+            [*again(rows, per_file), "--write", folder], check=True
         )
         labels = open_labels(folder)
         ray.init(address="local", num_cpus=cpus, include_dashboard=False, log_to_driver=False)
@@ -127,27 +126,33 @@ def machine(cpus: int) -> str:
     )
 
 
+def again(rows: int, per_file: int) -> list[str]:
+    """This program, for so many rows."""
+    size = ["--rows", str(rows / 1e6), "--rows-per-file", str(per_file)]
+    return [sys.executable, __file__, *size]
+
+
 def main() -> None:
     """Measure every row count and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rows", default="5,10,20", help="millions of rows, comma-separated")
+    parser.add_argument("--rows-per-file", type=int, default=100_000)
     parser.add_argument("--cpus", type=int, default=os.cpu_count(), help="tasks at once")
     parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--write", help=argparse.SUPPRESS)
     args = parser.parse_args()
     counts = [int(float(text) * 1e6) for text in args.rows.split(",")]
     if args.write:
-        write_labels(args.write, counts[0])
+        write_labels(args.write, counts[0], args.rows_per_file)
         return
     if args.one:
-        print(json.dumps(measure(counts[0], args.cpus)))
+        print(json.dumps(measure(counts[0], args.rows_per_file, args.cpus)))
         return
     print(machine(args.cpus), "\n", sep="\n")
     print("| rows | kept | seconds | rows/s | driver, peak MiB | largest task, peak MiB |")
     print("|---:|---:|---:|---:|---:|---:|", flush=True)
     for rows in counts:
-        command = [sys.executable, __file__, "--one", "--rows", str(rows / 1e6)]
-        command += ["--cpus", str(args.cpus)]
+        command = [*again(rows, args.rows_per_file), "--one", "--cpus", str(args.cpus)]
         output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
         got = json.loads(output.splitlines()[-1])
         print(

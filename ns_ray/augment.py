@@ -8,7 +8,7 @@ the same images come out. Knows nothing about models or Ray.
 import importlib.util
 import math
 import random
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from functools import cache
 from pathlib import Path
 from typing import Any, cast
@@ -53,7 +53,7 @@ class Augment:
         self.crop: tuple[float, float] | None = None
         if crop and not self.padding and noise.crop_scale is not None:
             self.crop = noise.crop_scale
-        self.randaugment: Callable[[Image.Image], Image.Image] | None = None
+        self.randaugment: Any = None
         if noise.randaugment is not None and "randaugment" not in off:
             try:
                 self.randaugment = _timm_rand_augment()(
@@ -77,11 +77,23 @@ class Augment:
         if random.random() < self.flip:
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         if self.randaugment is not None:
-            image = self.randaugment(image)
+            for operation in _drawn(self.randaugment):
+                image = operation(image)
         pixels = np.array(image)
         if random.random() < self.erase:
             _erase(pixels)
         return pixels
+
+
+def _drawn(randaugment: Any) -> Iterable[Callable[[Image.Image], Image.Image]]:
+    """The operations for one image: those of timm's RandAugment, drawn as its `__call__` does, but
+    not by `np.random.choice`, which takes longer than an operation on a small image."""
+    if randaugment.choice_weights is None:
+        return random.choices(randaugment.ops, k=randaugment.num_layers)
+    drawn: Iterable[Callable[[Image.Image], Image.Image]] = np.random.choice(
+        randaugment.ops, randaugment.num_layers, replace=False, p=randaugment.choice_weights
+    )
+    return drawn
 
 
 @cache

@@ -1,5 +1,6 @@
 """Input noise: reproducible, switchable, and what the RandAugment string says it is."""
 
+from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -203,3 +204,27 @@ def test_a_bad_string_is_a_config_error_that_shows_a_good_one(string: str) -> No
     assert repr(string) in str(caught.value)
     assert "train.noise.randaugment" in str(caught.value)
     Augment(noise, 32, off=("randaugment",))  # not read where it is off
+
+
+@pytest.mark.parametrize("string", ["rand-m9-n2-p1.0", "rand-m9-n3-tweights-p1.0"])
+def test_operations_are_drawn_as_timm_draws_them(string: str) -> None:
+    augment = Augment(NoiseConfig(**{**OFF, "randaugment": string}), 32)
+    seed_everything(0)
+    seen: Counter[int] = Counter()
+    per_image = augment.randaugment.num_layers
+    for index, operation in enumerate(augment.randaugment.ops):
+        operation.aug_fn = lambda image, *_, index=index, **__: (seen.update([index]), image)[1]
+        operation.level_fn = None
+    image = picture(3, 32, 32)
+    for _ in range(1500):
+        augment(image)
+    assert seen.total() == 1500 * per_image
+    weights = augment.randaugment.choice_weights
+    assert len(seen) == 15
+    if weights is None:  # evenly, within five standard deviations
+        expected = 1500 * per_image / 15
+        assert all(abs(n - expected) < 5 * expected**0.5 for n in seen.values())
+    else:  # without repetition, the heavier ones more often
+        assert max(seen.values()) <= 1500
+        heavy, light = (int(np.argsort(weights)[i]) for i in (-1, 0))
+        assert seen[heavy] > seen[light]
