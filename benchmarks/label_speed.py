@@ -29,11 +29,9 @@ from typing import Any
 import numpy as np
 from machine import machine
 
-ROUNDS = 5
 
-
-def plain(bundle: str, folder: str, images: int) -> dict[str, Any]:
-    """Images/s of the plain loop, five times over `images` images, after a warm-up."""
+def plain(bundle: str, folder: str, images: int, rounds: int) -> dict[str, Any]:
+    """Images/s of the plain loop, some times over `images` images, after a warm-up."""
     import timm
     import torch
     from timm.data import ImageDataset, create_transform, resolve_model_data_config
@@ -44,7 +42,7 @@ def plain(bundle: str, folder: str, images: int) -> dict[str, Any]:
     transform = create_transform(**resolve_model_data_config(model), is_training=False)
     dataset = ImageDataset(folder, transform=transform)
     rates = []
-    for _ in range(ROUNDS):
+    for _ in range(rounds):
         loader = DataLoader(Subset(dataset, range(images)), batch_size=64, num_workers=2)
         done, start = 0, 0.0
         with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
@@ -82,8 +80,8 @@ def ours(bundle: str, corpus: str, precision: str) -> dict[str, Any]:
         return dict(labels.facts)
 
 
-def limit(bundle: str, folder: str, precision: str) -> dict[str, Any]:
-    """Images/s of decoding alone and of the forward pass alone, five times each."""
+def limit(bundle: str, folder: str, precision: str, rounds: int) -> dict[str, Any]:
+    """Images/s of decoding alone and of the forward pass alone, some times each."""
     from ns_ray.config import PredictConfig
     from ns_ray.images import eval_pixels
     from ns_ray.predictor import Predictor
@@ -95,13 +93,13 @@ def limit(bundle: str, folder: str, precision: str) -> dict[str, Any]:
     data = [file.read_bytes() for file in files]
     decode, forward = [], []
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for _ in range(ROUNDS):
+        for _ in range(rounds):
             start = time.perf_counter()
             pixels = list(pool.map(lambda d: eval_pixels(d, predictor.preprocess), data))
             decode.append(len(data) / (time.perf_counter() - start))
     batches = [np.stack(pixels[i : i + 64]) for i in range(0, len(pixels), 64)]
     predictor.forward(batches[0])
-    for _ in range(ROUNDS):
+    for _ in range(rounds):
         start = time.perf_counter()
         for batch in batches:
             predictor.forward(batch)
@@ -183,6 +181,7 @@ def main() -> None:
     parser.add_argument("--model", default="tf_efficientnet_lite0")
     parser.add_argument("--images", type=int, default=4096)
     parser.add_argument("--plain-images", type=int, default=320)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--side", nargs="+", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.side:
@@ -206,14 +205,14 @@ def main() -> None:
         bundle = imagenet_bundle(args.model, f"{work}/bundle")
         with cluster(ResourcesConfig(), f"{work}/ray.log"):
             corpus = pack(folder, out=f"{work}/corpus", classes=()).path
-        few = str(args.plain_images)
+        few, rounds = str(args.plain_images), str(args.rounds)
         # In turn, and the limit on both sides of ours: shared machines change their speed.
         rates, found, limits = [], {}, {}
         for precision in ("auto", "fp32"):
-            rates += apart("plain", bundle, folder, few)["rates"]
-            before = apart("limit", bundle, folder, precision)
+            rates += apart("plain", bundle, folder, few, rounds)["rates"]
+            before = apart("limit", bundle, folder, precision, rounds)
             found[precision] = apart("ours", bundle, corpus, precision)
-            after = apart("limit", bundle, folder, precision)
+            after = apart("limit", bundle, folder, precision, rounds)
             limits[precision] = {k: statistics.median(before[k] + after[k]) for k in before}
         agree = apart("agreement", bundle, folder)
 

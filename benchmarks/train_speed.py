@@ -25,7 +25,6 @@ from typing import Any
 
 from machine import machine
 
-ROUNDS = 5
 NOISE_32 = {"randaugment": "rand-m9-n2-p1.0", "crop_scale": None, "crop_padding": 0.125}
 NOISE_224 = {"randaugment": "rand-m9-n2-p1.0", "crop_scale": (0.08, 1.0)}
 
@@ -39,8 +38,8 @@ def _model(name: str, size: int, classes: int) -> Any:
     return model.train().to(memory_format=torch.channels_last)
 
 
-def bare(name: str, size: int, batch: int) -> list[float]:
-    """Images/s of the step alone, five times."""
+def bare(name: str, size: int, batch: int, rounds: int) -> list[float]:
+    """Images/s of the step alone, some times."""
     import torch
 
     from ns_ray.runtime import keep_memory
@@ -52,7 +51,7 @@ def bare(name: str, size: int, batch: int) -> list[float]:
     labels = torch.randint(0, 10, (batch,))
     rates = []
     steps = max(2, 3000 // batch) if size < 64 else 3
-    for _ in range(ROUNDS + 1):
+    for _ in range(rounds + 1):
         start = time.perf_counter()
         for _ in range(steps):
             optimizer.zero_grad()
@@ -63,8 +62,10 @@ def bare(name: str, size: int, batch: int) -> list[float]:
     return rates[1:]
 
 
-def timm_loop(name: str, size: int, batch: int, folder: str, images: int) -> list[float]:
-    """Images/s of a plain loop with timm's parts, five times over `images` images."""
+def timm_loop(
+    name: str, size: int, batch: int, folder: str, images: int, rounds: int
+) -> list[float]:
+    """Images/s of a plain loop with timm's parts, some times over `images` images."""
     import torch
     from timm.data import ImageDataset, create_loader
     from timm.optim import create_optimizer_v2
@@ -89,7 +90,7 @@ def timm_loop(name: str, size: int, batch: int, folder: str, images: int) -> lis
         device=torch.device("cpu"),
     )
     rates = []
-    for _ in range(ROUNDS):
+    for _ in range(rounds):
         done, start = 0, 0.0
         for pixels, labels in loader:
             logits = model(pixels.to(memory_format=torch.channels_last))
@@ -212,6 +213,7 @@ def main() -> None:
     parser.add_argument("--images", type=int)
     parser.add_argument("--batch", type=int)
     parser.add_argument("--epochs", type=float)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--side", nargs="+", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.side:
@@ -232,10 +234,10 @@ def main() -> None:
         labeled = write(f"{work}/labeled-images", images // 4, size=pixels, classes=10)
         pile = write(f"{work}/pile-images", images - images // 4, size=pixels)
         few = min(images - images // 4, 40 * batch if small else 6 * batch)
-        step = apart("bare", name, args.size, batch)
-        plain = apart("timm", name, args.size, batch, pile, few)
+        step = apart("bare", name, args.size, batch, args.rounds)
+        plain = apart("timm", name, args.size, batch, pile, few, args.rounds)
         found = apart("ours", name, args.size, batch, labeled, pile, epochs, work)
-        step += apart("bare", name, args.size, batch)
+        step += apart("bare", name, args.size, batch, args.rounds)
 
     step_rate, plain_rate, rate = statistics.median(step), statistics.median(plain), found["rate"]
     print(

@@ -1,6 +1,6 @@
 """Encoded bytes to RGB pixels, the same way for packing, training, labeling and serving.
 
-Knows nothing about torch, ray or files. An image either decodes whole or is an `ImageError` with
+Knows nothing about ray or files. An image either decodes whole or is an `ImageError` with
 one of a few countable reasons: empty, not_an_image, truncated, too_many_pixels, broken.
 """
 
@@ -112,8 +112,8 @@ def eval_pixels(
     Args:
         image: an RGB image, or an encoded file.
         spec: the model's preprocessing.
-        fast: one resize of the crop's box, from a JPEG decoded at reduced size. False repeats
-            timm's resize and crop to the bit.
+        fast: a faster resize, from a JPEG decoded at reduced size. False repeats timm's resize and
+            crop to the bit.
         max_pixels: see `decode`.
 
     Raises:
@@ -126,11 +126,29 @@ def eval_pixels(
     left, top = round((width - spec.size) / 2), round((height - spec.size) / 2)
     crop = (left, top, left + spec.size, top + spec.size)
     how = _RESAMPLING[spec.interpolation]
-    if fast:
-        x, y = image.width / width, image.height / height
-        box = (crop[0] * x, crop[1] * y, crop[2] * x, crop[3] * y)
-        return np.array(image.resize((spec.size, spec.size), how, box=box))
-    return np.array(image.resize((width, height), how).crop(crop))
+    if not fast:
+        return np.array(image.resize((width, height), how).crop(crop))
+    if width < image.width and spec.interpolation in ("bilinear", "bicubic"):
+        pixels = _shrunk(np.array(image), width, height, spec.interpolation)
+        return pixels[top : top + spec.size, left : left + spec.size].copy()
+    x, y = image.width / width, image.height / height
+    box = (crop[0] * x, crop[1] * y, crop[2] * x, crop[3] * y)
+    return np.array(image.resize((spec.size, spec.size), how, box=box))
+
+
+def _shrunk(
+    pixels: np.ndarray[Any, Any], width: int, height: int, interpolation: str
+) -> np.ndarray[Any, Any]:
+    """What Pillow's resize makes of uint8 [h, w, 3], but for single levels, in half the time:
+    torch's port of it uses the CPU's vector instructions."""
+    # Here, because packing and loader processes do without torch, which takes seconds to import.
+    import torch
+    from torch.nn.functional import interpolate
+
+    images = torch.from_numpy(pixels).permute(2, 0, 1).unsqueeze(0)
+    small = interpolate(images, size=(height, width), mode=interpolation, antialias=True)
+    result: np.ndarray[Any, Any] = small[0].permute(1, 2, 0).numpy()
+    return result
 
 
 def resampling(name: Interpolation) -> Image.Resampling:
