@@ -30,6 +30,8 @@ class Job:
     steps: int
     loaders: int
     threads: int
+    adapts: bool
+    """Whether the worker may use fewer threads (see `tuning.Threads`)."""
     accumulate: int
     trained_groups: int
     """Only the last groups of layers are trained, this many; 0: all."""

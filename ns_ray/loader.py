@@ -68,10 +68,11 @@ def _make_politely(*args: Any) -> Batch:
 
 @cache
 def _yield_to_training() -> None:
-    """Let the threads of the forward pass have the CPU whenever they want it: one that waits for
-    its turn keeps all others waiting at the end of each layer."""
+    """Let the threads of the forward pass have the CPU most of the time: one that waits for its turn
+    keeps all others waiting at the end of each layer. Not the lowest priority: they spin where they
+    wait, and batches would be late (docs/performance.md)."""
     if hasattr(os, "nice"):
-        os.nice(19)
+        os.nice(10)
 
 
 _make_task = ray.remote(num_cpus=1, scheduling_strategy="DEFAULT")(_make_politely)

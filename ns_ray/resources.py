@@ -30,6 +30,8 @@ class Workers:
         loaders: processes per worker that decode and augment; 0 means a thread of the worker.
         in_process: whether the one worker is the driver's own process. A process of its own would
             first import what the driver has imported, for seconds, at every training.
+        adapts: whether a worker may use fewer torch threads than `cpus` if that is faster. Not
+            where a number was asked for: with as many threads a training repeats to the last digit.
     """
 
     count: int
@@ -37,6 +39,7 @@ class Workers:
     gpus: float
     loaders: int
     in_process: bool = False
+    adapts: bool = False
 
 
 @dataclass(frozen=True)
@@ -109,7 +112,9 @@ def workers(config: ResourcesConfig, machine: Machine) -> Workers:
             f"{machine.cpus} CPUs for loading; lower resources.cpus_per_worker or "
             "resources.num_workers, or start Ray with more CPUs (ray start --num-cpus)"
         )
-    return Workers(count, cpus, gpus, loaders, in_process=machine.local and count == 1)
+    alone = machine.local and count == 1
+    adapts = alone and config.cpus_per_worker is None
+    return Workers(count, cpus, gpus, loaders, in_process=alone, adapts=adapts)
 
 
 def pool(config: ResourcesConfig, machine: Machine) -> Pool:

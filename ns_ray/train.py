@@ -93,6 +93,7 @@ def fit(
         steps=steps,
         loaders=workers.loaders,
         threads=max(1, int(workers.cpus)),
+        adapts=workers.adapts,
         accumulate=train.accumulate,
         trained_groups=0,
         provenance={**provenance, **{k: v for k, v in inputs.items() if v}, "steps": steps},

@@ -112,6 +112,7 @@ def learner_of(model: ModelConfig, train: TrainConfig, rows: int = 1_271_167) ->
         steps=10,
         loaders=0,
         threads=1,
+        adapts=False,
         accumulate=1,
         trained_groups=0,
         provenance={},

@@ -449,6 +449,7 @@ def feeds(
         steps=100,
         loaders=0,
         threads=1,
+        adapts=False,
         accumulate=train.accumulate,
         trained_groups=0,
         provenance={},
