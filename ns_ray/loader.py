@@ -68,7 +68,7 @@ def _make_politely(*args: Any) -> Batch:
 
 @cache
 def _yield_to_training() -> None:
-    """Let the threads of the forward pass have the CPU most of the time: one that waits for its turn
+    """Leave the threads of the forward pass most of the CPU: one of them that waits for its turn
     keeps all others waiting at the end of each layer. Not the lowest priority: they spin where they
     wait, and batches would be late (docs/performance.md)."""
     if hasattr(os, "nice"):
