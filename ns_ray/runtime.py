@@ -8,6 +8,7 @@ import ctypes
 import logging
 import os
 import secrets
+import signal
 import sys
 import threading
 from collections.abc import Iterator
@@ -158,6 +159,10 @@ def _init(what: str, **arguments: Any) -> None:
     except Exception as error:
         reason = str(error).strip().splitlines()[0]
         raise StageError(f"{what} did not start or answer: {reason}") from error
+    if threading.current_thread() is threading.main_thread():
+        # Ray's own handler ends the interpreter below running threads, which aborts it. A container
+        # or a job that is stopped is to end like Ctrl-C.
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
 def _machine() -> Machine:

@@ -87,7 +87,7 @@ def test_the_user_decides() -> None:
 
 def test_the_faster_one_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     rates = iter([100.0, 50.0, 60.0, 100.0, 200.0, 150.0])
-    monkeypatch.setattr(engines, "_rate", lambda *_: next(rates))
+    monkeypatch.setattr(engines, "_rate", lambda *_, **__: next(rates))
     assert chosen().runtime == "torch"
     faster = chosen()
     assert faster.runtime == "openvino"

@@ -79,6 +79,24 @@ def test_images_are_classified(browser: Browser, server: Server, width: int, sch
 
 
 @pytest.mark.slow
+def test_clearing_forgets_what_is_under_way(browser: Browser, server: Server) -> None:
+    page = opened(browser, server.url)
+    held: list[Any] = []
+    page.route("**/predict", lambda route: held.append(route))  # answered never
+    page.locator("#files").set_input_files([file(f"{i}.jpg", jpeg(i)) for i in range(6)])
+    expect(page.get_by_role("status")).to_have_text("0 of 6 classified")
+    page.get_by_role("button", name="Clear").click()
+    page.unroute("**/predict")
+    page.locator("#files").set_input_files([file("new.jpg", jpeg(7))])
+    expect(page.locator("#results > li ol > li")).to_have_count(3)
+    assert len(held) == 4
+    page.wait_for_timeout(1000)  # for answers that should have been forgotten
+    expect(page.get_by_role("status")).to_have_text("1 classified")
+    expect(page.locator("#results > li")).to_have_count(1)
+    page.close()
+
+
+@pytest.mark.slow
 def test_paste_drop_errors_and_the_keyboard(browser: Browser, server: Server) -> None:
     page = opened(browser, server.url)
     give = """([kind, bytes]) => {
