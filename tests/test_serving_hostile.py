@@ -193,3 +193,52 @@ def test_a_cancelled_image_is_skipped_and_the_thread_survives() -> None:
 
     asyncio.run(run())
     assert seen == [1, 4, 66, 5]
+
+
+def test_a_batch_takes_what_is_being_decoded_and_a_lone_image_waits_for_nobody(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("ns_ray.serving.batcher.PATIENCE", 60.0)
+    sizes: list[int] = []
+
+    def slowly(data: bytes) -> np.ndarray:
+        time.sleep(0 if data == b"bad" else 0.02 * data[0])
+        return pixels_of(data)
+
+    async def run() -> None:
+        batcher = Batcher(
+            slowly, lambda p: p[:, 0, 0, :1], decoders=4, max_batch=8, on_batch=sizes.append
+        )
+        await asyncio.gather(*[batcher.submit(bytes([i])) for i in range(1, 5)])
+        assert sizes == [4]
+        gone = batcher.submit(bytes([5]))
+        bad = batcher.submit(b"bad")
+        gone.cancel()
+        with pytest.raises(ImageError):
+            await bad
+        await asyncio.sleep(0.3)
+        assert (await asyncio.wait_for(batcher.submit(bytes([1])), 20))[0] == 1
+        await batcher.close()
+
+    asyncio.run(run())
+    assert sizes == [4, 1]
+
+
+def test_an_image_that_takes_long_to_decode_holds_nobody_up() -> None:
+    late = threading.Event()
+
+    def one_is_late(data: bytes) -> np.ndarray:
+        if data[0] == 99:
+            late.wait(60)
+        return pixels_of(data)
+
+    async def run() -> None:
+        batcher = Batcher(one_is_late, lambda p: p[:, 0, 0, :1], decoders=2, max_batch=8)
+        slow, quick = batcher.submit(bytes([99])), batcher.submit(bytes([1]))
+        assert (await asyncio.wait_for(quick, 20))[0] == 1
+        assert not slow.done()
+        late.set()
+        assert (await slow)[0] == 99
+        await batcher.close()
+
+    asyncio.run(run())
