@@ -292,8 +292,7 @@ class ResourcesConfig(Settings):
     num_workers: int = Field(default=1, ge=1)
     """Training workers (DDP)."""
     cpus_per_worker: float | None = Field(default=None, gt=0)
-    """CPUs of a training worker; its torch threads where it has no GPU. null: what there is, and on
-    one machine without a GPU half as many threads where the first steps are faster with them."""
+    """CPUs of a training worker; its torch threads where it has no GPU."""
     gpus_per_worker: float | None = Field(default=None, ge=0)
     """GPUs of a training worker: 0 or 1."""
     loaders: int | None = Field(default=None, ge=0)

@@ -95,6 +95,7 @@ class Feed:
                 start=first,
                 seed=job.seed,
                 processes=job.loaders,
+                in_turn=job.in_turn,
             )
             for lane in range(rank, lanes, world)
         ]

@@ -29,9 +29,9 @@ class Job:
     fingerprint: str
     steps: int
     loaders: int
+    in_turn: bool
+    """Whether the loaders rest while the model works (see `loader.Loader`)."""
     threads: int
-    adapts: bool
-    """Whether the worker may use fewer threads (see `tuning.Threads`)."""
     accumulate: int
     trained_groups: int
     """Only the last groups of layers are trained, this many; 0: all."""

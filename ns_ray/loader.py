@@ -94,6 +94,7 @@ class Loader:
         start: int,
         seed: int,
         processes: int,
+        in_turn: bool,
     ) -> None:
         """
         Args:
@@ -105,10 +106,13 @@ class Loader:
             start: the first step.
             seed: decides order and augmentation.
             processes: Ray tasks that work at a time; 0 makes batches in a thread.
+            in_turn: whether they work while the model waits and rest while it works, which is
+                faster where both are on the same CPUs (docs/decisions/0015-training-in-turn.md).
         """
         self._sources = [source for source in (labeled, pseudo) if source is not None]
         self._noise, self._sizes, self._seed = noise, sizes, seed
         self._lane, self._step, self._processes = lane, start, processes
+        self._in_turn = in_turn
         counts = [sizes.labeled, sizes.pseudo]
         self._segments = [
             source.stream(lanes, seed + which).batches(lane, counts[which], start)
@@ -143,7 +147,8 @@ class Loader:
         sources = [ray.put(source) for source in self._sources]
         pending: deque[Any] = deque()
         while not self._closed.is_set():
-            while len(pending) < AHEAD * self._processes:
+            refill = not (self._in_turn and pending)
+            while refill and len(pending) < AHEAD * self._processes:
                 labeled, pseudo, seed = self._next_segments()
                 tables = [
                     self._chunk(which, segment.chunk, lambda w, c: _load_task.remote(sources[w], c))
@@ -152,6 +157,8 @@ class Loader:
                 ]
                 args = (self._noise, self._sizes.image, seed, labeled, pseudo)
                 pending.append(_make_task.remote(*args, *tables))
+            if self._in_turn and refill:
+                ray.wait(list(pending), num_returns=len(pending))
             yield ray.get(pending.popleft())
 
     def _from_thread(self) -> Iterator[Batch]:

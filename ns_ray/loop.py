@@ -19,6 +19,7 @@ import torch.distributed as dist
 from timm.optim import create_optimizer_v2
 from timm.scheduler import create_scheduler_v2
 from timm.utils import ModelEmaV3
+from torch import nn
 
 from ns_ray import storage
 from ns_ray.bundle import load_weights, preprocessing, save
@@ -38,7 +39,10 @@ from ns_ray.models import (
     statistics_kept,
 )
 from ns_ray.schema import Corpus, open_corpus
-from ns_ray.tuning import Compiling, Threads
+
+COMPILE_PAYS_SECONDS = 1800.0
+"""torch.compile takes one to three minutes for a forward and a backward pass of the larger models
+and gains a tenth or more: worth it above this."""
 
 
 def train_model(job: Job, tell: Tell) -> None:
@@ -47,11 +51,12 @@ def train_model(job: Job, tell: Tell) -> None:
     world = ray.train.get_context().get_world_size()
     rank = ray.train.get_context().get_world_rank()
     device = ray.train.torch.get_device()
+    if device.type == "cpu":
+        torch.set_num_threads(job.threads)
     corpus = open_corpus(job.labeled)
 
     learner = Learner(job, train, corpus, device)
-    threads = Threads(job.threads, job.steps, device, job.adapts and world == 1 and job.loaders > 0)
-    first = learner.restore(threads)
+    first = learner.restore()
     bf16 = train.precision == "bf16" or (
         train.precision == "auto" and bf16_is_faster(learner.model, device)
     )
@@ -96,17 +101,13 @@ def train_model(job: Job, tell: Tell) -> None:
         seconds_left = compiling.after(done)
         if seconds_left is not None and rank == 0:
             tell(f"compiling the model: {seconds_left:,.0f} s of work left pay for it")
-        if threads.after(done):
-            tell(
-                f"the model gets {threads.count} of {job.threads} CPUs: faster, beside the loaders"
-            )
         if done % train.log_steps == 0 or done == job.steps:
             checkpoint_due = report.send(done, learner.optimizer.param_groups[0]["lr"])
             if checkpoint_due and done < job.steps and rank == 0:
-                learner.checkpoint(done, threads)
+                learner.checkpoint(done)
     feed.close()
     if rank == 0:
-        facts = {**report.facts(), **threads.facts(), "precision": "bf16" if bf16 else "fp32"}
+        facts = {**report.facts(), "precision": "bf16" if bf16 else "fp32"}
         learner.publish(corpus.classes, facts)
     if world > 1:
         dist.barrier()
@@ -186,7 +187,7 @@ class Learner:
             live = None if all(on) else torch.tensor(on, device=self._device)
             setattr(self._live, attribute, live)
 
-    def restore(self, threads: Threads) -> int:
+    def restore(self) -> int:
         """Load the last checkpoint, if there is one; the number of steps it has behind it."""
         if not storage.exists(self._job.checkpoint):
             return 0
@@ -195,14 +196,12 @@ class Learner:
         self.model.load_state_dict(state["model"])
         self.ema.module.load_state_dict(state["ema"])
         self.optimizer.load_state_dict(state["optimizer"])
-        threads.go_on(state["step"], state["threads"])
         return int(state["step"])
 
-    def checkpoint(self, step: int, threads: Threads) -> None:
+    def checkpoint(self, step: int) -> None:
         """Save all that the steps from here on depend on."""
         state = {
             "step": step,
-            "threads": threads.settled,
             "model": self.model.state_dict(),
             "ema": self.ema.module.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -222,6 +221,50 @@ class Learner:
             fingerprint=self._job.fingerprint,
             provenance={**self._job.provenance, **facts},
         )
+
+
+class Compiling:
+    """Compiles the model in the middle of a training, once it is known to pay: after some steps
+    have been measured, all workers take rank 0's time."""
+
+    WARM, MEASURED = 10, 20
+
+    def __init__(
+        self,
+        model: nn.Module,
+        train: TrainConfig,
+        steps: int,
+        first: int,
+        world: int,
+        device: torch.device,
+    ) -> None:
+        self._model, self._steps, self._first = model, steps, first
+        self._world, self._device = world, device
+        self._waiting = train.compile == "auto" and device.type == "cuda"
+        self._started = 0.0
+        if train.compile == "always":
+            model.compile()
+
+    def after(self, done: int) -> float | None:
+        """Call after each step with the number of steps done. Returns the seconds of work that are
+        left when it has just decided to compile."""
+        if not self._waiting or done - self._first not in (self.WARM, self.WARM + self.MEASURED):
+            return None
+        torch.cuda.synchronize(self._device)
+        now = time.monotonic()
+        if done - self._first == self.WARM:
+            self._started = now
+            return None
+        self._waiting = False
+        left = (now - self._started) / self.MEASURED * (self._steps - done)
+        if self._world > 1:
+            shared = torch.tensor([left], device=self._device)
+            dist.broadcast(shared, 0)
+            left = shared.item()
+        if left < COMPILE_PAYS_SECONDS:
+            return None
+        self._model.compile()
+        return left
 
 
 class Report:

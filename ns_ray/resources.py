@@ -30,8 +30,7 @@ class Workers:
         loaders: processes per worker that decode and augment; 0 means a thread of the worker.
         in_process: whether the one worker is the driver's own process. A process of its own would
             first import what the driver has imported, for seconds, at every training.
-        adapts: whether a worker may use fewer torch threads than `cpus` if that is faster. Not
-            where a number was asked for: with as many threads a training repeats to the last digit.
+        in_turn: whether loaders rest while the model works, because they have the same CPUs.
     """
 
     count: int
@@ -39,7 +38,7 @@ class Workers:
     gpus: float
     loaders: int
     in_process: bool = False
-    adapts: bool = False
+    in_turn: bool = False
 
 
 @dataclass(frozen=True)
@@ -94,11 +93,12 @@ def workers(config: ResourcesConfig, machine: Machine) -> Workers:
             f"resources.gpus_per_worker={gpus:g} for {count} workers, but there are {machine.gpus} "
             "GPUs; lower resources.gpus_per_worker or resources.num_workers"
         )
+    in_turn = machine.local and not gpus
     loaders = config.loaders
     if loaders is None:
-        # One CPU for the model: on a small machine a second loader costs the forward pass more than
-        # it brings (docs/performance.md).
-        loaders = min(8, max(1, machine.cpus // count - 1))
+        # In turn with the model they can have all CPUs; beside it, they leave it one.
+        share = machine.cpus // count
+        loaders = min(8, max(1, share if in_turn else share - 1))
     cpus = config.cpus_per_worker
     if cpus is None:
         share = machine.cpus // count
@@ -113,8 +113,7 @@ def workers(config: ResourcesConfig, machine: Machine) -> Workers:
             "resources.num_workers, or start Ray with more CPUs (ray start --num-cpus)"
         )
     alone = machine.local and count == 1
-    adapts = alone and config.cpus_per_worker is None
-    return Workers(count, cpus, gpus, loaders, in_process=alone, adapts=adapts)
+    return Workers(count, cpus, gpus, loaders, in_process=alone, in_turn=in_turn)
 
 
 def pool(config: ResourcesConfig, machine: Machine) -> Pool:

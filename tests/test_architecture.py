@@ -34,7 +34,7 @@ ROWS: tuple[frozenset[str], ...] = (
     ),
     frozenset({"job", "engines", "bundle", "predictor"}),
     frozenset({"sources", "packing", "ingest"}),
-    frozenset({"inference", "loader", "feed", "tuning", "loop"}),
+    frozenset({"inference", "loader", "feed", "loop"}),
     STAGES,
     frozenset(
         {
@@ -61,16 +61,7 @@ MAY_IMPORT_RAY = (
     STAGES | RAY_BELOW_THE_STAGES | {"robustness", "serving", "runtime", "launch", "run", "cli"}
 )
 
-NOT_FOR_SERVING = STAGES | {
-    "inference",
-    "loader",
-    "feed",
-    "tuning",
-    "loop",
-    "sources",
-    "packing",
-    "ingest",
-}
+NOT_FOR_SERVING = STAGES | {"inference", "loader", "feed", "loop", "sources", "packing", "ingest"}
 """A server needs the predictor and nothing that trains or packs."""
 
 HEAVY = {"torch", "torchvision", "timm", "ray"}

@@ -22,9 +22,9 @@ def resources(**settings: Any) -> ResourcesConfig:
 @pytest.mark.parametrize(
     ("settings", "machine", "expected"),
     [
-        ({}, LAPTOP, Workers(1, 2.0, 0.0, 1, True, True)),
-        ({"num_workers": 2}, LAPTOP, Workers(2, 1.0, 0.0, 1)),
-        ({}, BOX, Workers(1, 16.0, 1.0, 8, True, True)),
+        ({}, LAPTOP, Workers(1, 2.0, 0.0, 2, True, True)),
+        ({"num_workers": 2}, LAPTOP, Workers(2, 1.0, 0.0, 1, False, True)),
+        ({}, BOX, Workers(1, 16.0, 1.0, 8, True)),
         ({"gpus_per_worker": 0}, BOX, Workers(1, 16.0, 0.0, 8, True, True)),
         ({"loaders": 0, "cpus_per_worker": 3}, BOX, Workers(1, 3.0, 1.0, 0, True)),
         ({"num_workers": 8}, CLUSTER, Workers(8, 1.0, 1.0, 7)),

@@ -11,14 +11,16 @@ import torch
 from safetensors.torch import load_file
 from tiny import COLORS, MODEL, RUN, flat_folder, folder_per_class, processes
 
-from ns_ray import schema, storage, train
+from ns_ray import loader, schema, storage, train
 from ns_ray.bundle import load, open_bundle
-from ns_ray.config import ModelConfig, SelectConfig, TrainConfig, fixres_config
+from ns_ray.config import ModelConfig, NoiseConfig, SelectConfig, TrainConfig, fixres_config
 from ns_ray.errors import ConfigError, StageError
+from ns_ray.loader import Sizes
 from ns_ray.packing import pack
 from ns_ray.resources import Workers
 from ns_ray.schema import Corpus, Selection, open_labels
 from ns_ray.selection import select
+from ns_ray.stream import Source
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -152,11 +154,49 @@ def test_two_workers_do_what_one_does_in_two_passes(
         torch.testing.assert_close(ours[name], theirs[name], rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.parametrize(
+    "workers",
+    [
+        Workers(count=1, cpus=1.0, gpus=0.0, loaders=0),
+        Workers(count=1, cpus=1.0, gpus=0.0, loaders=2, in_turn=True),
+    ],
+    ids=["in a thread", "in turn"],
+)
 def test_batches_are_the_same_whoever_makes_them(
-    alone: Trained, data: Data, ray_local: Any, tmp_path: Path
+    workers: Workers, alone: Trained, data: Data, ray_local: Any, tmp_path: Path
 ) -> None:
-    in_threads = fit(data, tmp_path, Workers(count=1, cpus=1.0, gpus=0.0, loaders=0))
-    assert in_threads.losses == alone.losses
+    assert fit(data, tmp_path, workers).losses == alone.losses
+
+
+@pytest.mark.parametrize("in_turn", [True, False])
+def test_loaders_rest_while_the_model_works_where_they_share_cpus(
+    in_turn: bool, data: Data, ray_local: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Any] = []
+    real = loader._make_task
+
+    class Task:
+        @staticmethod
+        def remote(*arguments: Any) -> Any:
+            asked.append(real.remote(*arguments))
+            return asked[-1]
+
+    monkeypatch.setattr(loader, "_make_task", Task)
+    batches = loader.Loader(
+        Source(data.labeled), None, Sizes(4, 0, 16), NoiseConfig(), lane=0, lanes=1, start=0,
+        seed=0, processes=2, in_turn=in_turn,
+    )  # fmt: skip
+    round_, busy = 2 * loader.AHEAD, []
+    for _ in range(2 * round_):
+        next(batches)
+        done, _ = ray_local.wait(asked, num_returns=len(asked), timeout=0)
+        busy.append(len(asked) - len(done))
+    batches.close()
+    if in_turn:
+        assert busy == [0] * 2 * round_
+        assert len(asked) == 2 * round_
+    else:
+        assert len(asked) == 3 * round_ - 1
 
 
 def test_a_killed_worker_is_replaced_and_the_weights_are_the_same(
