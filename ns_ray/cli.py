@@ -3,7 +3,7 @@
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Annotated, Any, cast, get_args
 
 import typer
@@ -85,14 +85,31 @@ def _ray(config: ResourcesConfig) -> Iterator[Machine]:
         yield machine
 
 
-def _corpus(config: DataConfig, out: str, labeled: bool) -> Any:
-    """The source as a packed corpus: itself where it is one."""
+@contextmanager
+def _inference(
+    sections: Any, out: str, *, labeled: bool, ray: bool = False
+) -> Iterator[tuple[Any, resources.Pool]]:
+    """The source as a packed corpus, itself where it is one, and the actors for it. Ray, which
+    takes seconds to start, is started where `ray` says so, or there is work for it."""
+    from ns_ray.runtime import local_machine, prepare
+
+    prepare()
+    from ns_ray.inference import in_process
     from ns_ray.ingest import adopt
     from ns_ray.sources import list_source
 
-    listing = list_source(config.labeled, setting="--data")
-    adopted = adopt(listing, out=out, classes=(), excluded=frozenset())
-    return adopted or _packed(config, out, labeled, listing)
+    place = storage.join(out, "corpus")
+    listing = list_source(sections["data"].labeled, setting="--data")
+    adopted = adopt(listing, out=place, classes=(), excluded=frozenset())
+    here = local_machine()
+    if adopted and here and not ray:
+        pool = resources.pool(sections["resources"], here)
+        if in_process(pool, len(adopted.shards)):
+            yield adopted, pool
+            return
+    with _ray(sections["resources"]) as machine:
+        corpus = adopted or _packed(sections["data"], place, labeled, listing)
+        yield corpus, resources.pool(sections["resources"], machine)
 
 
 def _packed(config: DataConfig, out: str, labeled: bool, source: Any) -> Any:
@@ -129,18 +146,17 @@ def label(bundle: Bundle, data: Data, out: Out, set_: Set = None, debug: Debug =
 
     def work() -> None:
         sections = _settings(set_, data, label=LabelConfig, predict=PredictConfig)
-        with _ray(sections["resources"]) as machine:
+        place = storage.absolute(out)
+        with _inference(sections, place, labeled=False) as (pile, pool):
             from ns_ray.bundle import open_bundle
             from ns_ray.pseudo_label import pseudo_label
 
-            place = storage.absolute(out)
             teacher = open_bundle(bundle)
-            pile = _corpus(sections["data"], storage.join(place, "corpus"), labeled=False)
             labels = pseudo_label(
                 sections["label"],
                 teacher,
                 pile,
-                pool=resources.pool(sections["resources"], machine),
+                pool=pool,
                 out=place,
                 title="label",
                 predict=sections["predict"],
@@ -165,12 +181,13 @@ def select(
 
     def work() -> None:
         sections = _settings(set_, select=SelectConfig)
-        with _ray(sections["resources"]):
-            from ns_ray.schema import open_labels
-            from ns_ray.selection import select as select_rows
+        from ns_ray.schema import open_labels
+        from ns_ray.selection import in_process
+        from ns_ray.selection import select as select_rows
 
-            place = storage.absolute(out)
-            found = open_labels(labels)
+        place = storage.absolute(out)
+        found = open_labels(labels)
+        with nullcontext() if in_process(found) else _ray(sections["resources"]):
             chosen = select_rows(sections["select"], found, seed=seed, out=place)
         say(f"{place}: {chosen.kept:,} images, {chosen.copies:,} with copies")
 
@@ -253,24 +270,24 @@ def evaluate(bundle: Bundle, data: Data, out: Out, set_: Set = None, debug: Debu
 
     def work() -> None:
         sections = _settings(set_, data, evaluate=EvaluateConfig, predict=PredictConfig)
-        with _ray(sections["resources"]) as machine:
+        place = storage.absolute(out)
+        robustness = sections["evaluate"].robustness is not None
+        with _inference(sections, place, labeled=True, ray=robustness) as (corpus, pool):
             from ns_ray.bundle import open_bundle
             from ns_ray.evaluate import evaluate as score
 
-            place = storage.absolute(out)
             model = open_bundle(bundle)
-            corpus = _corpus(sections["data"], storage.join(place, "corpus"), labeled=True)
             scored = score(
                 sections["evaluate"],
                 model,
                 corpus,
-                pool=resources.pool(sections["resources"], machine),
+                pool=pool,
                 out=storage.join(place, "predictions"),
                 title="evaluate",
                 predict=sections["predict"],
             )
             scores = dict(scored.scores)
-            if sections["evaluate"].robustness is not None:
+            if robustness:
                 from ns_ray.robustness.suites import evaluate_one
 
                 scores["robustness"] = evaluate_one(
@@ -278,7 +295,7 @@ def evaluate(bundle: Bundle, data: Data, out: Out, set_: Set = None, debug: Debu
                     model,
                     corpus,
                     out=place,
-                    pool=resources.pool(sections["resources"], machine),
+                    pool=pool,
                     predict=sections["predict"],
                 )
         storage.write_json(storage.join(place, "evaluation.json"), scores)

@@ -268,6 +268,11 @@ def steady_rate(spans: list[tuple[float, float, int]], actors: int) -> float | N
     return done / (last - first) if last > first else None
 
 
+def in_process(pool: Pool, shards: int) -> bool:
+    """Whether the driver's process takes so few shards itself, without Ray."""
+    return pool.in_process and shards <= DRIVER_SHARDS
+
+
 def _run(
     arguments: dict[str, Any], shards: list[Shard], pool: Pool, title: str
 ) -> Iterator[dict[str, Any]]:
@@ -278,7 +283,7 @@ def _run(
     """
     names = [shard.name for shard in shards]
     try:
-        if len(names) <= DRIVER_SHARDS and pool.in_process:
+        if in_process(pool, len(names)):
             yield from _predict_shards(arguments, names)
             return
         if len(names) <= FEW_SHARDS:

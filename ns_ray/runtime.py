@@ -38,9 +38,11 @@ def keep_memory() -> None:
 
 
 def prepare() -> None:
-    """Set the environment that Ray reads when it is imported, where the user hasn't; meanwhile
-    import torch and timm, which every run needs and which take seconds."""
+    """Set the environment that Ray reads when it is imported, where the user hasn't; import torch
+    and timm, which every run needs and which take seconds, beside what follows; let SIGTERM end
+    the process like Ctrl-C."""
     keep_memory()
+    _stop_like_ctrl_c()
     defaults = {
         "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
         "RAY_USAGE_STATS_ENABLED": "0",
@@ -81,8 +83,8 @@ def cluster(config: ResourcesConfig, log_file: str | None = None) -> Iterator[Ma
 
 def machine() -> Machine:
     """What a run would find: the cluster named by RAY_ADDRESS, or this machine. Starts nothing."""
-    if not os.environ.get("RAY_ADDRESS"):
-        return _local_machine()
+    if (local := local_machine()) is not None:
+        return local
     import ray
 
     with _quiet(None):
@@ -93,14 +95,18 @@ def machine() -> Machine:
             ray.shutdown()
 
 
-def _local_machine() -> Machine:
+def local_machine() -> Machine | None:
+    """This machine; None where RAY_ADDRESS names a cluster."""
+    if os.environ.get("RAY_ADDRESS"):
+        return None
     return Machine(os.cpu_count() or 1, _local_gpus(), local=True)
 
 
 def _started(config: ResourcesConfig) -> Iterator[Machine]:
     import ray
 
-    if os.environ.get("RAY_ADDRESS"):
+    local = local_machine()
+    if local is None:
         _init(
             f"RAY_ADDRESS={os.environ['RAY_ADDRESS']}", runtime_env={"env_vars": WORKER_ENVIRONMENT}
         )
@@ -109,7 +115,6 @@ def _started(config: ResourcesConfig) -> Iterator[Machine]:
         finally:
             ray.shutdown()
         return
-    local = _local_machine()
     workers, pool = resources.workers(config, local), resources.pool(config, local)
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     _init(
@@ -159,9 +164,12 @@ def _init(what: str, **arguments: Any) -> None:
     except Exception as error:
         reason = str(error).strip().splitlines()[0]
         raise StageError(f"{what} did not start or answer: {reason}") from error
+    _stop_like_ctrl_c()  # Ray's handler ends the interpreter below running threads: it aborts
+
+
+def _stop_like_ctrl_c() -> None:
+    """Let SIGTERM, which containers and jobs are stopped with, interrupt the main thread."""
     if threading.current_thread() is threading.main_thread():
-        # Ray's own handler ends the interpreter below running threads, which aborts it. A container
-        # or a job that is stopped is to end like Ctrl-C.
         signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 

@@ -423,13 +423,18 @@ def _hashes(table: pa.Table, rows: policy.Mask, seed: int) -> policy.Hashes:
 def _each(work: Callable[[Batch], T], labels: PseudoLabels, title: str) -> Iterator[T]:
     """`work` on every batch of label files, in any order."""
     batches = _batches(labels)
-    if len(labels.files) <= SMALL_FILES or labels.rows <= SMALL_ROWS:
+    if in_process(labels):
         yield from map(work, batches)
     else:
         with log.progress(title, len(labels.files), "label files") as meter:
             for size, result in _in_tasks(work, batches):
                 meter.add(size)
                 yield result
+
+
+def in_process(labels: PseudoLabels) -> bool:
+    """Whether so few labels are counted and written without Ray."""
+    return len(labels.files) <= SMALL_FILES or labels.rows <= SMALL_ROWS
 
 
 def _batches(labels: PseudoLabels) -> list[Batch]:
@@ -445,7 +450,7 @@ def _batches(labels: PseudoLabels) -> list[Batch]:
 def _in_tasks(work: Callable[[Batch], T], batches: list[Batch]) -> Iterator[tuple[int, T]]:
     """Number of files and result of every batch, as the tasks finish; a bounded number of tasks
     waits or runs, and a task whose node is lost runs again."""
-    import ray  # a small selection does without
+    import ray  # `in_process` does without
 
     task = ray.remote(num_cpus=1)(_call)
     shared = ray.put(work)

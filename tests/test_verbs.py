@@ -80,3 +80,21 @@ def test_packing_a_corpus_makes_another_one(work: Path, tmp_path: Path) -> None:
     again = open_corpus(str(tmp_path / "again"))
     assert again.path == str(tmp_path / "again")
     assert again.rows == PILE
+
+
+def test_small_work_does_not_wait_for_ray(
+    work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    call("pack", "--data", work / "test", "--out", tmp_path / "test", "--set", ROWS)
+
+    def started(*_: Any) -> None:
+        raise AssertionError("Ray was started")
+
+    monkeypatch.setattr("ns_ray.cli._ray", started)
+    labels, selection = tmp_path / "labels", tmp_path / "selection"
+    call("label", "--bundle", work / "teacher", "--data", work / "packed", "--out", labels)
+    call("select", "--labels", labels, "--out", selection, "--set", "select.threshold=0.0")
+    data = ("--data", tmp_path / "test")
+    call("evaluate", "--bundle", work / "teacher", *data, "--out", tmp_path / "scores")
+    assert open_labels(str(labels)).rows == PILE
+    assert (tmp_path / "scores" / "evaluation.json").exists()
