@@ -5,11 +5,9 @@
     last pass   one file of kept rows and their copies per corpus shard
 
 Each pass runs over batches of label files in Ray tasks; what comes back is counts, never rows, so
-the driver needs the same memory for a thousand rows as for a billion. A small corpus is selected
-in this process by the same functions. Knows nothing about images or models; a caller with a large
-corpus has started Ray (runtime.py).
-
-    ns-ray select --labels runs/my-run/gen-01/pseudo_labels --out selection
+the driver needs the same memory for a thousand rows as for a billion. Few labels are selected in
+this process by the same functions; for more, the caller has started Ray (runtime.py). Knows
+nothing about images or models.
 """
 
 import time
@@ -40,13 +38,11 @@ SMALL_FILES, SMALL_ROWS = 64, 100_000
 """Up to this many label files, or rows, are selected without Ray: starting it costs more."""
 BATCH_FILES, BATCH_ROWS = 64, 1_000_000
 """Most label files, and about the most rows, that one task handles."""
-SHARE_SALT = 0x5348415245
-"""The same for the share of the pile."""
 SHOWN_CLASSES = 30
 """Most classes that are printed one by one."""
 ROW_GROUP = 65_536
-HASH_SALT = 0x53454C454354
-"""Set apart from the hashes that other stages draw from the same keys and seed."""
+HASH_SALT, SHARE_SALT = 0x53454C454354, 0x5348415245
+"""Set these hashes, and those of the share of the pile, apart from other stages' hashes."""
 
 T = TypeVar("T")
 
@@ -433,7 +429,7 @@ def _each(work: Callable[[Batch], T], labels: PseudoLabels, title: str) -> Itera
 
 
 def in_process(labels: PseudoLabels) -> bool:
-    """Whether so few labels are counted and written without Ray."""
+    """Whether there are so few labels that Ray isn't needed."""
     return len(labels.files) <= SMALL_FILES or labels.rows <= SMALL_ROWS
 
 
