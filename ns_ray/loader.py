@@ -11,6 +11,7 @@ from collections import OrderedDict, deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache, lru_cache
+from itertools import islice
 from typing import Any
 
 import pyarrow as pa
@@ -26,6 +27,10 @@ CHUNKS = 4
 """Chunks of a stream that are kept at hand."""
 _GENERATORS = threading.Lock()
 """Held while a thread draws from the global generators, which the lanes of a worker share."""
+
+
+Plan = tuple[list[Segment], list[Segment], int]
+"""A batch to be made: its labeled and pseudo-labeled rows, and its seed."""
 
 
 @dataclass(frozen=True)
@@ -61,9 +66,16 @@ def _make(
     )
 
 
-def _make_politely(*args: Any) -> Batch:
+def _make_politely(
+    noise: NoiseConfig, size: int, plans: list[Plan], *tables: pa.Table
+) -> list[Batch] | Batch:
     _yield_to_training()
-    return _make(*args)
+    left = iter(tables)
+    made = []
+    for labeled, pseudo, seed in plans:
+        theirs = islice(left, len(labeled) + len(pseudo))
+        made.append(_make(noise, size, seed, labeled, pseudo, *theirs))
+    return made if len(made) > 1 else made[0]  # Ray takes several results, or one
 
 
 @cache
@@ -136,8 +148,7 @@ class Loader:
         if self._thread is not None:
             self._thread.join(timeout=10)
 
-    def _next_segments(self) -> tuple[list[Segment], list[Segment], int]:
-        """Rows of the next batch, and its seed."""
+    def _next_plan(self) -> Plan:
         segments = [next(iterator) for iterator in self._segments]
         seed = hash((self._seed, self._lane, self._step)) % 2**63
         self._step += 1
@@ -146,17 +157,27 @@ class Loader:
     def _from_tasks(self) -> Iterator[Batch]:
         sources = [ray.put(source) for source in self._sources]
         pending: deque[Any] = deque()
+        each = AHEAD if self._in_turn else 1
+
+        def planned() -> tuple[list[Plan], list[Any]]:
+            plans = [self._next_plan() for _ in range(each)]
+            tables = [
+                self._chunk(which, segment.chunk, lambda w, c: _load_task.remote(sources[w], c))
+                for plan in plans
+                for which, segments in enumerate(plan[:2])
+                for segment in segments
+            ]
+            return plans, tables
+
+        coming = planned()
         while not self._closed.is_set():
             refill = not (self._in_turn and pending)
             while refill and len(pending) < AHEAD * self._processes:
-                labeled, pseudo, seed = self._next_segments()
-                tables = [
-                    self._chunk(which, segment.chunk, lambda w, c: _load_task.remote(sources[w], c))
-                    for which, segments in enumerate((labeled, pseudo))
-                    for segment in segments
-                ]
-                args = (self._noise, self._sizes.image, seed, labeled, pseudo)
-                pending.append(_make_task.remote(*args, *tables))
+                plans, tables = coming
+                coming = planned()  # its chunks are loaded beside the batches before it
+                task = _make_task.options(num_returns=each)
+                made = task.remote(self._noise, self._sizes.image, plans, *tables)
+                pending.extend(made if each > 1 else [made])
             if self._in_turn and refill:
                 ray.wait(list(pending), num_returns=len(pending))
             yield ray.get(pending.popleft())
@@ -174,7 +195,7 @@ class Loader:
     def _fill(self, ready: "queue.Queue[Batch | BaseException]") -> None:
         try:
             while not self._closed.is_set():
-                labeled, pseudo, seed = self._next_segments()
+                labeled, pseudo, seed = self._next_plan()
                 tables = [
                     self._chunk(which, segment.chunk, lambda w, c: self._sources[w].load(c))
                     for which, segments in enumerate((labeled, pseudo))

@@ -49,8 +49,9 @@ def prepare() -> None:
         "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
     }
     if not os.environ.get("RAY_ADDRESS"):
-        # Labeling and training are what the user is waiting for: no lower priority for workers.
-        defaults.update(WORKER_ENVIRONMENT, RAY_worker_niceness="0")
+        # Labeling and training are what the user is waiting for: no lower priority for workers. No
+        # more of them than there are tasks for: idle ones wake up a hundred times a second.
+        defaults.update(WORKER_ENVIRONMENT, RAY_worker_niceness="0", RAY_enable_worker_prestart="0")
         if "RAY_AUTH_MODE" not in os.environ:
             # Explicit, because the default depends on Ray's version and on files in the home
             # folder; a token of our own, because it lives as long as this cluster.
