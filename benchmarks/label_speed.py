@@ -203,8 +203,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as work:
         folder = write(f"{work}/photos", args.images)
         bundle = imagenet_bundle(args.model, f"{work}/bundle")
+        rows = min(1024, args.images // 8)  # the steady rate is told from shards after the first
         with cluster(ResourcesConfig(), f"{work}/ray.log"):
-            corpus = pack(folder, out=f"{work}/corpus", classes=()).path
+            corpus = pack(folder, out=f"{work}/corpus", classes=(), rows_per_shard=rows).path
         few, rounds = str(args.plain_images), str(args.rounds)
         # In turn, and the limit on both sides of ours: shared machines change their speed.
         rates, found, limits = [], {}, {}
