@@ -59,10 +59,10 @@ bench: $(INSTALLED)
 # Smaller than what docs/ shows, which each script does without options.
 define SHORT_BENCHMARKS
 label_speed --images 2048 --plain-images 192 --rounds 1
-train_speed --epochs 1 --rounds 2
-train_speed --size 224 --images 256 --rounds 2
-startup --rounds 2
-label_scale --rows 8192
+train_speed --epochs 1 --rounds 1
+train_speed --size 224 --images 256 --rounds 1
+startup --rounds 1
+label_scale --rows 4096
 selection_scale --rows 1,2,4
 serve --seconds 2
 endef
