@@ -158,6 +158,7 @@ class Loader:
         sources = [ray.put(source) for source in self._sources]
         pending: deque[Any] = deque()
         each = AHEAD if self._in_turn else 1
+        make = _make_task.options(num_returns=each)
 
         def planned() -> tuple[list[Plan], list[Any]]:
             plans = [self._next_plan() for _ in range(each)]
@@ -175,8 +176,7 @@ class Loader:
             while refill and len(pending) < AHEAD * self._processes:
                 plans, tables = coming
                 coming = planned()  # its chunks are loaded beside the batches before it
-                task = _make_task.options(num_returns=each)
-                made = task.remote(self._noise, self._sizes.image, plans, *tables)
+                made = make.remote(self._noise, self._sizes.image, plans, *tables)
                 pending.extend(made if each > 1 else [made])
             if self._in_turn and refill:
                 ray.wait(list(pending), num_returns=len(pending))

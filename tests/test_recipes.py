@@ -42,7 +42,9 @@ def test_its_batches_can_be_shared_among_its_workers(name: str) -> None:
     workers = config.resources.num_workers
     for model in (config.teacher, *config.students):
         train = train_config(config.train, model)
-        lane_sizes(train, workers, model is not config.teacher)
+        labeled, pseudo = lane_sizes(train, workers, model is not config.teacher)
+        assert labeled > 0
+        assert (pseudo > 0) == (model is not config.teacher)
         finer = fixres_config(model, train)
         if finer is not None:
             lane_sizes(finer[1], workers, False)
