@@ -156,8 +156,10 @@ def main() -> None:
             done = subprocess.run(command, check=True, capture_output=True, text=True)
             line = next(x for x in done.stdout.splitlines() if x.startswith("RESULT "))
             results.append({**json.loads(line.removeprefix("RESULT ")), "corpus": corpus_bytes})
+    from ns_ray import resources
+
     print(
-        f"Machine: {os.cpu_count()} CPUs, {platform.machine()}; {args.model} at {args.image} px\n"
+        f"Machine: {resources.cpus()} CPUs, {platform.machine()}; {args.model} at {args.image} px\n"
     )
     print("| images | corpus, MiB | seconds | images/s | peak memory, MiB | against the first |")
     print("|---:|---:|---:|---:|---:|---:|")

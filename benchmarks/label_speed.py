@@ -85,6 +85,7 @@ def limit(bundle: str, folder: str, precision: str, rounds: int) -> dict[str, An
     from ns_ray.config import PredictConfig
     from ns_ray.images import eval_pixels
     from ns_ray.predictor import Predictor
+    from ns_ray.resources import cpus
     from ns_ray.runtime import keep_memory
 
     keep_memory()
@@ -92,7 +93,7 @@ def limit(bundle: str, folder: str, precision: str, rounds: int) -> dict[str, An
     files = sorted(Path(folder).glob("*.jpg"))[:512]
     data = [file.read_bytes() for file in files]
     decode, forward = [], []
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(cpus()) as pool:
         for _ in range(rounds):
             start = time.perf_counter()
             pixels = list(pool.map(lambda d: eval_pixels(d, predictor.preprocess), data))

@@ -9,7 +9,6 @@ LitServe (base64 in JSON costs more).
 
 import argparse
 import io
-import os
 from concurrent.futures import ThreadPoolExecutor
 from typing import Annotated, Any
 
@@ -17,6 +16,8 @@ import litserve
 import numpy as np
 from fastapi import File
 from litserve import LitAPI, LitServer
+
+from ns_ray.resources import cpus
 
 TOP_K = 5
 
@@ -102,7 +103,7 @@ def main() -> None:
     parser.add_argument("--wait", type=float, default=0.0)
     parser.add_argument("--workers", type=int, default=1)
     options = parser.parse_args()
-    threads = max((os.cpu_count() or 1) // options.workers, 1)
+    threads = max(cpus() // options.workers, 1)
     api = Api(
         options.bundle,
         options.kind,

@@ -1,8 +1,9 @@
 """What the benchmarks say about the machine they ran on."""
 
-import os
 import platform
 from pathlib import Path
+
+from ns_ray.resources import cpus
 
 
 def machine() -> str:
@@ -12,4 +13,4 @@ def machine() -> str:
     if info.exists():
         lines = [line for line in info.read_text().splitlines() if line.startswith("model name")]
         name = lines[0].partition(":")[2].strip() if lines else name
-    return f"{name}, {os.cpu_count()} CPUs"
+    return f"{name}, {cpus()} CPUs"

@@ -25,7 +25,7 @@ import numpy as np
 import psutil
 import pyarrow as pa
 
-from ns_ray import storage
+from ns_ray import resources, storage
 from ns_ray.config import SelectConfig
 from ns_ray.schema import PseudoLabels, open_labels, part_name
 
@@ -121,7 +121,7 @@ def machine(cpus: int) -> str:
     found: dict[str, Any] = storage.versions()
     load = os.getloadavg()[0]
     return (
-        f"{model}, {os.cpu_count()} CPUs, {memory:.0f} GiB; {cpus} tasks at once; load average "
+        f"{model}, {resources.cpus()} CPUs, {memory:.0f} GiB; {cpus} tasks at once; load average "
         f"{load:.1f} before; Python {found['python']}, Ray {found['ray']}, NumPy {found['numpy']}"
     )
 
@@ -137,7 +137,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rows", default="5,10,20", help="millions of rows, comma-separated")
     parser.add_argument("--rows-per-file", type=int, default=100_000)
-    parser.add_argument("--cpus", type=int, default=os.cpu_count(), help="tasks at once")
+    parser.add_argument("--cpus", type=int, default=resources.cpus(), help="tasks at once")
     parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--write", help=argparse.SUPPRESS)
     args = parser.parse_args()

@@ -14,7 +14,6 @@ are labeled and scored.
 
 import argparse
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -154,7 +153,9 @@ def main() -> None:
     parser.add_argument("--parts", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.parts:
-        print(json.dumps(parts(args.parts, os.cpu_count() or 1)))
+        from ns_ray.resources import cpus
+
+        print(json.dumps(parts(args.parts, cpus())))
         return
     from models import imagenet_bundle
     from photos import write

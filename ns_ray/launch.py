@@ -15,6 +15,7 @@ from typing import Any, Literal
 from ns_ray.config import Settings, validate
 from ns_ray.errors import ConfigError, StageError
 from ns_ray.log import say
+from ns_ray.resources import cpus
 
 Ingress = Literal["auto", "haproxy", "proxy"]
 
@@ -54,8 +55,8 @@ def serve(settings: dict[str, Any], host: str, port: int, ingress: Ingress) -> N
         prepare()
         config = _checked(settings)
         replicas = config.max_replicas or config.replicas
-        cpus = config.cpus or os.cpu_count() or 1
-        with local_cluster(cpus * replicas + 1, f"{folder}/ray.log"), _stop_signal() as stop:
+        share = config.cpus or cpus()
+        with local_cluster(share * replicas + 1, f"{folder}/ray.log"), _stop_signal() as stop:
             _start(config, host, port)
             say(f"{config.bundle}\nhttp://{host}:{port} ({chosen}); Ctrl-C stops it")
             stop.wait()

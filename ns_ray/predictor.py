@@ -22,6 +22,7 @@ from ns_ray.engines import Choice, Finish, choose
 from ns_ray.errors import DataError, ImageError
 from ns_ray.images import MAX_PIXELS, decode, eval_pixels
 from ns_ray.models import add_noise, noise_in_eval
+from ns_ray.resources import cpus
 
 AHEAD = 2
 """Batches that are decoded before the model asks for them."""
@@ -54,7 +55,8 @@ class Predictor:
             bundle: a bundle, a run folder, or a timm local-dir.
             config: runtime, precision, and how exactly to decode.
             device: auto (CUDA where there is some), cpu, or cuda.
-            threads: decoding threads, and CPU threads of the forward pass. None: all cores.
+            threads: decoding threads, and CPU threads of the forward pass. None: all CPUs that this
+                process may use.
             batch_size: images in one forward pass.
             images: how many are coming; None if there is no end to them. A short job starts with
                 what is ready at once.
@@ -70,7 +72,7 @@ class Predictor:
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
         self.device = torch.device(device)
-        self.threads = threads or os.cpu_count() or 1
+        self.threads = threads or cpus()
         self.batch_size = batch_size
         self.waited = 0.0
         self.choice: Choice | None = None

@@ -1,12 +1,22 @@
 """How many workers, actors and CPUs each stage gets on a given machine or cluster.
 
-Plain arithmetic on what is there; knows nothing about Ray (see runtime.py) or the stages.
+Counts the CPUs of this machine; all else is plain arithmetic. Knows nothing about Ray (see
+runtime.py) or the stages.
 """
 
 from dataclasses import dataclass
 
 from ns_ray.config import ResourcesConfig
 from ns_ray.errors import ConfigError
+
+
+def cpus() -> int:
+    """CPUs that this process may use: those of its affinity, within the quota of its container
+    (cgroup v1 or v2, a part of a CPU counted as one), and at most LOKY_MAX_CPU_COUNT where that is
+    set. The host may have many more."""
+    import joblib  # here: it takes a while, and most of those who import this module do not count
+
+    return int(joblib.cpu_count())
 
 
 @dataclass(frozen=True)

@@ -100,7 +100,7 @@ def local_machine() -> Machine | None:
     """This machine; None where RAY_ADDRESS names a cluster."""
     if os.environ.get("RAY_ADDRESS"):
         return None
-    return Machine(os.cpu_count() or 1, _local_gpus(), local=True)
+    return Machine(resources.cpus(), _local_gpus(), local=True)
 
 
 def _started(config: ResourcesConfig) -> Iterator[Machine]:

@@ -1,5 +1,10 @@
 """Shares of machines and clusters: they fit, and what doesn't fit is refused by name."""
 
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -118,3 +123,66 @@ def test_whatever_is_handed_out_is_there(
 def test_a_user_s_fractions_are_kept() -> None:
     assert workers(resources(cpus_per_worker=0.5), LAPTOP).cpus == 0.5
     assert pool(resources(cpus_per_actor=0.5), LAPTOP).cpus == 0.5
+
+
+COUNTED = """
+import builtins, os, sys
+folder, affinity = sys.argv[1], [int(cpu) for cpu in sys.argv[2].split(",") if cpu]
+os.cpu_count = lambda: 64
+os.sched_getaffinity = lambda _pid: set(affinity or range(64))
+real_open, real_exists = builtins.open, os.path.exists
+# What this container may see of its own quota must not be seen here.
+elsewhere = lambda path: str(path).replace("/sys/fs/cgroup", folder)
+builtins.open = lambda path, *args, **kwargs: real_open(elsewhere(path), *args, **kwargs)
+os.path.exists = lambda path: real_exists(elsewhere(path))
+from ns_ray.runtime import local_machine
+print(local_machine().cpus)
+"""
+"""A host with 64 CPUs, of which this process may use some."""
+
+
+def counted(folder: Path, affinity: str = "") -> int:
+    """CPUs of the machine that a run would find there."""
+    done = subprocess.run(
+        [sys.executable, "-c", COUNTED, str(folder), affinity],
+        env={**os.environ, "RAY_ADDRESS": ""},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return int(done.stdout)
+
+
+def test_all_cpus_count_where_nothing_limits_them(tmp_path: Path) -> None:
+    assert counted(tmp_path) == 64
+    (tmp_path / "cpu.max").write_text("max 100000\n")
+    assert counted(tmp_path) == 64
+
+
+def test_a_quota_of_the_container_counts(tmp_path: Path) -> None:
+    (tmp_path / "cpu.max").write_text("200000 100000\n")
+    assert counted(tmp_path) == 2
+    assert counted(tmp_path, affinity="5") == 1
+    old = tmp_path / "v1"
+    (old / "cpu").mkdir(parents=True)
+    (old / "cpu" / "cpu.cfs_quota_us").write_text("300000\n")
+    (old / "cpu" / "cpu.cfs_period_us").write_text("100000\n")
+    assert counted(old) == 3
+
+
+def test_only_the_cpus_a_process_may_run_on_count() -> None:
+    one = min(os.sched_getaffinity(0))
+    code = (
+        f"import os; os.sched_setaffinity(0, {{{one}}})\n"
+        "from ns_ray.runtime import local_machine; print(local_machine().cpus)"
+    )
+    env = {**os.environ, "RAY_ADDRESS": ""}
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, check=True)
+    assert done.stdout.split() == [b"1"]
+
+
+def test_nobody_counts_the_cpus_of_the_whole_host() -> None:
+    root = Path(__file__).resolve().parent.parent
+    files = [*(root / "ns_ray").rglob("*.py"), *(root / "benchmarks").rglob("*.py")]
+    found = [str(path) for path in files if re.search(r"\bos\.cpu_count\b", path.read_text())]
+    assert found == []

@@ -6,7 +6,6 @@ is deployed again (docs/serving.md).
 
 import asyncio
 import contextlib
-import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,7 +16,7 @@ from ray.serve import Application
 
 from ns_ray.config import validate
 from ns_ray.errors import ConfigError
-from ns_ray.resources import WORKER_ENVIRONMENT
+from ns_ray.resources import WORKER_ENVIRONMENT, cpus
 from ns_ray.serving.metrics import Board, Totals
 from ns_ray.serving.settings import ServeConfig
 
@@ -98,7 +97,7 @@ class Classifier:
 def build_app(args: ServeConfig) -> Application:
     """The application for Ray Serve: `import_path: ns_ray.serving:build_app`, with the settings as
     `args`. (The annotation is how Serve knows to validate them: it must stay a class.)"""
-    args = args.model_copy(update={"cpus": args.cpus or min(os.cpu_count() or 1, MAX_CPUS)})
+    args = args.model_copy(update={"cpus": args.cpus or min(cpus(), MAX_CPUS)})
     resources = {
         "num_cpus": args.cpus,
         "num_gpus": args.gpus,

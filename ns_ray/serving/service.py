@@ -4,7 +4,6 @@ requests are under way. Knows nothing about HTTP or Ray.
 
 import asyncio
 import functools
-import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ import numpy as np
 from ns_ray.errors import ImageError
 from ns_ray.images import smooth_pixels
 from ns_ray.predictor import Predictor
+from ns_ray.resources import cpus
 from ns_ray.serving.batcher import Batcher
 from ns_ray.serving.metrics import MAX_LABELS, Totals
 from ns_ray.serving.settings import ServeConfig
@@ -50,7 +50,7 @@ class Service:
 
     def __init__(self, config: ServeConfig) -> None:
         self.config = config
-        self._cpus = config.cpus or os.cpu_count() or 1
+        self._cpus = config.cpus or cpus()
         self.totals = Totals()
         self.busy_bytes = 0
         self._model: Model | None = None
