@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from ns_ray.images import Preprocess
+from ns_ray.images import Normalize, Preprocess
 from ns_ray.models import bf16_is_faster, cpu_has_bf16
 
 Runtime = Literal["auto", "torch", "openvino"]
@@ -94,6 +94,7 @@ def choose(
     pixels: np.ndarray[Any, Any],
     *,
     threads: int,
+    batch_size: int,
     images: int | None,
     runtime: Runtime = "auto",
     precision: Precision = "auto",
@@ -106,6 +107,7 @@ def choose(
         device: where to run.
         pixels: a batch of real images, uint8 [n, size, size, 3], to measure and compare with.
         threads: CPU threads.
+        batch_size: images in the batches to come; `pixels` may be fewer.
         images: how many the job has; None if there is no end to them.
         runtime: auto, or the one to use whatever it costs.
         precision: auto (bf16 where the runtime is faster with it on this hardware), fp32, or bf16.
@@ -131,23 +133,18 @@ def choose(
         return torch_choice("torch, as asked for")
     if device.type != "cpu":
         if seconds > COMPILE_SECONDS:
-            compiled = TorchForward(model, preprocess, device, torch_bf16, compiled=True)
+            compiled = TorchForward(model, preprocess, device, torch_bf16, compiled_for=batch_size)
             return torch_choice(f"torch, compiled: {seconds:.0f} s of work pay for it", compiled)
         return torch_choice("")
     if runtime == "auto" and seconds < 2 * CONVERSION_SECONDS:
         return torch_choice("")
     try:
-        fast = OpenVINOForward(model, preprocess, threads, precision)
+        fast, rates["openvino"] = _converted(model, preprocess, threads, precision, pixels)
     except Exception as error:  # a missing package, an operator it lacks, a graph it can't trace
         if runtime == "openvino":
             raise
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         return torch_choice(f"torch: OpenVINO cannot take this model ({reason})")
-    speed = {}
-    for fast.chunk in CHUNKS:
-        speed[fast.chunk] = _rate(fast, pixels, runs=1)
-    fast.chunk = max(speed, key=speed.__getitem__)
-    rates["openvino"] = round(speed[fast.chunk], 1)
     reference = eager if not torch_bf16 else TorchForward(model, preprocess, device, False)
     difference, agreement = _compare(reference(few), fast(few))
     if difference > TOLERANCE[precision]:
@@ -168,16 +165,19 @@ class TorchForward:
         preprocess: Preprocess,
         device: torch.device,
         bf16: bool,
-        compiled: bool = False,
+        compiled_for: int | None = None,
     ) -> None:
-        self._device, self._bf16, self._compiled = device, bf16, compiled
-        self._rows = 0
+        """
+        Args:
+            model, preprocess: what runs.
+            device: where.
+            bf16: whether the forward pass computes in it.
+            compiled_for: compile it, for batches of so many images; None: eager.
+        """
+        self._device, self._bf16, self._rows = device, bf16, compiled_for
         model = model.to(device).to(memory_format=torch.channels_last)
-        self._model: Any = torch.compile(model, mode="reduce-overhead") if compiled else model
-        self._mean, self._std = (
-            torch.tensor(v, device=device).view(1, 3, 1, 1) * 255.0
-            for v in (preprocess.mean, preprocess.std)
-        )
+        self._model: Any = torch.compile(model, mode="reduce-overhead") if compiled_for else model
+        self._normalize = Normalize(preprocess, device)
 
     def __call__(self, pixels: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         """uint8 [n, size, size, 3] -> float32 probabilities [n, classes]."""
@@ -186,20 +186,22 @@ class TorchForward:
     def start(self, pixels: np.ndarray[Any, Any]) -> Finish:
         """The same in two parts, so that the next batch can be made ready while this one is worked
         on: on CUDA both copies are asynchronous, from and to pinned memory."""
-        rows = len(pixels)
-        if self._compiled:
-            # The last batch is filled up: another size would be compiled again, for minutes.
-            self._rows = self._rows or rows
-            pixels = np.concatenate(
-                [pixels, np.zeros_like(pixels[:1]).repeat(self._rows - rows, 0)]
-            )
+        size = self._rows
+        if size is None:
+            return self._pass(pixels)
+        # One size, whatever comes: another would be compiled again, for minutes.
+        parts = [pixels[at : at + size] for at in range(0, len(pixels), size)]
+        begun = [self._pass(_filled_up(part, size), len(part)) for part in parts]
+        return begun[0] if len(begun) == 1 else lambda: np.concatenate([end() for end in begun])
+
+    def _pass(self, pixels: np.ndarray[Any, Any], rows: int | None = None) -> Finish:
+        """One forward pass, of which the first `rows` are answers."""
         cuda = self._device.type == "cuda"
         with torch.inference_mode():
             batch = torch.from_numpy(pixels)
             if cuda:
                 batch = batch.pin_memory().to(self._device, non_blocking=True)
-            images = batch.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.channels_last)
-            images = (images - self._mean) / self._std
+            images = self._normalize(batch)
             with torch.autocast(self._device.type, torch.bfloat16, enabled=self._bf16):
                 logits = self._model(images)
             probs = logits.float().softmax(dim=1)[:rows]
@@ -216,6 +218,14 @@ class TorchForward:
             return np.asarray(there.numpy())
 
         return finish
+
+
+def _filled_up(pixels: np.ndarray[Any, Any], rows: int) -> np.ndarray[Any, Any]:
+    """The images, and black ones to make so many rows of them."""
+    if len(pixels) == rows:
+        return pixels
+    black = np.zeros((rows - len(pixels), *pixels.shape[1:]), pixels.dtype)
+    return np.concatenate([pixels, black])
 
 
 class OpenVINOForward:
@@ -267,6 +277,22 @@ class OpenVINOForward:
             self._request.infer([part], share_inputs=True)
             probs.append(self._request.get_output_tensor().data.copy())
         return np.concatenate(probs)
+
+
+def _converted(
+    model: nn.Module,
+    preprocess: Preprocess,
+    threads: int,
+    precision: str,
+    pixels: np.ndarray[Any, Any],
+) -> tuple[OpenVINOForward, float]:
+    """The model for OpenVINO, with the chunk it is fastest with, and its images/s on the pixels."""
+    fast = OpenVINOForward(model, preprocess, threads, precision)
+    speed = {}
+    for fast.chunk in CHUNKS:
+        speed[fast.chunk] = _rate(fast, pixels, runs=1)
+    fast.chunk = max(speed, key=speed.__getitem__)
+    return fast, round(speed[fast.chunk], 1)
 
 
 def _rate(forward: Forward, pixels: np.ndarray[Any, Any], runs: int = 2) -> float:

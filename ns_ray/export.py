@@ -17,7 +17,7 @@ from torch import nn
 from ns_ray import storage
 from ns_ray.bundle import load, open_bundle
 from ns_ray.errors import ConfigError, StageError
-from ns_ray.images import Preprocess, smooth_pixels
+from ns_ray.images import Normalize, Preprocess, smooth_pixels
 
 INPUT, OUTPUT = "input", "logits"
 OPSET = 18
@@ -85,13 +85,6 @@ def export(bundle: str, out: str) -> Exported:
     return Exported(path, difference, agreement)
 
 
-def normalized(pixels: np.ndarray[Any, Any], spec: Preprocess) -> np.ndarray[Any, Any]:
-    """uint8 [n, size, size, 3] -> float32 [n, 3, size, size] as the file takes it."""
-    mean, std = (np.asarray(v, np.float32) for v in (spec.mean, spec.std))
-    scaled = (pixels.astype(np.float32) / 255.0 - mean) / std
-    return np.ascontiguousarray(scaled.transpose(0, 3, 1, 2))
-
-
 def _write(model: nn.Module, spec: Preprocess, file: Path) -> None:
     example = torch.zeros(2, 3, spec.size, spec.size)
     try:
@@ -117,10 +110,12 @@ def _write(model: nn.Module, spec: Preprocess, file: Path) -> None:
 def _compare(model: nn.Module, spec: Preprocess, session: Any) -> tuple[float, float]:
     """Largest difference of a probability to torch, and the share of images with the same top-1;
     for a batch and for one image alone."""
-    images = normalized(smooth_pixels(COMPARED, spec.size), spec)
+    pixels = torch.from_numpy(smooth_pixels(COMPARED, spec.size))
     with torch.inference_mode():
-        expected = model(torch.from_numpy(images)).softmax(dim=1).numpy()
-    found = [session.run([OUTPUT], {INPUT: part})[0] for part in (images[:1], images[1:])]
+        images = Normalize(spec, torch.device("cpu"))(pixels)
+        expected = model(images).softmax(dim=1).numpy()
+    given = images.contiguous().numpy()
+    found = [session.run([OUTPUT], {INPUT: part})[0] for part in (given[:1], given[1:])]
     probs = torch.from_numpy(np.concatenate(found)).softmax(dim=1).numpy()
     same = probs.argmax(axis=1) == expected.argmax(axis=1)
     return float(np.abs(probs - expected).max()), float(same.mean())

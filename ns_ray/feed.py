@@ -34,20 +34,6 @@ class DeviceBatch:
         return [t for t in (self.images, self.labels, self.targets) if t is not None]
 
 
-def normalized(images: torch.Tensor, mean: torch.Tensor, std: torch.Tensor) -> torch.Tensor:
-    """Pixels as the model takes them, made where the pixels are.
-
-    Args:
-        images: uint8 [n, size, size, 3].
-        mean, std: on the 0-255 scale, float [1, 3, 1, 1].
-
-    Returns:
-        float32 [n, 3, size, size], channels last in memory.
-    """
-    pixels = images.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.channels_last)
-    return (pixels - mean) / std
-
-
 class Feed:
     """This worker's share of the batches of each step.
 

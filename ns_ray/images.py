@@ -8,12 +8,15 @@ import io
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from ns_ray.errors import ImageError
+
+if TYPE_CHECKING:
+    import torch
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 """What is opened. Pillow's other readers are never offered a byte."""
@@ -60,6 +63,34 @@ class Preprocess:
     def short_side(self) -> int:
         """Short side of the resized image that the crop is cut from, in pixels."""
         return math.floor(self.size / self.crop_pct)
+
+
+class Normalize:
+    """Pixels as a model takes them, made on the device where they are."""
+
+    def __init__(self, spec: Preprocess, device: "torch.device") -> None:
+        # Here: packing and loader processes do without torch, which takes seconds to import.
+        import torch
+
+        self._mean, self._std = (
+            torch.tensor(v, device=device).view(1, 3, 1, 1) * 255.0 for v in (spec.mean, spec.std)
+        )
+
+    def __call__(self, pixels: "torch.Tensor") -> "torch.Tensor":
+        """uint8 [n, size, size, 3] -> normalized float32 [n, 3, size, size], channels last in
+        memory."""
+        return self.scaled(self.planes(pixels))
+
+    @staticmethod
+    def planes(pixels: "torch.Tensor") -> "torch.Tensor":
+        """uint8 [n, size, size, 3] -> float32 [n, 3, size, size] on the same scale, 0 to 255."""
+        import torch
+
+        return pixels.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.channels_last)
+
+    def scaled(self, planes: "torch.Tensor") -> "torch.Tensor":
+        """float32 [n, 3, size, size] on the scale 0 to 255 -> normalized."""
+        return (planes - self._mean) / self._std
 
 
 def decode(

@@ -25,7 +25,8 @@ from ns_ray import storage
 from ns_ray.bundle import load_weights, preprocessing, save
 from ns_ray.config import ModelConfig, TrainConfig, validate
 from ns_ray.errors import StageError
-from ns_ray.feed import Feed, normalized
+from ns_ray.feed import Feed
+from ns_ray.images import Normalize
 from ns_ray.job import Job, Tell
 from ns_ray.loader import Sizes
 from ns_ray.losses import mixed_loss
@@ -73,7 +74,7 @@ def train_model(job: Job, tell: Tell) -> None:
         learner.schedule.step_update(step)
         learner.optimizer.zero_grad(set_to_none=True)
         for index, batch in enumerate(feed.step()):
-            images = normalized(batch.images, learner.mean, learner.std)
+            images = learner.normalize(batch.images)
             learner.noise_rows(feed.sizes)
             # A lane's dropout is the same, however many workers share the lanes.
             torch.manual_seed(hash((job.seed, step, rank + index * world)) % 2**63)
@@ -121,7 +122,7 @@ class Learner:
         ema: its averaged weights: what is evaluated, and what teaches.
         size: side of the input in pixels.
         recomputed_norms: see `models.statistics_kept`.
-        mean, std: of the input on the 0-255 scale, float [1, 3, 1, 1].
+        normalize: makes pixels what the model takes.
     """
 
     def __init__(self, job: Job, train: TrainConfig, corpus: Corpus, device: torch.device) -> None:
@@ -140,9 +141,7 @@ class Learner:
         self.model = model.to(device).to(memory_format=torch.channels_last)
         spec = preprocessing(model)
         self.size = spec.size
-        self.mean, self.std = (
-            torch.tensor(v, device=device).view(1, 3, 1, 1) * 255.0 for v in (spec.mean, spec.std)
-        )
+        self.normalize = Normalize(spec, device)
         self.optimizer = create_optimizer_v2(
             self.model,
             opt=train.optimizer,

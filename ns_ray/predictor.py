@@ -57,7 +57,7 @@ class Predictor:
             device: auto (CUDA where there is some), cpu, or cuda.
             threads: decoding threads, and CPU threads of the forward pass. None: all CPUs that this
                 process may use.
-            batch_size: images in one forward pass.
+            batch_size: images in one forward pass; a compiled model takes no other number.
             images: how many are coming; None if there is no end to them. A short job starts with
                 what is ready at once.
             max_pixels: larger images are an ImageError.
@@ -113,6 +113,7 @@ class Predictor:
                 self.device,
                 pixels,
                 threads=self.threads,
+                batch_size=self.batch_size,
                 images=self._images,
                 runtime=self.config.runtime,
                 precision=self.config.precision,

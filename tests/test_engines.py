@@ -68,7 +68,15 @@ def test_a_result_is_not_overwritten_by_the_next() -> None:
 def chosen(runtime: Any = "auto", images: int | None = None, precision: Any = "fp32") -> Any:
     model, spec, pixels = model_and_pixels("resnet10t", 48, **THIN)
     return choose(
-        model, spec, CPU, pixels, threads=1, images=images, runtime=runtime, precision=precision
+        model,
+        spec,
+        CPU,
+        pixels,
+        threads=1,
+        batch_size=24,
+        images=images,
+        runtime=runtime,
+        precision=precision,
     )
 
 
@@ -145,7 +153,7 @@ def test_a_compiled_model_sees_one_batch_size(monkeypatch: pytest.MonkeyPatch) -
         return lambda images: seen.append(len(images)) or plain(images)
 
     monkeypatch.setattr(torch, "compile", compiled)
-    forward = TorchForward(model, spec, CPU, bf16=False, compiled=True)
-    for count in (24, 24, 5):
+    forward = TorchForward(model, spec, CPU, bf16=False, compiled_for=10)
+    for count in (9, 10, 1, 24):  # the last takes three passes
         np.testing.assert_allclose(forward(pixels[:count]), expected[:count], atol=1e-5)
-    assert seen == [24, 24, 24]
+    assert seen == [10] * 6

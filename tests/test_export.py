@@ -33,7 +33,8 @@ def test_64_images_get_the_same_answer_everywhere(folder: Path, tmp_path: Path) 
     # As training evaluates: timm's model and our preprocessing, by hand.
     model, spec = load(open_bundle(str(folder)))
     pixels = np.stack([eval_pixels(image, spec) for image in images])
-    batch = torch.from_numpy(exporting.normalized(pixels, spec))
+    scaled = (pixels / 255.0 - spec.mean) / spec.std
+    batch = torch.from_numpy(scaled.transpose(0, 3, 1, 2).astype(np.float32)).contiguous()
     with torch.inference_mode():
         evaluation = model(batch).softmax(dim=1).numpy()
 

@@ -15,7 +15,7 @@ from torch import nn
 
 from ns_ray import loop
 from ns_ray.config import TrainConfig
-from ns_ray.feed import Copier, CudaCopier, DeviceBatch, normalized
+from ns_ray.feed import Copier, CudaCopier, DeviceBatch
 from ns_ray.loop import Compiling
 from ns_ray.stream import Batch
 
@@ -36,17 +36,6 @@ def test_what_arrives_is_what_was_sent() -> None:
         np.testing.assert_array_equal(found.labels, sent.labels)
         np.testing.assert_array_equal(found.targets, sent.targets)
         assert found.images.dtype == torch.uint8
-
-
-def test_pixels_are_normalized_where_they_are() -> None:
-    pixels = torch.randint(0, 256, (2, 8, 8, 3), dtype=torch.uint8)
-    mean, std = (
-        torch.tensor(v).view(1, 3, 1, 1) for v in ((124.0, 116.0, 104.0), (58.0, 57.0, 57.0))
-    )
-    found = normalized(pixels, mean, std)
-    expected = (pixels.numpy().transpose(0, 3, 1, 2) - mean.numpy()) / std.numpy()
-    np.testing.assert_allclose(found, expected, rtol=1e-6)
-    assert found.is_contiguous(memory_format=torch.channels_last)
 
 
 class Recorded:

@@ -3,13 +3,22 @@ import resource
 
 import numpy as np
 import pytest
+import torch
 from broken_files import bomb, broken, encoded, jpeg, odd_but_good, picture, rotated
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageFile, ImageOps
 
 from ns_ray.errors import ImageError
-from ns_ray.images import Interpolation, Preprocess, decode, encode_png, eval_pixels, size
+from ns_ray.images import (
+    Interpolation,
+    Normalize,
+    Preprocess,
+    decode,
+    encode_png,
+    eval_pixels,
+    size,
+)
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -265,3 +274,15 @@ def test_mutated_files_raise_nothing_but_image_errors(
         at = int(place * (len(mutated) - 1)) if place > 0.5 else int(place * 200)
         mutated[at : at + len(value)] = value
     only_image_errors(bytes(mutated[: int(len(mutated) * keep)]))
+
+
+# --------------------------------------------------------------------------------- normalization
+
+
+def test_pixels_are_normalized_as_timm_does_it() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 8, 8, 3), dtype=np.uint8)
+    normalize = Normalize(Preprocess(8, 1.0, "bicubic", MEAN, STD), torch.device("cpu"))
+    found = normalize(torch.from_numpy(pixels))
+    expected = ((pixels / 255 - MEAN) / STD).transpose(0, 3, 1, 2)
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+    assert found.is_contiguous(memory_format=torch.channels_last)

@@ -15,7 +15,7 @@ from PIL import Image
 
 from ns_ray.bundle import load, open_bundle, save
 from ns_ray.config import ModelConfig, NoiseConfig, PredictConfig
-from ns_ray.engines import Choice
+from ns_ray.engines import Choice, TorchForward
 from ns_ray.errors import ConfigError, ImageError
 from ns_ray.images import eval_pixels
 from ns_ray.models import build_noised
@@ -99,6 +99,25 @@ def test_the_fast_path_is_close_to_it(predictor: Predictor, folder: str) -> None
     square = encoded(picture(7, 73, 73), "PNG")
     exact = by_timm(folder, [square])
     np.testing.assert_allclose(stacked(predictor.predict([square])), exact, atol=2e-5)
+
+
+def test_a_compiled_model_takes_a_batch_that_is_larger_than_the_first(
+    predictor: Predictor, folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first batch is short of one image that cannot be decoded, the second is whole."""
+
+    def compiles(*arguments: Any, batch_size: int, **_: Any) -> Choice:
+        model, spec, device, _pixels = arguments
+        forward = TorchForward(model, spec, device, bf16=False, compiled_for=batch_size)
+        return Choice(forward, "torch", "fp32", None, None, {}, "")
+
+    monkeypatch.setattr(torch, "compile", lambda model, mode: model)
+    monkeypatch.setattr("ns_ray.predictor.choose", compiles)
+    images = [b"no image", *(jpeg(seed) for seed in range(9))]
+    compiled = Predictor(folder, device="cpu", threads=1, config=FP32, batch_size=4)
+    found = compiled.predict(images)
+    assert isinstance(found[0], ImageError)
+    np.testing.assert_allclose(stacked(found), stacked(predictor.predict(images)), atol=1e-5)
 
 
 def test_a_bad_image_is_an_error_in_its_place_and_disturbs_no_other(predictor: Predictor) -> None:

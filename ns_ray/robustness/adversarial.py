@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812  as everywhere
 from torch import nn
 
-from ns_ray.images import Preprocess
+from ns_ray.images import Normalize, Preprocess
 
 
 class Attack:
@@ -21,18 +21,15 @@ class Attack:
     def __init__(self, model: nn.Module, preprocess: Preprocess, device: torch.device) -> None:
         self._model = model.eval().to(device).requires_grad_(False)
         self._device = device
-        self._mean, self._std = (
-            torch.tensor(v, device=device).view(1, 3, 1, 1) * 255.0
-            for v in (preprocess.mean, preprocess.std)
-        )
+        self._normalize = Normalize(preprocess, device)
 
     def images(self, pixels: Any) -> torch.Tensor:
         """uint8 [n, size, size, 3] -> float32 [n, 3, size, size] on the scale 0 to 255."""
-        return torch.from_numpy(pixels).to(self._device).permute(0, 3, 1, 2).float().contiguous()
+        return self._normalize.planes(torch.from_numpy(pixels).to(self._device))
 
     def logits(self, images: torch.Tensor) -> torch.Tensor:
         """float32 [n, 3, size, size] on the scale 0 to 255 -> [n, classes]."""
-        result: torch.Tensor = self._model((images - self._mean) / self._std)
+        result: torch.Tensor = self._model(self._normalize.scaled(images))
         return result
 
     def uphill(self, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

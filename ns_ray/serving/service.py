@@ -106,6 +106,7 @@ class Service:
             config=config.predict,
             device=config.device,
             threads=self._cpus,
+            batch_size=config.max_batch,
             max_pixels=config.max_pixels,
         )
 
