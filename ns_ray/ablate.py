@@ -29,7 +29,6 @@ from ns_ray.errors import ConfigError, NsRayError, StageError
 from ns_ray.grids import Arm, Grid, arm_config, load_grid
 from ns_ray.layout import RunLayout
 from ns_ray.resources import Machine
-from ns_ray.run import check_models, open_stages
 from ns_ray.settings import config_hash
 
 if TYPE_CHECKING:
@@ -103,6 +102,8 @@ def _run(missing: Sequence[Planned], out: str, jobs: int | None) -> list[Planned
     from ns_ray.runtime import cluster, prepare
 
     prepare()
+    from ns_ray.check import check_models
+
     scratch = tempfile.mkdtemp(prefix="ns-ray-") if storage.is_uri(out) else out
     config = missing[0].config.resources
     with cluster(config, f"{scratch}/ray.log") as machine, log.to_file(f"{scratch}/log.txt") as say:
@@ -153,6 +154,7 @@ def _run_one(
 ) -> None:
     """Run an arm to its end and leave its result."""
     from ns_ray.selftrain import self_train
+    from ns_ray.stages import open_stages
 
     start, config = time.monotonic(), planned.config
     log.say(f"== {config.name}")

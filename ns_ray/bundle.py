@@ -22,7 +22,7 @@ from torch import nn
 
 from ns_ray import storage
 from ns_ray.config import ModelConfig
-from ns_ray.errors import ConfigError, DataError
+from ns_ray.errors import ConfigError, DataError, first_line
 from ns_ray.images import Preprocess
 from ns_ray.models import build, model_name, parameter_count
 from ns_ray.pretrained import imagenet_synsets, pretrained_classes
@@ -323,8 +323,7 @@ def load(bundle: Bundle, **model_args: Any) -> tuple[nn.Module, Preprocess]:
                 f"local-dir:{local}", pretrained=True, **model_args
             )
         except Exception as error:  # timm raises almost anything on somebody's odd config
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise DataError(f"timm cannot load {bundle.path}: {reason}") from None
+            raise DataError(f"timm cannot load {bundle.path}: {first_line(error)}") from None
     return model.eval(), preprocessing(model)
 
 

@@ -16,7 +16,7 @@ from rich.text import Text
 from ns_ray import resources, storage
 from ns_ray.augment import Augment
 from ns_ray.bundle import open_bundle
-from ns_ray.config import ModelConfig, RunConfig, fixres_config, train_config
+from ns_ray.config import LITE, ModelConfig, RunConfig, fixres_config, train_config
 from ns_ray.errors import ConfigError, DataError, ImageError, NsRayError
 from ns_ray.images import decode
 from ns_ray.ingest import list_all
@@ -186,3 +186,32 @@ def table(found: list[Finding]) -> Table:
         state = Text("failed", "red") if finding.error else Text("ok", "green")
         made.add_row(finding.name, state, finding.detail)
     return made
+
+
+def check_models(config: RunConfig) -> None:
+    """Build every model of a run, so that a mistake shows before anything is trained.
+
+    Raises:
+        ConfigError: one of them cannot be built, or packages that score them later are missing.
+    """
+    if config.evaluate.robustness is not None:
+        from ns_ray.robustness.suites import check_suites
+
+        check_suites(config.evaluate.robustness)
+    for place, model in _models(config):
+        if model.bundle is None:
+            try:
+                build_noised(_offline(model), train_config(config.train, model).noise, 10)
+            except ConfigError as error:
+                raise ConfigError(f"{place}: {error}") from None
+
+
+def _models(config: RunConfig) -> list[tuple[str, ModelConfig]]:
+    """Every model of a run, and where the config has it."""
+    students = [(f"students.{i}", student) for i, student in enumerate(config.students)]
+    return [("teacher", config.teacher), *students]
+
+
+def _offline(model: ModelConfig) -> ModelConfig:
+    here = model.pretrained == LITE
+    return model if here else model.model_copy(update={"pretrained": None})

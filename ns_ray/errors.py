@@ -4,7 +4,8 @@
     |-- ConfigError         exit 2: a setting is wrong; nothing was started
     |-- DataError           exit 3: the images or labels cannot be used
     |   `-- ImageError      one image cannot be used (a row in rejected.parquet, not an exit)
-    `-- StageError          exit 4: a stage failed; running the same command again continues
+    |-- StageError          exit 4: a stage failed; running the same command again continues
+    `-- FaultError          exit 70: a mistake of ours; the traceback is in a file
 
 A message names the value, what is allowed, and the setting to change.
 """
@@ -16,7 +17,7 @@ from collections.abc import Iterable
 class NsRayError(Exception):
     """Base of all errors a user can cause or meet."""
 
-    exit_code = 1
+    exit_code = 70
 
 
 class ConfigError(NsRayError):
@@ -47,6 +48,17 @@ class StageError(NsRayError):
     """A stage failed half-way. What it published stays valid; the same command continues."""
 
     exit_code = 4
+
+
+class FaultError(NsRayError):
+    """A mistake of ours: what no other class of this file covers. 70 is the usual code for it."""
+
+    exit_code = 70
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what an error says, or its type where it says nothing."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

@@ -16,7 +16,7 @@ from torch import nn
 
 from ns_ray import storage
 from ns_ray.bundle import load, open_bundle
-from ns_ray.errors import ConfigError, StageError
+from ns_ray.errors import ConfigError, StageError, first_line
 from ns_ray.images import Normalize, Preprocess, smooth_pixels
 
 INPUT, OUTPUT = "input", "logits"
@@ -103,8 +103,7 @@ def _write(model: nn.Module, spec: Preprocess, file: Path) -> None:
                 verbose=False,
             )
     except Exception as error:  # torch raises almost anything on what it cannot export
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise StageError(f"torch cannot export this model: {reason}") from error
+        raise StageError(f"torch cannot export this model: {first_line(error)}") from error
 
 
 def _compare(model: nn.Module, spec: Preprocess, session: Any) -> tuple[float, float]:

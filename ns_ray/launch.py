@@ -12,10 +12,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
-from ns_ray.config import Settings, validate
-from ns_ray.errors import ConfigError, StageError
+from ns_ray.config import Settings
+from ns_ray.errors import ConfigError, StageError, first_line
 from ns_ray.log import say
 from ns_ray.resources import cpus
+from ns_ray.serving import ServeConfig, build_app
 
 Ingress = Literal["auto", "haproxy", "proxy"]
 
@@ -34,11 +35,17 @@ exec {binary} "$@"
 """
 
 
-def serve(settings: dict[str, Any], host: str, port: int, ingress: Ingress) -> None:
+class ServeSettings(Settings):
+    """What `--set` changes for `ns-ray serve`."""
+
+    serve: ServeConfig
+
+
+def serve(config: ServeConfig, host: str, port: int, ingress: Ingress) -> None:
     """Serve until SIGINT or SIGTERM; then answer what was accepted, and end.
 
     Raises:
-        ConfigError: a setting is wrong, the bundle is none, or the port is taken.
+        ConfigError: the bundle is none, the keys can't be read, or the port is taken.
         StageError: Ray or the application did not start.
     """
     if os.environ.get("RAY_ADDRESS"):
@@ -53,7 +60,7 @@ def serve(settings: dict[str, Any], host: str, port: int, ingress: Ingress) -> N
         from ns_ray.runtime import local_cluster, prepare
 
         prepare()
-        config = _checked(settings)
+        config = _checked(config)
         replicas = config.max_replicas or config.replicas
         share = config.cpus or cpus()
         with local_cluster(share * replicas + 1, f"{folder}/ray.log"), _stop_signal() as stop:
@@ -103,13 +110,11 @@ def _chosen(ingress: Ingress) -> str:
     return "haproxy" if there else "proxy"
 
 
-def _checked(settings: dict[str, Any]) -> Any:
-    """The settings, with the bundle and the keys looked at before anything starts."""
+def _checked(config: ServeConfig) -> ServeConfig:
+    """The settings with absolute places; bundle and keys are looked at before anything starts."""
     from ns_ray.bundle import open_bundle
     from ns_ray.serving.app import read_keys
-    from ns_ray.serving.settings import ServeConfig
 
-    config = validate(ServeConfig, settings, origin="--set serve")
     changes: dict[str, Any] = {"bundle": open_bundle(str(config.bundle)).path}
     if config.api_key_file is not None:
         changes["api_key_file"] = str(Path(config.api_key_file).absolute())
@@ -120,7 +125,7 @@ def _checked(settings: dict[str, Any]) -> Any:
     return config.model_copy(update=changes)
 
 
-def _start(config: Settings, host: str, port: int) -> None:
+def _start(config: ServeConfig, host: str, port: int) -> None:
     """Start Serve and the application, and wait until it answers.
 
     Raises:
@@ -128,15 +133,11 @@ def _start(config: Settings, host: str, port: int) -> None:
     """
     from ray import serve as ray_serve
 
-    from ns_ray.serving import ServeConfig, build_app
-
-    assert isinstance(config, ServeConfig)
     try:
         ray_serve.start(http_options={"host": host, "port": port}, proxy_location="HeadOnly")
         ray_serve.run(build_app(config), name=APP, route_prefix="/")
     except (RuntimeError, TimeoutError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise StageError(f"the server did not start: {reason}") from error
+        raise StageError(f"the server did not start: {first_line(error)}") from error
 
 
 def _check_port(host: str, port: int) -> None:

@@ -20,7 +20,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ns_ray.config import LITE, ModelConfig, NoiseConfig
-from ns_ray.errors import ConfigError, nearest
+from ns_ray.errors import ConfigError, first_line, nearest
 from ns_ray.pretrained import load_lite
 
 
@@ -90,13 +90,13 @@ def build(config: ModelConfig, num_classes: int) -> nn.Module:
             load_lite(model, name)
     except OSError as error:  # no network, or nothing there
         raise ConfigError(
-            f"the weights of {name!r} cannot be had ({_first_line(error)}); set pretrained to "
+            f"the weights of {name!r} cannot be had ({first_line(error)}); set pretrained to "
             "null, or to the folder of a bundle"
         ) from None
     except (TypeError, AssertionError, ValueError, RuntimeError) as error:
         raise ConfigError(
             f"timm cannot build {name!r} with model_args={config.model_args} "
-            f"and image_size={config.image_size}: {_first_line(error)}"
+            f"and image_size={config.image_size}: {first_line(error)}"
         ) from None
     data = resolve_model_data_config(model)
     size = config.image_size or int(data["input_size"][-1])
@@ -130,18 +130,13 @@ def check_size(model: nn.Module, name: str, size: int, smallest: int = 0) -> Non
             with torch.inference_mode():
                 model.eval()(torch.zeros(2, 3, size, size))
         except (RuntimeError, AssertionError, ValueError) as error:
-            reason = _first_line(error)
+            reason = first_line(error)
         finally:
             model.train(training)
     if reason:
         raise ConfigError(
             f"image_size={size} does not fit {name!r} ({reason}); set image_size of this model"
         )
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
 
 
 def add_noise(model: nn.Module, noise: NoiseConfig) -> LiveRows:

@@ -1,7 +1,7 @@
 """Finds the Ray cluster to work on, or starts one on this machine. Nothing else starts Ray.
 
 Ray reads its environment when it is imported, so `prepare` comes before any import of it: this
-module and the doors (run.py, cli.py) import Ray, and the stages that use it, inside functions.
+module and the doors (commands/) import Ray, and the stages that use it, inside functions.
 """
 
 import ctypes
@@ -19,7 +19,7 @@ from typing import Any, TextIO, cast
 
 from ns_ray import resources
 from ns_ray.config import ResourcesConfig
-from ns_ray.errors import StageError
+from ns_ray.errors import StageError, first_line
 from ns_ray.resources import WORKER_ENVIRONMENT, Machine
 
 _MALLOPT = {-8: 1, -3: 2**31 - 1, -1: 2**31 - 1, -2: 2**28}
@@ -163,8 +163,7 @@ def _init(what: str, **arguments: Any) -> None:
     try:
         ray.init(log_to_driver=False, logging_level="ERROR", **arguments)
     except Exception as error:
-        reason = str(error).strip().splitlines()[0]
-        raise StageError(f"{what} did not start or answer: {reason}") from error
+        raise StageError(f"{what} did not start or answer: {first_line(error)}") from error
     _stop_like_ctrl_c()  # Ray's handler ends the interpreter below running threads: it aborts
 
 

@@ -1,7 +1,7 @@
 """Noisy Student self-training, as the paper has it: a teacher labels the pile, the confident and
 balanced part of it trains an equal or larger, noised student, and the student teaches next.
 
-The stages are handed in (see run.py), so this file knows no Ray and no torch.
+The stages are handed in (see stages.py), so this file knows no Ray and no torch.
 """
 
 from collections.abc import Callable, Mapping

@@ -16,6 +16,7 @@ import yaml
 
 from ns_ray.config import RunConfig, Settings, validate
 from ns_ray.errors import ConfigError, nearest
+from ns_ray.validation import S
 
 EXPONENT = r"[-+]?\d+(\.\d*)?[eE][-+]?\d+"
 """Numbers such as 1e-3, which YAML 1.1 reads as text."""
@@ -91,22 +92,22 @@ def parse(text: str, overrides: Iterable[str] = (), *, origin: str = "config") -
 
 
 def parse_sections(
-    sections: Mapping[str, type[Settings]], base: dict[str, Any], overrides: Iterable[str]
-) -> dict[str, Any]:
-    """Settings of some sections of a run, from plain values with `section.key=value` on top."""
-    raw = base
-    for override in overrides:
+    model: type[S], overrides: Iterable[str] | None, **given: Mapping[str, Any]
+) -> S:
+    """The settings of one command: sections of a run's, as a model that has them as fields.
+
+    Args:
+        model: the sections.
+        overrides: `section.key=value`, on top of what is given.
+        given: plain values of some sections, from options of the command.
+
+    Raises:
+        ConfigError: the command has no such section, or a setting is wrong.
+    """
+    raw: dict[str, Any] = {name: dict(values) for name, values in given.items()}
+    for override in overrides or ():
         set_value(raw, override)
-    for name in raw:
-        if name not in sections:
-            raise ConfigError(
-                f"unknown setting {name!r}{nearest(name, sections)}; "
-                f"this command knows: {', '.join(sections)}"
-            )
-    return {
-        name: validate(model, raw.get(name) or {}, origin=f"--set {name}")
-        for name, model in sections.items()
-    }
+    return validate(model, raw, origin="--set")
 
 
 def _unshared(value: Any) -> Any:

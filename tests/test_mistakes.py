@@ -9,14 +9,16 @@ from typing import Any
 
 import pytest
 import ray
+import typer
 from tiny import flat_folder, folder_per_class, start, write_config
 from typer.testing import CliRunner
 
-from ns_ray import run, runtime, train
+from ns_ray import errors, run, runtime, status
+from ns_ray.commands import app
 from ns_ray.errors import StageError
 from ns_ray.resources import Machine
 
-CONFIG, DATA = 2, 3
+CONFIG, DATA, FAULT = 2, 3, 70
 
 
 @pytest.fixture(scope="module")
@@ -148,9 +150,9 @@ def test_the_command_itself_says_it_in_one_line(config: Path) -> None:
 
 def test_debug_shows_where_it_comes_from(config: Path) -> None:
     done = start(["-m", "ns_ray.run"], config, "--set", "train.epoch=3", "--debug")
-    assert done.returncode != 0
+    assert done.returncode == CONFIG
     assert "Traceback" in done.stderr
-    assert "did you mean 'epochs'?" in done.stderr
+    assert "did you mean 'epochs'?" in done.stdout
 
 
 def test_the_config_of_these_tests_has_no_mistake(
@@ -159,5 +161,84 @@ def test_the_config_of_these_tests_has_no_mistake(
     def fit(*_: Any, **__: Any) -> None:
         raise StageError("training would begin")
 
-    monkeypatch.setattr(train, "fit", fit)
+    monkeypatch.setattr("ns_ray.stages.fit", fit)
     assert mistake(config, []) == (StageError.exit_code, "error: training would begin")
+
+
+# ---------------------------------------------------------------------------- mistakes of our own
+
+
+def test_a_fault_of_ours_is_one_line_and_its_traceback_lies_in_the_folder_of_the_run(
+    config: Path, tmp_path: Path, bare_machine: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fit(*_: Any, **__: Any) -> None:
+        raise TypeError("unsupported operand\nand more about it")
+
+    monkeypatch.setattr("ns_ray.stages.fit", fit)
+    code, line = mistake(config, [])
+    file = tmp_path / "runs" / "tiny" / "fault.txt"
+    assert code == FAULT
+    assert line == (
+        "error: a fault of ns-ray (TypeError: unsupported operand); "
+        f"the traceback is in {file}; please report it"
+    )
+    text = file.read_text()
+    assert "Traceback" in text
+    assert "and more about it" in text
+
+
+def test_a_fault_of_ours_without_a_run_leaves_its_traceback_in_the_temporary_folder(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: Any) -> None:
+        raise KeyError
+
+    monkeypatch.setattr(status, "status", broken)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    done = CliRunner().invoke(app, ["status", "--config", str(config)])
+    assert done.exit_code == FAULT
+    (file,) = tmp_path.glob("ns-ray-fault-*.txt")
+    assert done.output == (
+        f"error: a fault of ns-ray (KeyError); the traceback is in {file}; please report it\n"
+    )
+    assert "KeyError" in file.read_text()
+
+
+def test_a_fault_with_nowhere_to_write_shows_its_traceback(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: Any) -> None:
+        raise KeyError
+
+    monkeypatch.setattr(status, "status", broken)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "nowhere"))
+    done = CliRunner().invoke(app, ["status", "--config", str(config)])
+    assert done.exit_code == FAULT
+    assert "Traceback" in done.output
+    assert done.output.splitlines()[-1].startswith("error: a fault of ns-ray (KeyError)")
+
+
+def test_no_error_of_ours_ends_with_1() -> None:
+    kinds = [kind for kind in vars(errors).values() if isinstance(kind, type)]
+    codes = {kind.exit_code for kind in kinds if issubclass(kind, errors.NsRayError)}
+    assert codes == {CONFIG, DATA, StageError.exit_code, FAULT}
+
+
+def test_every_command_says_what_it_and_its_options_do() -> None:
+    group = typer.main.get_command(app)
+    commands = dict(group.commands)  # type: ignore[attr-defined]
+    assert {"run", "label", "serve"} < commands.keys()
+    for name, command in commands.items():
+        assert command.help, name
+        assert [option.name for option in command.params if not option.help] == []
+        assert "debug" in {option.name for option in command.params}, name
+
+
+@pytest.mark.parametrize("seeds", ["0 1", "1,", "one", "0-4"])
+def test_seeds_are_whole_numbers_with_commas_between_them(seeds: str, tmp_path: Path) -> None:
+    arguments = ["noise", "--recipe", "ablation-digits", "--out", str(tmp_path), "--seeds", seeds]
+    done = CliRunner().invoke(app, ["ablate", *arguments])
+    assert done.exit_code == CONFIG
+    assert done.output == (
+        f"error: --seeds {seeds!r} must be whole numbers with commas between them, such as 0,1,2\n"
+    )

@@ -53,7 +53,7 @@ def test_the_wheel_says_what_it_is(wheel: Path) -> None:
     assert f"\nVersion: {ns_ray.__version__}\n" in metadata
     assert "\nLicense-Expression: Apache-2.0\n" in metadata
     assert f"{info}/licenses/LICENSE" in archive.namelist()
-    assert "ns-ray = ns_ray.cli:main" in archive.read(f"{info}/entry_points.txt").decode()
+    assert "ns-ray = ns_ray.commands:main" in archive.read(f"{info}/entry_points.txt").decode()
 
 
 def test_the_citation_names_this_version() -> None:

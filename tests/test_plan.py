@@ -11,7 +11,7 @@ from tiny import MODEL, flat_folder, folder_per_class, settings
 from typer.testing import CliRunner, Result
 
 from ns_ray import plan
-from ns_ray.cli import app
+from ns_ray.commands import app
 from ns_ray.config import RunConfig, validate
 from ns_ray.plan import Counts, Plan, make_plan
 from ns_ray.resources import Machine

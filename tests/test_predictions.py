@@ -10,7 +10,7 @@ from broken_files import broken, jpeg
 from served import CLASSES, make_bundle
 from typer.testing import CliRunner
 
-from ns_ray.cli import app
+from ns_ray.commands import app
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +87,7 @@ def test_other_sources(folder: Path, pile: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
-        (["--format", "xml"], 2, "table, csv, json, parquet"),
+        (["--format", "xml"], 2, "'csv', 'json', 'parquet'"),
         (["--format", "parquet"], 2, "--out"),
         (["--top-k", "0"], 2, "--top-k 0"),
     ],

@@ -17,10 +17,9 @@ from reported import CLASSES, PILE, TEST, WRONG, config, keys_of, write_run
 from typer.testing import CliRunner
 
 from ns_ray import report, storage
-from ns_ray.cli import app
+from ns_ray.commands import app, execute
 from ns_ray.report import gallery, words
 from ns_ray.report.facts import kept_precision, open_run
-from ns_ray.run import execute
 from ns_ray.schema import Shard
 
 Open = Callable[..., Page]

@@ -235,15 +235,19 @@ def test_every_default_is_written_out() -> None:
     assert set(plain) == set(RunConfig.model_fields)
 
 
+class Sections(configs.Settings):
+    train: TrainConfig = TrainConfig()
+    select: configs.SelectConfig = configs.SelectConfig()
+
+
 def test_one_stage_alone() -> None:
-    parts = {"train": TrainConfig, "select": configs.SelectConfig}
     overrides = ["train.lr=1e-2", "select.per_class=null"]
-    found = parse_sections(parts, {"select": {"max_copies": 2}}, overrides)
-    assert found["train"].lr == 0.01
-    assert found["select"].per_class is None
-    assert found["select"].max_copies == 2
-    with pytest.raises(ConfigError, match=r"did you mean 'train'\?.*knows: train, select"):
-        parse_sections(parts, {}, ["trian.lr=1"])
+    found = parse_sections(Sections, overrides, select={"max_copies": 2})
+    assert found.train.lr == 0.01
+    assert found.select.per_class is None
+    assert found.select.max_copies == 2
+    with pytest.raises(ConfigError, match=r"did you mean 'train'\?\); known: train, select"):
+        parse_sections(Sections, ["trian.lr=1"])
 
 
 # ------------------------------------------------------------------------- sameness of two configs

@@ -8,7 +8,7 @@ import pytest
 from tiny import flat_folder, folder_per_class, write_config
 from typer.testing import CliRunner
 
-from ns_ray.cli import app
+from ns_ray.commands import app
 from ns_ray.schema import open_corpus, open_labels, open_selection
 
 pytestmark = pytest.mark.ray
@@ -90,7 +90,7 @@ def test_small_work_does_not_wait_for_ray(
     def started(*_: Any) -> None:
         raise AssertionError("Ray was started")
 
-    monkeypatch.setattr("ns_ray.cli._ray", started)
+    monkeypatch.setattr("ns_ray.commands.one_stage._ray", started)
     labels, selection = tmp_path / "labels", tmp_path / "selection"
     call("label", "--bundle", work / "teacher", "--data", work / "packed", "--out", labels)
     call("select", "--labels", labels, "--out", selection, "--set", "select.threshold=0.0")

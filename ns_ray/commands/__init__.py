@@ -1,0 +1,62 @@
+"""The doors: what a user types comes in, an exit code goes out.
+
+A command reads its options into one typed value, calls the driver or one stage, and says in a line
+what there is now. It knows nothing about the method, nor about what goes wrong: `door` catches
+that, for all of them.
+"""
+
+from collections.abc import Callable
+from typing import Annotated
+
+import typer
+
+from ns_ray import __version__
+from ns_ray.commands import ablation, looking, models, one_stage, whole
+from ns_ray.commands.door import door
+from ns_ray.commands.whole import execute
+from ns_ray.log import say
+
+__all__ = ["app", "execute", "main", "run_app"]
+
+GROUPS: dict[str, tuple[Callable[..., int | None], ...]] = {
+    "A run": (whole.run, looking.check, looking.plan, looking.status, looking.report),
+    "One stage": (
+        one_stage.pack,
+        one_stage.label,
+        one_stage.select,
+        one_stage.train,
+        one_stage.evaluate,
+    ),
+    "A model": (models.predict, models.serve, models.swap, models.export, models.fetch),
+    "Many runs": (ablation.ablate,),
+}
+"""The commands of `ns-ray`, in the order of its help."""
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
+run_app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+"""`python -m ns_ray.run`, which is `ns-ray run`."""
+
+for panel, commands in GROUPS.items():
+    for command in commands:
+        app.command(rich_help_panel=panel)(door(command))
+run_app.command()(door(whole.run))
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        say(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _about(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Noisy Student self-training for image classification, distributed with Ray."""
+
+
+def main() -> None:
+    """The `ns-ray` command."""
+    app()

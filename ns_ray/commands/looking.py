@@ -1,0 +1,93 @@
+"""`ns-ray check | plan | status | report`: looking at a run without running it."""
+
+from typing import Annotated
+
+import typer
+
+from ns_ray.commands.options import Config, Debug, Recipe, Set
+from ns_ray.errors import ConfigError
+from ns_ray.log import console, say
+from ns_ray.settings import load_either
+
+
+def check(
+    config: Config = None, recipe: Recipe = None, set_: Set = None, debug: Debug = False
+) -> int:
+    """Try settings, images, models, machine and storage of a run, without starting it."""
+    settings = load_either(config, recipe, set_)
+    from ns_ray.runtime import keep_memory, machine
+
+    keep_memory()
+    from ns_ray.check import check as try_all
+    from ns_ray.check import table
+
+    found = try_all(settings, machine())
+    console.print(table(found))
+    errors = [finding.error for finding in found if finding.error]
+    say(f"{len(errors)} of {len(found)} failed" if errors else "a run can start")
+    return errors[0].exit_code if errors else 0
+
+
+def plan(
+    config: Config = None,
+    recipe: Recipe = None,
+    images: Annotated[
+        int | None,
+        typer.Option(help="Labeled images to train on: plan without the data.", show_default=False),
+    ] = None,
+    pile: Annotated[int, typer.Option(help="Unlabeled images, with --images.")] = 0,
+    classes: Annotated[int, typer.Option(help="Classes, with --images.")] = 1000,
+    measure: Annotated[bool, typer.Option(help="Time a few steps on this machine.")] = True,
+    set_: Set = None,
+    debug: Debug = False,
+) -> None:
+    """Say how many images, steps, bytes and hours each stage of a run will take."""
+    settings = load_either(config, recipe, set_)
+    from ns_ray.runtime import keep_memory, machine
+
+    keep_memory()
+    from ns_ray.ingest import list_all
+    from ns_ray.plan import Counts, lines, make_plan, table
+
+    if images is None:
+        counts = Counts.of(list_all(settings.data, seed=settings.seed))
+    else:
+        counts = Counts(classes, images, pile, 0, 0)
+    made = make_plan(settings, counts, machine(), measure=measure)
+    console.print(table(made))
+    for line in lines(made):
+        say(line)
+
+
+def status(
+    config: Config = None, recipe: Recipe = None, set_: Set = None, debug: Debug = False
+) -> None:
+    """Say what of a run is done, in progress and missing."""
+    from ns_ray.status import status as look
+    from ns_ray.status import table
+
+    found = look(load_either(config, recipe, set_))
+    console.print(table(found))
+    say(found.verdict)
+
+
+def report(
+    run: Annotated[str, typer.Argument(help="A finished run's folder or URI.", show_default=False)],
+    other: Annotated[
+        str | None, typer.Argument(help="Another run: compare the two.", show_default=False)
+    ] = None,
+    out: Annotated[
+        str | None,
+        typer.Option(
+            help="File of the comparison; if not given, it is in the second run's folder.",
+            show_default=False,
+        ),
+    ] = None,
+    debug: Debug = False,
+) -> None:
+    """Write the report of a run again, or a page that compares two runs."""
+    from ns_ray import report as pages
+
+    if other is None and out is not None:
+        raise ConfigError(f"--out {out}: the report of one run is always RUN/report.html")
+    say(pages.write(run) if other is None else pages.compare(run, other, out))

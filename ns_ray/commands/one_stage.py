@@ -1,0 +1,256 @@
+"""`ns-ray pack | label | select | train | evaluate`: one stage, for people who need only that."""
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ns_ray import resources, storage
+from ns_ray.commands.options import Bundle, Config, Data, Debug, Out, Recipe, Set
+from ns_ray.config import (
+    DataConfig,
+    EvaluateConfig,
+    LabelConfig,
+    PredictConfig,
+    ResourcesConfig,
+    RunConfig,
+    SelectConfig,
+    Settings,
+    train_config,
+)
+from ns_ray.errors import ConfigError
+from ns_ray.layout import RunLayout
+from ns_ray.log import say
+from ns_ray.resources import Machine, Pool
+from ns_ray.schema import Corpus
+from ns_ray.settings import load_either, parse_sections
+
+if TYPE_CHECKING:
+    from ns_ray.bundle import Bundle as Model
+
+
+class PackSettings(Settings):
+    """What `--set` changes for `ns-ray pack`."""
+
+    data: DataConfig
+    resources: ResourcesConfig = ResourcesConfig()
+
+
+class LabelSettings(Settings):
+    """What `--set` changes for `ns-ray label`."""
+
+    data: DataConfig
+    label: LabelConfig = LabelConfig()
+    predict: PredictConfig = PredictConfig()
+    resources: ResourcesConfig = ResourcesConfig()
+
+
+class SelectSettings(Settings):
+    """What `--set` changes for `ns-ray select`."""
+
+    select: SelectConfig = SelectConfig()
+    resources: ResourcesConfig = ResourcesConfig()
+
+
+class EvaluateSettings(Settings):
+    """What `--set` changes for `ns-ray evaluate`."""
+
+    data: DataConfig
+    evaluate: EvaluateConfig = EvaluateConfig()
+    predict: PredictConfig = PredictConfig()
+    resources: ResourcesConfig = ResourcesConfig()
+
+
+def pack(data: Data, out: Out, set_: Set = None, debug: Debug = False) -> None:
+    """Pack images into a corpus: Parquet shards, a manifest, and rejected.parquet."""
+    settings = parse_sections(PackSettings, set_, data={"labeled": data})
+    with _ray(settings.resources):
+        corpus = _packed(settings.data, data, storage.absolute(out), labeled=True)
+    rejected = sum(corpus.rejected.values())
+    say(f"{corpus.path}: {corpus.rows:,} images, {rejected:,} rejected")
+
+
+def label(bundle: Bundle, data: Data, out: Out, set_: Set = None, debug: Debug = False) -> None:
+    """Pseudo-label images with a model. The summary is in _DONE.json of the result."""
+    settings = parse_sections(LabelSettings, set_, data={"labeled": data})
+    place = storage.absolute(out)
+    with _inference(settings.data, settings.resources, place, labeled=False) as (pile, pool):
+        from ns_ray.bundle import open_bundle
+        from ns_ray.pseudo_label import pseudo_label
+
+        labels = pseudo_label(
+            settings.label,
+            open_bundle(bundle),
+            pile,
+            pool=pool,
+            out=place,
+            title="label",
+            predict=settings.predict,
+        )
+    rate = labels.facts["images_per_second"]
+    rejected = labels.facts["rejected"] + sum(pile.rejected.values())
+    say(f"{place}: {labels.rows:,} images labeled, {rejected:,} rejected, {rate:,.0f} images/s")
+
+
+def select(
+    labels: Annotated[str, typer.Option(help="Folder of pseudo-labels.", show_default=False)],
+    out: Out,
+    seed: Annotated[int, typer.Option(help="Decides ties and copies.")] = 0,
+    set_: Set = None,
+    debug: Debug = False,
+) -> None:
+    """Choose which pseudo-labeled images train a student, and how many copies of each."""
+    settings = parse_sections(SelectSettings, set_)
+    from ns_ray.schema import open_labels
+    from ns_ray.selection import in_process
+    from ns_ray.selection import select as select_rows
+
+    place = storage.absolute(out)
+    found = open_labels(labels)
+    with nullcontext() if in_process(found) else _ray(settings.resources):
+        chosen = select_rows(settings.select, found, seed=seed, out=place)
+    say(f"{place}: {chosen.kept:,} images, {chosen.copies:,} with copies")
+
+
+def train(
+    out: Out,
+    config: Config = None,
+    recipe: Recipe = None,
+    selection: Annotated[
+        str | None,
+        typer.Option(
+            help="Folder of a selection: train the first student with it, not the teacher.",
+            show_default=False,
+        ),
+    ] = None,
+    set_: Set = None,
+    debug: Debug = False,
+) -> None:
+    """Train one model on labeled images and, if given, on selected pseudo-labeled ones."""
+    settings = load_either(config, recipe, set_)
+    with _ray(settings.resources) as machine:
+        trained = _fit(settings, machine, storage.absolute(out), selection)
+    say(f"{trained.path}: {trained.parameters:,} parameters")
+
+
+def evaluate(bundle: Bundle, data: Data, out: Out, set_: Set = None, debug: Debug = False) -> None:
+    """Score a model on labeled images. The scores are in evaluation.json of the result."""
+    settings = parse_sections(EvaluateSettings, set_, data={"labeled": data})
+    place = storage.absolute(out)
+    robustness = settings.evaluate.robustness is not None
+    with _inference(settings.data, settings.resources, place, labeled=True, ray=robustness) as (
+        corpus,
+        pool,
+    ):
+        from ns_ray.bundle import open_bundle
+
+        scores = _scores(settings, open_bundle(bundle), corpus, pool, place)
+    storage.write_json(storage.join(place, "evaluation.json"), scores)
+    say(f"{place}: top-1 {scores['top1']:.4f} on {scores['rows']:,} images")
+
+
+def _scores(
+    settings: EvaluateSettings, model: "Model", corpus: Corpus, pool: Pool, place: str
+) -> dict[str, Any]:
+    """What evaluation.json holds."""
+    from ns_ray.evaluate import evaluate as score
+    from ns_ray.robustness.suites import evaluate_one
+
+    scored = score(
+        settings.evaluate,
+        model,
+        corpus,
+        pool=pool,
+        out=storage.join(place, "predictions"),
+        title="evaluate",
+        predict=settings.predict,
+    )
+    scores = dict(scored.scores)
+    if settings.evaluate.robustness is not None:
+        scores["robustness"] = evaluate_one(
+            settings.evaluate, model, corpus, out=place, pool=pool, predict=settings.predict
+        )
+    return scores
+
+
+def _fit(settings: RunConfig, machine: Machine, out: str, selection: str | None) -> "Model":
+    from ns_ray.ingest import ingest
+    from ns_ray.schema import open_selection
+    from ns_ray.train import fit
+
+    model = settings.teacher if selection is None else settings.students[0]
+    if model.bundle is not None:
+        raise ConfigError(
+            f"teacher.bundle={model.bundle}: there is nothing to train; set a `model`"
+        )
+    layout = RunLayout(storage.join(out, "work"))
+    data = ingest(settings.data, seed=settings.seed, out=layout, pile=False)
+    return fit(
+        model,
+        train_config(settings.train, model),
+        labeled=data.labeled,
+        pseudo=open_selection(selection) if selection else None,
+        seed=settings.seed,
+        workers=resources.workers(settings.resources, machine),
+        max_failures=settings.resources.max_failures,
+        checkpoints=storage.join(out, "work", "checkpoints"),
+        out=out,
+        title="train",
+        provenance={"run": settings.name, "role": "trained", "model": model.model},
+    )
+
+
+@contextmanager
+def _ray(config: ResourcesConfig) -> Iterator[Machine]:
+    """Ray, with its messages in a file among its own."""
+    from ns_ray.runtime import cluster, prepare
+
+    prepare()
+    with (
+        tempfile.NamedTemporaryFile(prefix="ns-ray-", suffix=".log") as log,
+        cluster(config, log.name) as machine,
+    ):
+        yield machine
+
+
+@contextmanager
+def _inference(
+    data: DataConfig, config: ResourcesConfig, out: str, *, labeled: bool, ray: bool = False
+) -> Iterator[tuple[Corpus, Pool]]:
+    """The source as a packed corpus, itself where it is one, and the actors for it. Ray, which
+    takes seconds to start, is started where `ray` says so, or there is work for it."""
+    from ns_ray.runtime import local_machine, prepare
+
+    prepare()
+    from ns_ray.inference import in_process
+    from ns_ray.ingest import adopt
+    from ns_ray.sources import list_source
+
+    place = storage.join(out, "corpus")
+    listing = list_source(data.labeled, setting="--data")
+    adopted = adopt(listing, out=place, classes=(), excluded=frozenset())
+    here = local_machine()
+    if adopted and here and not ray:
+        pool = resources.pool(config, here)
+        if in_process(pool, len(adopted.shards)):
+            yield adopted, pool
+            return
+    with _ray(config) as machine:
+        corpus = adopted or _packed(data, listing, place, labeled=labeled)
+        yield corpus, resources.pool(config, machine)
+
+
+def _packed(config: DataConfig, source: Any, out: str, *, labeled: bool) -> Corpus:
+    from ns_ray.ingest import pack
+
+    return pack(
+        source,
+        out=out,
+        classes=None if labeled else (),
+        rows_per_shard=config.rows_per_shard,
+        max_pixels=config.max_pixels,
+        max_rejected=config.max_rejected,
+        setting="--data",
+    )

@@ -1,0 +1,32 @@
+"""Options that several commands take, and how they are read."""
+
+from typing import Annotated
+
+import typer
+
+Bundle = Annotated[
+    str, typer.Option(help="A run folder, a bundle, or a timm local-dir.", show_default=False)
+]
+Data = Annotated[
+    str,
+    typer.Option(
+        help="Folder per class, flat folder, CSV or Parquet table, WebDataset tars, a packed "
+        "corpus, or a named set (digits, fashion-mnist, cifar10, svhn).",
+        show_default=False,
+    ),
+]
+Out = Annotated[str, typer.Option(help="Folder or URI of the result.", show_default=False)]
+Config = Annotated[
+    str | None, typer.Option(help="The YAML file of a run; this or --recipe.", show_default=False)
+]
+Recipe = Annotated[
+    str | None,
+    typer.Option(help="A recipe of the package, such as digits.", show_default=False),
+]
+Set = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="A.B=C", help="Change one setting; as often as needed.", show_default=False
+    ),
+]
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]

@@ -1,0 +1,163 @@
+"""`ns-ray run`, which is `python -m ns_ray.run`: a whole run from one config.
+
+Running the same command again continues; a changed config under the same name is refused.
+"""
+
+import tempfile
+from typing import Annotated, Any
+
+import typer
+import yaml
+
+from ns_ray import __version__, storage
+from ns_ray.commands.door import faults_go_to
+from ns_ray.commands.options import Debug, Set
+from ns_ray.commands.verdict import show
+from ns_ray.config import RunConfig
+from ns_ray.errors import ConfigError, first_line
+from ns_ray.layout import RunLayout
+from ns_ray.log import Metrics, say
+from ns_ray.settings import config_hash, differences, dump, load_either
+
+NO_STUDENT = 5
+DEFAULT_RECIPE = "digits"
+
+
+def run(
+    recipe: Annotated[
+        str | None,
+        typer.Option(
+            help=f"A recipe of the package; {DEFAULT_RECIPE} when nothing is given.",
+            show_default=False,
+        ),
+    ] = None,
+    config: Annotated[
+        str | None, typer.Option(help="A YAML file of your own.", show_default=False)
+    ] = None,
+    set_: Set = None,
+    overwrite: Annotated[
+        bool,
+        typer.Option("--overwrite", help="Redo what other settings under the same name left."),
+    ] = False,
+    debug: Debug = False,
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> int:
+    """Run Noisy Student self-training: teacher, pseudo-labels, noised student, and again.
+
+    The same command again continues where it was.
+    """
+    if version:
+        say(__version__)
+        return 0
+    if recipe is None and config is None:
+        recipe = DEFAULT_RECIPE
+    settings = load_either(config, recipe, set_)
+    with faults_go_to(RunLayout.of(settings).root):
+        return execute(settings, overwrite=overwrite)
+
+
+def execute(config: RunConfig, *, overwrite: bool = False) -> int:
+    """Run a config to its end and print the verdict.
+
+    Returns:
+        Exit code: 0 done, 5 done but no student was accepted.
+
+    Raises:
+        NsRayError: with the exit code of its kind.
+    """
+    layout = RunLayout.of(config)
+    _claim(config, layout, overwrite)
+    result = _finished(config, layout)
+    if result is None:
+        result = _work(config, layout)
+    show(result)
+    _report(layout)
+    return 0 if result["status"] == "done" else NO_STUDENT
+
+
+def _claim(config: RunConfig, layout: RunLayout, overwrite: bool) -> None:
+    """Take the run's folder, or refuse it when another config has it.
+
+    Raises:
+        ConfigError: the folder can't be written, or belongs to a different config.
+    """
+    if storage.exists(layout.config) and not overwrite:
+        old = yaml.safe_load(storage.read_bytes(layout.config))
+        found = old.pop("config_hash", None)
+        old.pop("versions", None)
+        if found != config_hash(config):
+            new = config.model_dump(mode="json")
+            changed = [d for d in differences(old, new) if not d.startswith(("storage", "res"))]
+            raise ConfigError(
+                f"run {config.name!r} exists in {layout.root} with other settings "
+                f"({'; '.join(changed[:5])}); choose another `name`, or pass --overwrite"
+            )
+    record = {"config_hash": config_hash(config), "versions": storage.versions()}
+    text = (dump(config) + yaml.safe_dump(record, sort_keys=False)).encode()
+    if storage.exists(layout.config) and storage.read_bytes(layout.config) == text:
+        return
+    try:
+        storage.write_bytes(layout.config, text)
+    except ConfigError as error:
+        raise ConfigError(f"storage={config.storage!r}: {error}") from None
+
+
+def _finished(config: RunConfig, layout: RunLayout) -> dict[str, Any] | None:
+    """The result of a run that has ended already."""
+    if not storage.exists(layout.result):
+        return None
+    result = storage.read_json(layout.result)
+    return result if result.get("config_hash") == config_hash(config) else None
+
+
+def _work(config: RunConfig, layout: RunLayout) -> dict[str, Any]:
+    """Everything that needs Ray and torch, imported only here: a finished run answers at once."""
+    from ns_ray.runtime import cluster, prepare
+
+    prepare()
+    local = not storage.is_uri(layout.root)
+    scratch = layout.root if local else tempfile.mkdtemp(prefix="ns-ray-")
+    metrics = Metrics(f"{scratch}/metrics.jsonl")
+    with cluster(config.resources, f"{scratch}/ray.log") as machine:
+        # Here, where `prepare` has been importing torch and timm while Ray started.
+        from ns_ray.bundle import scored_card
+        from ns_ray.check import check_models
+        from ns_ray.selftrain import self_train
+        from ns_ray.stages import open_stages
+
+        check_models(config)
+        result = self_train(config, layout, open_stages(config, machine, metrics))
+    metrics.close()
+    if not local:
+        for name in storage.list_files(scratch, recursive=True):
+            data = storage.read_bytes(storage.join(scratch, name))
+            storage.write_bytes(storage.join(layout.root, name), data)
+    publish_model(result.pop("best_bundle"), layout.model)
+    best = result["generations"][result["best_generation"]]
+    storage.write_bytes(
+        storage.join(layout.model, "README.md"), scored_card(layout.model, best).encode()
+    )
+    storage.write_json(layout.result, result)
+    return result
+
+
+def _report(layout: RunLayout) -> None:
+    """Write the report, where it is missing or older than the result, and say where it is. The run
+    has ended by then: whatever goes wrong here must not cost it."""
+    from ns_ray import report
+
+    try:
+        say(f"report: {report.up_to_date(layout.root)}")
+    except Exception as error:
+        say(
+            f"the report could not be written: {first_line(error)}; "
+            f"ns-ray report {layout.root} tries again"
+        )
+
+
+def publish_model(bundle: str, out: str) -> None:
+    """Copy the best bundle to where it is served from; `_DONE.json` last."""
+    done = storage.published(bundle)
+    files = done.files if done else ["config.json", "model.safetensors"]
+    for name in [*files, *([storage.DONE] if done else [])]:
+        storage.write_bytes(storage.join(out, name), storage.read_bytes(storage.join(bundle, name)))
