@@ -1,14 +1,16 @@
 """Input noise: what a training image goes through before the model sees it.
 
 Every image of both streams gets it, fresh at each presentation. Uses timm's RandAugment, which
-draws from the global generators of `random` and `numpy`: seed both (see `seed_everything`) and
-the same images come out. Knows nothing about models or Ray.
+draws from the global generators of `random` and `numpy`: in `seeded` the same seed gives the same
+images. Knows nothing about models or Ray.
 """
 
 import importlib.util
 import math
 import random
-from collections.abc import Callable, Collection, Iterable
+import threading
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any, cast
@@ -26,10 +28,26 @@ ERASE_AREA = (0.02, 1 / 3)
 """Share of the image that a random rectangle covers (Zhong et al. 2017, timm's defaults)."""
 
 
-def seed_everything(seed: int) -> None:
-    """Seed the generators that the augmentation draws from."""
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
+_GENERATORS = threading.Lock()
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """The global generators of `random` and `numpy` in a known state, for one thread at a time;
+    afterwards they go on from where they were. All that draws from them does it in here.
+
+    torch has a global generator too. It is left alone: the thread that runs a model seeds it, and
+    one that makes images beside it must not change it between a forward and a backward pass.
+    """
+    with _GENERATORS:
+        before = random.getstate(), np.random.get_state()
+        random.seed(seed)
+        np.random.seed(seed % 2**32)
+        try:
+            yield
+        finally:
+            random.setstate(before[0])
+            np.random.set_state(before[1])
 
 
 class Augment:

@@ -25,8 +25,6 @@ AHEAD = 3
 """Batches per process that are made before they are asked for."""
 CHUNKS = 4
 """Chunks of a stream that are kept at hand."""
-_GENERATORS = threading.Lock()
-"""Held while a thread draws from the global generators, which the lanes of a worker share."""
 
 
 Plan = tuple[list[Segment], list[Segment], int]
@@ -201,8 +199,7 @@ class Loader:
                     for which, segments in enumerate((labeled, pseudo))
                     for segment in segments
                 ]
-                with _GENERATORS:
-                    batch = _make(self._noise, self._sizes.image, seed, labeled, pseudo, *tables)
+                batch = _make(self._noise, self._sizes.image, seed, labeled, pseudo, *tables)
                 while not self._closed.is_set():
                     try:
                         ready.put(batch, timeout=0.5)

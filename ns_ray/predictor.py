@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ns_ray.augment import Augment, seed_everything
+from ns_ray.augment import Augment, seeded
 from ns_ray.bundle import Bundle, load, open_bundle
 from ns_ray.config import NoiseConfig, PredictConfig
 from ns_ray.engines import Choice, Finish, choose
@@ -165,9 +165,6 @@ class NoisedPredictor(Predictor):
     """A predictor with training noise on images and model: what the paper's ablation labels with.
     The same images in the same batches give the same answers."""
 
-    _drawing = threading.Lock()
-    """Augmentation draws from generators that all threads share."""
-
     def __init__(self, noise: NoiseConfig, bundle: str, **arguments: Any) -> None:
         super().__init__(bundle, **arguments)
         # Eager torch: other runtimes leave out what doesn't act in eval mode.
@@ -182,15 +179,16 @@ class NoisedPredictor(Predictor):
     def pixels(self, data: bytes) -> np.ndarray[Any, np.dtype[np.uint8]]:
         """An encoded image as a model in training sees it."""
         image = decode(data, shrink_to=2 * self.preprocess.size)
-        with self._drawing:
-            seed_everything(zlib.crc32(data))
+        with seeded(zlib.crc32(data)):
             return self._augment(image)
 
     def start(self, pixels: np.ndarray[Any, np.dtype[np.uint8]]) -> Finish:
         """Like that of a predictor, with dropout and stochastic depth."""
         self._chosen(pixels)  # measures, and so draws
-        torch.manual_seed(zlib.crc32(pixels.tobytes()))
-        return super().start(pixels)
+        seed = zlib.crc32(pixels.tobytes())
+        with seeded(seed):  # torch's generator too, by one thread at a time
+            torch.manual_seed(seed)
+            return super().start(pixels)
 
 
 def _nothing() -> np.ndarray[Any, Any]:

@@ -11,7 +11,6 @@ passes sees just the batches that two workers see.
 Knows nothing about models or Ray: the functions here run in Ray tasks (see train.py) or a thread.
 """
 
-import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ns_ray.augment import Augment, seed_everything
+from ns_ray.augment import Augment, seeded
 from ns_ray.errors import DataError
 from ns_ray.images import decode
 from ns_ray.schema import Corpus, PseudoLabels, Selection, dense_probs
@@ -29,8 +28,6 @@ CHUNK_ROWS = 8192
 """Rows that are shuffled together."""
 CHUNK_BYTES = 128 * 2**20
 """Most encoded bytes of one chunk."""
-_GENERATORS = threading.Lock()
-"""Augmentation draws from generators that all threads of a process share."""
 
 
 @dataclass(frozen=True)
@@ -213,8 +210,7 @@ def make_batch(
     seed: int,
 ) -> Batch:
     """Decode and augment the rows of a batch; the same seed gives the same pixels."""
-    with _GENERATORS:
-        seed_everything(seed)
+    with seeded(seed):
         return _made(labeled, pseudo, augment_labeled, augment_pseudo)
 
 

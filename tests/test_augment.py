@@ -1,6 +1,10 @@
 """Input noise: reproducible, switchable, and what the RandAugment string says it is."""
 
+import random
+import sys
+import threading
 from collections import Counter
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -10,9 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from ns_ray.augment import Augment, fit_square, seed_everything
+from ns_ray.augment import Augment, fit_square, seeded
 from ns_ray.config import NoiseConfig
 from ns_ray.errors import ConfigError
+from ns_ray.robustness.corruptions import corrupt
 
 OFF: dict[str, Any] = {"randaugment": None, "crop_scale": None, "flip": 0.0}
 FULL = NoiseConfig(randaugment="rand-m9-mmax30-n2-p1.0", crop_scale=(0.08, 1.0), erase=0.5)
@@ -23,8 +28,8 @@ def presentations(noise: NoiseConfig, off: tuple[str, ...] = (), count: int = 20
     augment, image = Augment(noise, 32, off), picture(3, 32, 32)
     results = []
     for seed in range(count):
-        seed_everything(seed)
-        results.append(augment(image))
+        with seeded(seed):
+            results.append(augment(image))
     return np.stack(results)
 
 
@@ -35,10 +40,67 @@ def test_the_same_seed_gives_the_same_pixels_and_another_seed_others() -> None:
 
 
 def test_a_large_seed_is_fine() -> None:
-    seed_everything(2**63 - 1)
-    first = np.random.random()
-    seed_everything(2**63 - 1)
-    assert np.random.random() == first
+    with seeded(2**63 - 1):
+        first = np.random.random()
+    with seeded(2**63 - 1):
+        assert np.random.random() == first
+
+
+def test_what_was_drawn_from_before_goes_on_as_if_nothing_had_been_between() -> None:
+    random.seed(3)
+    np.random.seed(3)
+    expected = [random.random(), np.random.random()]
+    random.seed(3)
+    np.random.seed(3)
+
+    def fail() -> None:
+        with seeded(0):
+            random.random()
+            np.random.random()
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail()
+    assert [random.random(), np.random.random()] == expected
+
+
+@pytest.fixture
+def impatient() -> Iterator[None]:
+    """Threads that take turns a thousand times as often as usual."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(5e-6)
+    yield
+    sys.setswitchinterval(before)
+
+
+@pytest.mark.usefixtures("impatient")
+def test_those_who_draw_in_different_threads_do_not_disturb_each_other() -> None:
+    augment, image = Augment(FULL, 32), picture(3, 32, 32)
+    large = np.asarray(picture(5, 224, 224))
+
+    def augmented(seed: int) -> bytes:
+        with seeded(seed):
+            return augment(image).tobytes()
+
+    def corrupted(seed: int) -> bytes:
+        done = corrupt(large, "shot_noise", 1, constants="imagenet", key="a", seed=seed)
+        return done.tobytes()
+
+    def many(draw: Callable[[int], bytes], count: int) -> list[bytes]:
+        return [draw(seed) for seed in range(count)]
+
+    work: list[tuple[Callable[[int], bytes], int]] = [(augmented, 300), (corrupted, 12)]
+    alone = [many(*one) for one in work]
+    found: list[list[bytes]] = [[], []]
+    threads = [
+        threading.Thread(target=lambda which=which, one=one: found[which].extend(many(*one)))
+        for which, one in enumerate(work)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == alone
 
 
 @settings(max_examples=40, deadline=None)
@@ -58,8 +120,8 @@ def test_any_image_becomes_a_square_of_bytes(
         crop_scale=(0.08, 1.0) if crop == "resized" else None,
         crop_padding=0.49 if crop == "padding" else 0.0,
     )
-    seed_everything(seed)
-    pixels = Augment(noise, size)(picture(seed % 7, width, height))
+    with seeded(seed):
+        pixels = Augment(noise, size)(picture(seed % 7, width, height))
     assert pixels.shape == (size, size, 3)
     assert pixels.dtype == np.uint8
 
@@ -130,8 +192,8 @@ def test_erasing_covers_between_a_fiftieth_and_a_third() -> None:
     augment = Augment(NoiseConfig.model_validate({**OFF, "erase": 1.0}), 32)
     shares = []
     for seed in range(200):
-        seed_everything(seed)
-        changed = (augment(Image.fromarray(gray)) != gray).any(axis=2)
+        with seeded(seed):
+            changed = (augment(Image.fromarray(gray)) != gray).any(axis=2)
         rows, columns = np.flatnonzero(changed.any(axis=1)), np.flatnonzero(changed.any(axis=0))
         box = (np.ptp(rows) + 1) * (np.ptp(columns) + 1)
         assert changed.sum() >= 0.9 * box  # one rectangle, filled
@@ -168,9 +230,9 @@ def operations(string: str) -> tuple[set[float], float]:
 
     for operation in augment.randaugment.ops:
         spy(operation)
-    seed_everything(0)
-    for _ in range(200):
-        augment(picture(1, 16, 16))
+    with seeded(0):
+        for _ in range(200):
+            augment(picture(1, 16, 16))
     return set(magnitudes), applied[0] / 200
 
 
@@ -209,15 +271,15 @@ def test_a_bad_string_is_a_config_error_that_shows_a_good_one(string: str) -> No
 @pytest.mark.parametrize("string", ["rand-m9-n2-p1.0", "rand-m9-n3-tweights-p1.0"])
 def test_operations_are_drawn_as_timm_draws_them(string: str) -> None:
     augment = Augment(NoiseConfig(**{**OFF, "randaugment": string}), 32)
-    seed_everything(0)
     seen: Counter[int] = Counter()
     per_image = augment.randaugment.num_layers
     for index, operation in enumerate(augment.randaugment.ops):
         operation.aug_fn = lambda image, *_, index=index, **__: (seen.update([index]), image)[1]
         operation.level_fn = None
     image = picture(3, 32, 32)
-    for _ in range(1500):
-        augment(image)
+    with seeded(0):
+        for _ in range(1500):
+            augment(image)
     assert seen.total() == 1500 * per_image
     weights = augment.randaugment.choice_weights
     assert len(seen) == 15

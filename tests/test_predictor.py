@@ -1,7 +1,9 @@
 """Bytes in, probabilities out: what timm's own evaluation gives, image by image."""
 
 import io
+import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -230,6 +232,26 @@ def test_noise_acts_where_it_is_asked_for_and_is_the_same_the_next_time(
     for name in ("dropout", "depth", "images"):
         changed = np.abs(found[name] - found["none"]).max(axis=1) > 0.002
         assert changed.sum() >= len(images) - 2, name
+
+
+def test_noised_predictors_in_threads_do_not_disturb_each_other(folder: str) -> None:
+    noise = NoiseConfig(dropout=0.5, stochastic_depth=0.5)
+    images = [jpeg(seed) for seed in range(3)]
+    pair = [
+        NoisedPredictor(noise, folder, device="cpu", threads=1, config=FP32, images=3)
+        for _ in range(2)
+    ]
+    alone = stacked(pair[0].predict(images))
+    stacked(pair[1].predict(images))
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(5e-6)
+    try:
+        with ThreadPoolExecutor(2) as pool:
+            for found in pool.map(lambda one: [one.predict(images) for _ in range(10)], pair):
+                for results in found:
+                    np.testing.assert_array_equal(stacked(results), alone)
+    finally:
+        sys.setswitchinterval(interval)
 
 
 def test_bf16_is_close_to_fp32(predictor: Predictor, folder: str) -> None:

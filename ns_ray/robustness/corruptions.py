@@ -2,20 +2,19 @@
 2019).
 
 At 224 pixels the package imagecorruptions-imaug makes them. It draws from NumPy's global generator,
-which is seeded here by the picture's key, and put back, under a lock: a picture is corrupted in the
-same way on any machine and in any order. The constants of CIFAR-C, for 32 pixels, are in small.py.
+which is seeded here by the picture's key: a picture is corrupted in the same way on any machine and
+in any order. The constants of CIFAR-C, for 32 pixels, are in small.py.
 """
 
 import contextlib
 import io
-import threading
-from collections.abc import Iterator
 from functools import cache
 from typing import Any, Literal
 
 import numpy as np
 import xxhash
 
+from ns_ray.augment import seeded
 from ns_ray.errors import ConfigError
 
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
@@ -42,8 +41,6 @@ BOUNDARY = 85
 a scale of ratios (the root of 32 * 224 is 84.7)."""
 
 EXTRA = "install it with: pip install 'ns-ray[robustness]'"
-
-_lock = threading.Lock()
 
 
 def constants_for(short_side: float) -> Literal["imagenet", "cifar"]:
@@ -81,23 +78,11 @@ def corrupt(
 
         random = np.random.RandomState(state)
         return np.asarray(corrupt_small(pixels, name, severity, random), dtype=np.uint8)
-    with seeded(state):
+    # What the package prints about its own rounding goes nowhere.
+    with seeded(state), contextlib.redirect_stdout(io.StringIO()):
         # Two of them have generators of their own and take a seed.
         own = {"seed": state} if name in ("glass_blur", "impulse_noise") else {}
         return np.asarray(_package().corrupt(pixels, severity, name, **own), dtype=np.uint8)
-
-
-@contextlib.contextmanager
-def seeded(state: int) -> Iterator[None]:
-    """NumPy's global generator in a known state, for one thread at a time; what the package prints
-    about its own rounding goes nowhere."""
-    with _lock, contextlib.redirect_stdout(io.StringIO()):
-        before = np.random.get_state()
-        np.random.seed(state)
-        try:
-            yield
-        finally:
-            np.random.set_state(before)
 
 
 @cache
