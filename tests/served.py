@@ -17,7 +17,7 @@ import uvicorn
 from ns_ray import bundle, models
 from ns_ray.config import ModelConfig, validate
 from ns_ray.serving.app import create_app
-from ns_ray.serving.service import Service
+from ns_ray.serving.replica import Replica
 from ns_ray.serving.settings import ServeConfig
 
 CLASSES = ("blue", "green", "red")
@@ -65,7 +65,7 @@ class Server:
     """A running application, and a client of it."""
 
     port: int
-    service: Service | None = None
+    replica: Replica | None = None
     loop: asyncio.AbstractEventLoop | None = None
     default_headers: dict[str, str] = field(default_factory=dict)
 
@@ -138,8 +138,8 @@ def b64(data: bytes) -> str:
 def serving(path: Path | None, keys: Sequence[str] = (), **settings: Any) -> Iterator[Server]:
     """The application with a bundle, on a free port. Without a bundle it never gets ready."""
     config = validate(ServeConfig, {**SETTINGS, **settings})
-    service = Service(config)
-    app = create_app(service, [key.encode() for key in keys])
+    replica = Replica(config)
+    app = create_app(replica, [key.encode() for key in keys])
     server = uvicorn.Server(
         uvicorn.Config(app, port=0, lifespan="off", access_log=False, log_level="critical")
     )
@@ -149,21 +149,21 @@ def serving(path: Path | None, keys: Sequence[str] = (), **settings: Any) -> Ite
     async def run() -> None:
         found["loop"] = asyncio.get_running_loop()
         if path is not None:
-            await service.load(str(path))
+            await replica.load(str(path))
         task = asyncio.create_task(server.serve())
         while not server.started and not task.done():
             await asyncio.sleep(0.01)
         found["port"] = server.servers[0].sockets[0].getsockname()[1]
         started.set()
         await task
-        if service.ready:
-            await service.model.batcher.close()
+        if replica.model is not None:
+            await replica.model.batcher.close()
 
     thread = threading.Thread(target=asyncio.run, args=(run(),), daemon=True)
     thread.start()
     assert started.wait(120)
     try:
-        yield Server(found["port"], service, found["loop"])
+        yield Server(found["port"], replica, found["loop"])
     finally:
         server.should_exit = True
         thread.join(60)

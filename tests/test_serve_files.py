@@ -152,8 +152,8 @@ def test_the_client_needs_the_standard_library_only() -> None:
 def test_the_dashboard_asks_for_metrics_that_exist() -> None:
     totals = Totals()
     totals.request("/predict", 200, 0.1)
-    totals.image("ok")
-    totals.prediction("cat")
+    totals.images["ok"] += 1
+    totals.predictions["cat"] += 1
     exist = set(re.findall(r"^(ns_ray_\w+)", render([(totals, True)]).decode(), flags=re.M))
     dashboard = json.loads((SERVE / "grafana.json").read_text())
     asked = {

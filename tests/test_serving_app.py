@@ -1,13 +1,17 @@
 """The HTTP contract: what clients send, and what they get back."""
 
+import asyncio
 import re
-from collections.abc import Iterator
+import socket
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from broken_files import bomb, broken, encoded, jpeg, odd_but_good, picture
+from hostile import request
 from served import CLASSES, JSON, Server, b64, form, make_bundle, serving
 
 from ns_ray.config import PredictConfig
@@ -46,8 +50,8 @@ def assert_same(answers: Any, others: Any) -> None:
     """The same classes in the same order, scores equal but for the arithmetic of batches."""
     for answer, other in zip(answers, others, strict=True):
         assert [entry["label"] for entry in answer] == [entry["label"] for entry in other]
-        scores = [[entry["score"] for entry in a] for a in (answer, other)]
-        np.testing.assert_allclose(*scores, atol=1e-4)
+        first, second = ([entry["score"] for entry in a] for a in (answer, other))
+        np.testing.assert_allclose(first, second, atol=1e-4)
 
 
 @pytest.mark.parametrize("kind", ["image/jpeg", "application/octet-stream", "image/x-anything", ""])
@@ -285,6 +289,7 @@ def test_open_inference_protocol(server: Server) -> None:
         ({"data": "x"}, 422),
     ):
         assert server.post_json({"inputs": [tensor | change]}, path).status == status
+    wrong: dict[str, Any]
     for wrong in (
         {},
         {"inputs": []},
@@ -350,28 +355,34 @@ def test_the_pages_load_nothing_from_elsewhere(server: Server) -> None:
         assert not re.search(rb"(src|href)\s*=\s*[\"']?(https?:)?//", page.body)
 
 
-def test_the_document_names_every_operation(server: Server) -> None:
-    document = server.get("/openapi.json").json
-    assert set(document["paths"]) == {
-        "/predict",
-        "/invocations",
-        "/ping",
-        "/livez",
-        "/readyz",
-        "/healthz",
-        "/info",
-        "/metrics",
-        "/v2",
-        "/v2/health/live",
-        "/v2/health/ready",
-        "/v2/models/{model}",
-        "/v2/models/{model}/ready",
-        "/v2/models/{model}/infer",
-    }
+def wait_until(done: Callable[[], bool]) -> None:
+    end = time.monotonic() + 60
+    while not done():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def test_a_model_exchanged_while_a_body_arrives_costs_no_request(tmp_path: Path) -> None:
+    first, second = make_bundle(tmp_path / "1"), make_bundle(tmp_path / "2", generation=2, seed=2)
+    with serving(first) as server:
+        replica, loop = server.replica, server.loop
+        assert replica is not None
+        assert replica.model is not None
+        assert loop is not None
+        old, whole = replica.model.batcher, request(jpeg(1))
+        with socket.create_connection(("127.0.0.1", server.port), 60) as connection:
+            connection.sendall(whole[:-100])
+            wait_until(lambda: replica.totals.body_bytes > 0)
+            asyncio.run_coroutine_threadsafe(replica.load(str(second)), loop).result(60)
+            wait_until(lambda: not old._thread.is_alive())
+            connection.sendall(whole[-100:])
+            answer = connection.recv(10_000)
+        assert answer.startswith(b"HTTP/1.1 200")
+        assert b"x-model-version: tiny-gen-02-" in answer.lower()
 
 
 def test_one_class_of_a_thousand(tmp_path: Path) -> None:
-    from ns_ray.serving.service import rank
+    from ns_ray.serving.responses import rank
 
     probs = np.zeros(1000, np.float32)
     probs[[7, 500, 999]] = 0.2, 0.5, 0.3

@@ -7,14 +7,15 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from broken_files import jpeg
 from hostile import attack, request, send
-from served import Server, make_bundle, serving
+from served import Reply, Server, make_bundle, serving
 
 from ns_ray.errors import ImageError
 from ns_ray.serving.batcher import Batcher
@@ -46,9 +47,10 @@ def test_hostile_requests_get_a_4xx_and_do_no_harm(server: Server) -> None:
     assert found[200] > 0, "some mutations do no harm to an image"
     assert found[400] > 50
     assert server.post_image(jpeg(1)).status == 200
-    assert server.service is not None
+    assert server.replica is not None
+    totals = server.replica.totals
     deadline = time.monotonic() + 20
-    while server.service.waiting() or server.service.busy_bytes:
+    while totals.queue or totals.body_bytes:
         assert time.monotonic() < deadline, "something is still held"
         time.sleep(0.05)
 
@@ -84,18 +86,19 @@ def test_a_body_that_never_ends_is_a_408(folder: Path) -> None:
 
 def test_more_load_than_fits_is_refused_at_once(folder: Path) -> None:
     with serving(folder, max_queue=4, max_images=4) as small:
-        assert small.service is not None
-        batcher = small.service.model.batcher
+        assert small.replica is not None
+        assert small.replica.model is not None
+        batcher = small.replica.model.batcher
         forward, busy = batcher._forward, threading.Event()
 
-        def slow(pixels: np.ndarray) -> np.ndarray:
+        def slow(pixels: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
             busy.wait(20)
             return forward(pixels)
 
         batcher._forward = slow
         with ThreadPoolExecutor(80) as pool:
             replies = [pool.submit(small.post_image, jpeg(i)) for i in range(80)]
-            refused = []
+            refused: list[Future[Reply]] = []
             deadline = time.monotonic() + 60
             while len(refused) < 76:
                 refused = [future for future in replies if future.done()]
@@ -114,8 +117,9 @@ def test_more_load_than_fits_is_refused_at_once(folder: Path) -> None:
 
 def test_an_answer_that_takes_too_long_is_a_504(folder: Path) -> None:
     with serving(folder, deadline=0.3) as quick:
-        assert quick.service is not None
-        batcher = quick.service.model.batcher
+        assert quick.replica is not None
+        assert quick.replica.model is not None
+        batcher = quick.replica.model.batcher
         forward, busy = batcher._forward, threading.Event()
         batcher._forward = lambda pixels: (busy.wait(20), forward(pixels))[1]
         reply = quick.post_image(jpeg(1))
@@ -129,22 +133,22 @@ def test_an_answer_that_takes_too_long_is_a_504(folder: Path) -> None:
 # ---------------------------------------------------------------------------------------- batcher
 
 
-def pixels_of(data: bytes) -> np.ndarray:
+def pixels_of(data: bytes) -> np.ndarray[Any, Any]:
     if data == b"bad":
         raise ImageError("broken")
     return np.full((2, 2, 3), data[0], np.uint8)
 
 
 def test_batches_form_while_the_model_is_busy_and_rows_go_to_their_askers() -> None:
-    sizes: list[int] = []
+    sizes: Counter[int] = Counter()
     go = threading.Event()
 
-    def forward(pixels: np.ndarray) -> np.ndarray:
+    def forward(pixels: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         go.wait(20)
         return pixels[:, 0, 0, :1].astype(np.float32)
 
     async def run() -> list[object]:
-        batcher = Batcher(pixels_of, forward, decoders=2, max_batch=4, on_batch=sizes.append)
+        batcher = Batcher(pixels_of, forward, decoders=2, max_batch=4, sizes=sizes)
         first = batcher.submit(bytes([200]))
         await asyncio.sleep(0.2)  # the model has it, alone
         others = [batcher.submit(bytes([i])) for i in range(10)]
@@ -159,14 +163,14 @@ def test_batches_form_while_the_model_is_busy_and_rows_go_to_their_askers() -> N
     first, *others, bad = asyncio.run(run())
     assert [float(np.asarray(row)[0]) for row in (first, *others)] == [200.0, *range(10)]
     assert isinstance(bad, ImageError)
-    assert sizes == [1, 4, 4, 2]
+    assert sizes == {1: 1, 4: 2, 2: 1}
 
 
 def test_a_cancelled_image_is_skipped_and_the_thread_survives() -> None:
     seen: list[int] = []
     go = threading.Event()
 
-    def forward(pixels: np.ndarray) -> np.ndarray:
+    def forward(pixels: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         go.wait(20)
         seen.extend(int(p[0, 0, 0]) for p in pixels)
         if 66 in pixels:
@@ -199,18 +203,16 @@ def test_a_batch_takes_what_is_being_decoded_and_a_lone_image_waits_for_nobody(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("ns_ray.serving.batcher.PATIENCE", 60.0)
-    sizes: list[int] = []
+    sizes: Counter[int] = Counter()
 
-    def slowly(data: bytes) -> np.ndarray:
+    def slowly(data: bytes) -> np.ndarray[Any, Any]:
         time.sleep(0 if data == b"bad" else 0.02 * data[0])
         return pixels_of(data)
 
     async def run() -> None:
-        batcher = Batcher(
-            slowly, lambda p: p[:, 0, 0, :1], decoders=4, max_batch=8, on_batch=sizes.append
-        )
+        batcher = Batcher(slowly, lambda p: p[:, 0, 0, :1], decoders=4, max_batch=8, sizes=sizes)
         await asyncio.gather(*[batcher.submit(bytes([i])) for i in range(1, 5)])
-        assert sizes == [4]
+        assert sizes == {4: 1}
         gone = batcher.submit(bytes([5]))
         bad = batcher.submit(b"bad")
         gone.cancel()
@@ -221,13 +223,13 @@ def test_a_batch_takes_what_is_being_decoded_and_a_lone_image_waits_for_nobody(
         await batcher.close()
 
     asyncio.run(run())
-    assert sizes == [4, 1]
+    assert sizes == {4: 1, 1: 1}
 
 
 def test_an_image_that_takes_long_to_decode_holds_nobody_up() -> None:
     late = threading.Event()
 
-    def one_is_late(data: bytes) -> np.ndarray:
+    def one_is_late(data: bytes) -> np.ndarray[Any, Any]:
         if data[0] == 99:
             late.wait(60)
         return pixels_of(data)

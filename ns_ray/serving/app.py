@@ -1,7 +1,7 @@
-"""The HTTP interface: a contract with clients that nobody here wrote.
+"""The HTTP interface: which path does what. `openapi.yaml` beside this file says it to clients.
 
-`create_app` makes it around a `Service`; it knows nothing about Ray. Every error is
-`{"error": ...}`. Requests pass `Front` first, which deals with what all of them share.
+Every request passes `Front`, which does what all of them share. A POST then goes down one way,
+`_classify`, whichever protocol it speaks. Knows nothing about Ray.
 """
 
 import asyncio
@@ -14,35 +14,44 @@ import time
 import uuid
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
-from typing import Any
 
-from fastapi import FastAPI
-from fastapi.exceptions import RequestValidationError
+import yaml
+from starlette.applications import Starlette
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import HTMLResponse, Response
+from starlette.responses import HTMLResponse, JSONResponse, Response
+from starlette.routing import BaseRoute, Match, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ns_ray import __version__
 from ns_ray.errors import ImageError
-from ns_ray.serving import inference_protocol, openapi
-from ns_ray.serving.metrics import render
-from ns_ray.serving.requests import question, read_body
-from ns_ray.serving.responses import HttpError, answer, failure, require_ready, within
-from ns_ray.serving.service import Overloaded, Ranked, Service
+from ns_ray.serving.metrics import MAX_LABELS, Totals, render
+from ns_ray.serving.replica import Model, Replica
+from ns_ray.serving.requests import (
+    INPUT,
+    Question,
+    Reader,
+    held,
+    infer_question,
+    predict_question,
+)
+from ns_ray.serving.responses import Found, failure, infer_answer, predict_answer
 
 log = logging.getLogger("ray.serve")
+
+HERE = Path(__file__).parent
 
 HEALTH = ("/livez", "/readyz", "/healthz", "/ping", "/v2/health/live", "/v2/health/ready")
 OPEN = frozenset(("/", "/docs", "/openapi.json", *HEALTH))
 """Paths that ask for no key: health checks, the page, and the documents."""
 
 REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
-RETRY_SECONDS = 1
-"""What Retry-After says: a full queue of default size is worked off in about a second."""
 
-Totals = Callable[[], Awaitable[Sequence[tuple[Any, bool]]]]
+Writer = Callable[[Question, Sequence[Found], Sequence[str], str], Response]
+"""Makes the answer to a question of what was found, the names of the classes, and the version."""
+AllTotals = Callable[[], Awaitable[Sequence[tuple[Totals, bool]]]]
 
 
 def read_keys(path: str | None) -> tuple[bytes, ...]:
@@ -65,9 +74,15 @@ class Front:
     """What every request passes: its id, its key, its count, and its last resort."""
 
     def __init__(
-        self, app: ASGIApp, service: Service, keys: Sequence[bytes], names_requests: bool
+        self,
+        app: ASGIApp,
+        *,
+        routes: Sequence[BaseRoute],
+        totals: Totals,
+        keys: Sequence[bytes],
+        names_requests: bool,
     ) -> None:
-        self._app, self._service, self._keys = app, service, keys
+        self._app, self._routes, self._totals, self._keys = app, routes, totals, keys
         self._names_requests = names_requests
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -111,10 +126,15 @@ class Front:
                 scope, receive, send_with_id
             )
         finally:
-            route = scope.get("route")
-            path = getattr(route, "path", "other")
-            self._service.totals.request(path, status, time.perf_counter() - start)
+            self._totals.request(self._path(scope), status, time.perf_counter() - start)
         return None
+
+    def _path(self, scope: Scope) -> str:
+        """The path as the API writes it: its parameters must not become series of metrics."""
+        for route in self._routes:
+            if isinstance(route, Route) and route.matches(scope)[0] is not Match.NONE:
+                return route.path
+        return "other"
 
     def _has_key(self, headers: Headers) -> bool:
         given = headers.get("x-api-key", "")
@@ -127,137 +147,180 @@ class Front:
 
 
 def create_app(
-    service: Service,
+    replica: Replica,
     keys: Sequence[bytes] = (),
-    totals: Totals | None = None,
+    totals: AllTotals | None = None,
     *,
     names_requests: bool = True,
-) -> FastAPI:
-    """The ASGI application around a service.
+) -> Starlette:
+    """The ASGI application of a replica.
 
     Args:
-        service: it may still be loading its model.
+        replica: it may still be loading its model.
         keys: API keys; without any, none is asked.
         totals: what all replicas have counted; None: this one alone.
         names_requests: whether to answer with X-Request-ID; Ray Serve does that by itself.
     """
-    app = FastAPI(
-        title="ns-ray",
-        version=__version__,
-        description=openapi.DESCRIPTION,
-        docs_url=None,
-        redoc_url=None,
-        openapi_url=None,
+    routes = [
+        *_health(replica),
+        *_classify_routes(replica),
+        *_models(replica),
+        *_about(replica, totals),
+        _page("/", "page.html"),
+        _page("/docs", "docs.html"),
+    ]
+    front = Middleware(
+        Front, routes=routes, totals=replica.totals, keys=keys, names_requests=names_requests
     )
-    app.add_middleware(Front, service=service, keys=keys, names_requests=names_requests)
-    _errors(app)
-    _health(app, service)
-    _classify(app, service)
-    inference_protocol.add_routes(app, service)
-    _about(app, service, totals)
-    return app
+    return Starlette(
+        routes=routes, middleware=[front], exception_handlers={HTTPException: _refused}
+    )
 
 
-def _errors(app: FastAPI) -> None:
-    @app.exception_handler(HttpError)
-    async def ours(request: Request, error: HttpError) -> Response:
-        return failure(error.status, error.message, error.headers)
+async def _refused(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    message = str(error.detail)
+    if error.status_code == 404 and "endpoint" not in request.scope:
+        message = f"there is no {request.url.path[:200]}; see /docs"
+    elif error.status_code == 405:
+        message = f"{request.method} is not allowed here; see /docs"
+    return failure(error.status_code, message, dict(error.headers or {}))
 
-    @app.exception_handler(Overloaded)
-    async def overloaded(request: Request, error: Overloaded) -> Response:
-        return failure(
-            429,
-            "the queue is full; try again",
-            {"Retry-After": str(RETRY_SECONDS), "Connection": "close"},
+
+def _ready(replica: Replica) -> Model:
+    """The model that new requests go to.
+
+    Raises:
+        HTTPException: 503 as long as none has answered its warm-up.
+    """
+    if replica.model is None:
+        raise HTTPException(503, "the model is still loading", {"Retry-After": "5"})
+    return replica.model
+
+
+def _health(replica: Replica) -> list[Route]:
+    async def alive(request: Request) -> Response:
+        return JSONResponse({"status": "ok"})
+
+    async def ready(request: Request) -> Response:
+        _ready(replica)
+        return JSONResponse({"status": "ok"})
+
+    async def v2_alive(request: Request) -> Response:
+        return JSONResponse({"live": True})
+
+    async def v2_ready(request: Request) -> Response:
+        _ready(replica)
+        return JSONResponse({"ready": True})
+
+    return [
+        Route("/livez", alive),
+        *(Route(path, ready) for path in ("/readyz", "/healthz", "/ping")),
+        Route("/v2/health/live", v2_alive),
+        Route("/v2/health/ready", v2_ready),
+    ]
+
+
+async def _classify(replica: Replica, request: Request, read: Reader, write: Writer) -> Response:
+    """The way of every POST: requests, batcher, predictor, responses."""
+    _ready(replica)
+    totals = replica.totals
+    async with held(request, read, replica.config, totals) as question:
+        # Not before the body is here: a model that was exchanged meanwhile takes no more images.
+        model = _ready(replica)
+        found = await model.batcher.predict(question.images)
+        classes = model.predictor.classes
+        for item in found:
+            totals.images[item.reason if isinstance(item, ImageError) else "ok"] += 1
+            if not isinstance(item, ImageError) and len(classes) <= MAX_LABELS:
+                totals.predictions[classes[int(item.argmax())]] += 1
+        return write(question, found, classes, model.version)
+
+
+def _classify_routes(replica: Replica) -> list[Route]:
+    async def predict(request: Request) -> Response:
+        return await _classify(replica, request, predict_question, predict_answer)
+
+    async def infer(request: Request) -> Response:
+        _named(replica, request)
+        return await _classify(replica, request, infer_question, infer_answer)
+
+    return [
+        Route("/predict", predict, methods=["POST"]),
+        Route("/invocations", predict, methods=["POST"]),
+        Route("/v2/models/{model}/infer", infer, methods=["POST"]),
+    ]
+
+
+def _named(replica: Replica, request: Request) -> str:
+    """The name of the model in the path.
+
+    Raises:
+        HTTPException: 404 when there is none of this name.
+    """
+    asked, known = request.path_params["model"], replica.config.model_name
+    if asked != known:
+        raise HTTPException(404, f"there is no model {asked[:100]!r}; its name is {known}")
+    return known
+
+
+def _models(replica: Replica) -> list[Route]:
+    """What the Open Inference Protocol says of the server and its model."""
+
+    async def server(request: Request) -> Response:
+        return JSONResponse({"name": "ns-ray", "version": __version__, "extensions": []})
+
+    async def ready(request: Request) -> Response:
+        name = _named(replica, request)
+        _ready(replica)
+        return JSONResponse({"name": name, "ready": True})
+
+    async def facts(request: Request) -> Response:
+        name = _named(replica, request)
+        return JSONResponse(
+            {
+                "name": name,
+                "versions": [_ready(replica).version],
+                "platform": "ns-ray",
+                "inputs": [{"name": INPUT, "datatype": "BYTES", "shape": [-1]}],
+                "outputs": [
+                    {"name": "label", "datatype": "BYTES", "shape": [-1, -1]},
+                    {"name": "score", "datatype": "FP32", "shape": [-1, -1]},
+                ],
+            }
         )
 
-    @app.exception_handler(HTTPException)
-    async def theirs(request: Request, error: HTTPException) -> Response:
-        messages = {
-            404: f"there is no {request.url.path[:200]}; see /docs",
-            405: f"{request.method} is not allowed here; see /docs",
-        }
-        message = messages.get(error.status_code, str(error.detail))
-        return failure(error.status_code, message, dict(error.headers or {}))
-
-    @app.exception_handler(RequestValidationError)
-    async def invalid(request: Request, error: RequestValidationError) -> Response:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        return failure(422, f"{where}: {first['msg']}")
+    return [
+        Route("/v2", server),
+        Route("/v2/models/{model}/ready", ready),
+        Route("/v2/models/{model}", facts),
+    ]
 
 
-def _health(app: FastAPI, service: Service) -> None:
-    async def alive() -> Response:
-        return answer({"status": "ok"})
+def _about(replica: Replica, totals: AllTotals | None) -> list[Route]:
+    document = yaml.safe_load((HERE / "openapi.yaml").read_text(encoding="utf-8"))
+    document["info"]["version"] = __version__
 
-    async def ready() -> Response:
-        require_ready(service)
-        return answer({"status": "ok"})
+    async def openapi(request: Request) -> Response:
+        return JSONResponse(document)
 
-    for path, check in (
-        ("/livez", alive),
-        ("/readyz", ready),
-        ("/healthz", ready),
-        ("/ping", ready),
-    ):
-        app.add_api_route(path, check, methods=["GET"], **openapi.health(path))
+    async def info(request: Request) -> Response:
+        return JSONResponse(_ready(replica).facts(replica.config))
 
+    async def metrics(request: Request) -> Response:
+        replicas = [(replica.totals, True)] if totals is None else await totals()
+        return Response(render(replicas), media_type="text/plain; version=0.0.4; charset=utf-8")
 
-def _classify(app: FastAPI, service: Service) -> None:
-    async def predict(request: Request) -> Response:
-        require_ready(service)
-        service.admit(1)
-        body = await read_body(request, service)
-        service.busy_bytes += len(body)
-        try:
-            asked = await question(request, body, service.config)
-            version, answers = await within(service, service.classify(asked.images, asked.top_k))
-        finally:
-            service.busy_bytes -= len(body)
-        headers = {"X-Model-Version": version}
-        if asked.batch:
-            return answer([item_or_error(item) for item in answers], 200, headers)
-        only = answers[0]
-        if isinstance(only, ImageError):
-            status = 413 if only.reason == "too_many_pixels" else 400
-            return failure(status, str(only), headers)
-        return answer(only, 200, headers)
-
-    for path in ("/predict", "/invocations"):
-        app.add_api_route(path, predict, methods=["POST"], **openapi.predict(path))
+    return [
+        Route("/info", info),
+        Route("/metrics", metrics),
+        Route("/openapi.json", openapi),
+    ]
 
 
-def item_or_error(item: Ranked | ImageError) -> Any:
-    """One entry of the answer to a batch."""
-    return {"error": str(item)} if isinstance(item, ImageError) else item
-
-
-def _about(app: FastAPI, service: Service, totals: Totals | None) -> None:
-    async def info() -> Response:
-        require_ready(service)
-        return answer(service.info())
-
-    async def metrics() -> Response:
-        if service.ready:
-            service.totals.queue = service.waiting()
-        replicas = [(service.totals, True)] if totals is None else await totals()
-        text = render(replicas)
-        return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
-
-    async def document() -> Response:
-        return answer(openapi.document(app))
-
-    app.add_api_route("/info", info, methods=["GET"], **openapi.INFO)
-    app.add_api_route("/metrics", metrics, methods=["GET"], **openapi.METRICS)
-    app.add_api_route("/openapi.json", document, methods=["GET"], include_in_schema=False)
-    for path, name in (("/", "page.html"), ("/docs", "docs.html")):
-        _static(app, path, name)
-
-
-def _static(app: FastAPI, path: str, name: str) -> None:
+def _page(path: str, name: str) -> Route:
     """A page that may run its own script and nothing else, and load nothing from elsewhere."""
-    text = (Path(__file__).parent / name).read_text(encoding="utf-8")
+    text = (HERE / name).read_text(encoding="utf-8")
     script = text.partition("<script>")[2].partition("</script>")[0]
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     headers = {
@@ -269,7 +332,7 @@ def _static(app: FastAPI, path: str, name: str) -> None:
         "Cache-Control": "no-cache",
     }
 
-    async def page() -> Response:
+    async def page(request: Request) -> Response:
         return HTMLResponse(text, headers=headers)
 
-    app.add_api_route(path, page, methods=["GET"], include_in_schema=False)
+    return Route(path, page)

@@ -13,12 +13,15 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+
+from ns_ray.errors import ImageError
 
 log = logging.getLogger("ray.serve")
 
@@ -52,7 +55,7 @@ class Batcher:
         *,
         decoders: int,
         max_batch: int,
-        on_batch: Callable[[int], None] = lambda size: None,
+        sizes: Counter[int] | None = None,
     ) -> None:
         """
         Args:
@@ -60,13 +63,14 @@ class Batcher:
             forward: uint8 [n, size, size, 3] -> float32 [n, classes]; always called by one thread.
             decoders: decoding threads.
             max_batch: most images in one forward pass.
-            on_batch: told the size of each batch, by the model's thread.
+            sizes: counts the forward passes of each size.
         """
         self.waiting = 0
         # Images that were submitted, counted by the event loop, and that have left the queue,
         # counted by the model's thread: the difference is being decoded or ready.
         self._submitted = self._taken = 0
-        self._decode, self._forward, self._on_batch = decode, forward, on_batch
+        self._decode, self._forward = decode, forward
+        self._sizes: Counter[int] = Counter() if sizes is None else sizes
         self._max_batch = max_batch
         self._ready: queue.SimpleQueue[_Image | Callable[[], None] | None] = queue.SimpleQueue()
         self._decoders = ThreadPoolExecutor(decoders, thread_name_prefix="decode")
@@ -83,6 +87,21 @@ class Batcher:
         image.future.add_done_callback(self._done)
         self._decoders.submit(self._decode_one, image)
         return image.future
+
+    async def predict(self, images: Sequence[bytes | ImageError]) -> list[Any]:
+        """In the order of the images: probabilities, float32 [classes], or the ImageError that says
+        why there are none. A caller that gives up takes its images along.
+
+        Raises:
+            Exception: the model failed.
+        """
+        waiting = [self.submit(image) for image in images if isinstance(image, bytes)]
+        answers = iter(await asyncio.gather(*waiting, return_exceptions=True))
+        found = [next(answers) if isinstance(image, bytes) else image for image in images]
+        for item in found:
+            if isinstance(item, BaseException) and not isinstance(item, ImageError):
+                raise item
+        return found
 
     async def on_model_thread(self, work: Callable[[], Any]) -> Any:
         """Run something on the thread that runs the model, between two batches."""
@@ -163,7 +182,7 @@ class Batcher:
         except Exception as error:
             log.exception("the model failed on a batch of %d", len(batch))
             answers = [(image.future, None, error) for image in batch]
-        self._on_batch(len(batch))
+        self._sizes[len(batch)] += 1
         _answer(batch[0].loop, answers)
 
 

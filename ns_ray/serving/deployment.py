@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import ray
-from fastapi import FastAPI
 from ray import serve
 from ray.serve import Application
+from starlette.applications import Starlette
 
 from ns_ray.config import validate
 from ns_ray.errors import ConfigError
@@ -35,26 +35,26 @@ class Classifier:
     def __init__(self, settings: dict[str, Any]) -> None:
         # Here, where torch is needed: building the application and the board do without.
         from ns_ray.serving.app import read_keys
-        from ns_ray.serving.service import Service
+        from ns_ray.serving.replica import Replica
 
         self._config = validate(ServeConfig, settings)
-        self._service = Service(self._config)
+        self._replica = Replica(self._config)
         self._keys = read_keys(self._config.api_key_file)
         self._board: Any = None
         self._reporting: asyncio.Task[None] | None = None
 
-    def __serve_build_asgi_app__(self) -> FastAPI:
+    def __serve_build_asgi_app__(self) -> Starlette:
         """The HTTP interface."""
         from ns_ray.serving.app import create_app
 
-        return create_app(self._service, self._keys, self._totals, names_requests=False)
+        return create_app(self._replica, self._keys, self._totals, names_requests=False)
 
     async def reconfigure(self, user_config: dict[str, Any] | None) -> None:
         """Serve the bundle that a config names; requests under way end on the one before."""
         bundle = (user_config or {}).get("bundle") or self._config.bundle
         if bundle is None:
             raise ConfigError("no bundle: set `bundle` in args, or `user_config.bundle`")
-        await self._service.load(bundle)
+        await self._replica.load(bundle)
         if self._reporting is None:
             self._reporting = asyncio.get_running_loop().create_task(self._report_for_ever())
 
@@ -67,7 +67,7 @@ class Classifier:
                 return found
         except (TimeoutError, ray.exceptions.RayError):
             self._board = None
-            return [(self._service.totals, True)]
+            return [(self._replica.totals, True)]
 
     async def _report(self) -> None:
         context = serve.get_replica_context()
@@ -84,8 +84,7 @@ class Classifier:
                 )
                 .remote()
             )
-        self._service.totals.queue = self._service.waiting()
-        await self._board.report.remote(context.replica_id.unique_id, self._service.totals)
+        await self._board.report.remote(context.replica_id.unique_id, self._replica.totals)
 
     async def _report_for_ever(self) -> None:
         while True:

@@ -1,13 +1,15 @@
 """What a server counts, in Prometheus' text form.
 
-Each replica counts for itself and gives its totals to one small actor, the board. Whichever replica
-is asked for /metrics gets the sum from there, so that a scrape through a load balancer sees one
-consistent service, and counters that don't fall when a replica ends.
+Each replica counts for itself and gives its totals to one small actor, the board. Any replica that
+is asked for /metrics gets the sum from there. So a scrape through a load balancer sees one service,
+and counters don't fall when a replica ends.
 """
 
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import inf
 
 from prometheus_client.core import (
     CounterMetricFamily,
@@ -17,9 +19,9 @@ from prometheus_client.core import (
 )
 from prometheus_client.exposition import generate_latest
 
-LATENCY = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
+LATENCY = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, inf)
 """Upper bounds of the latency histogram, in seconds."""
-BATCH = (1, 2, 4, 8, 16, 32, 64)
+BATCH = (1, 2, 4, 8, 16, 32, 64, inf)
 """Upper bounds of the batch size histogram, in images."""
 MAX_LABELS = 100
 """Predictions are counted by class up to this many classes: every class is a series."""
@@ -28,60 +30,37 @@ STALE_SECONDS = 10.0
 
 
 @dataclass
-class Histogram:
-    """Counts below rising bounds, the last one without a bound."""
-
-    bounds: tuple[float, ...]
-    counts: list[int] = field(default_factory=list)
-    sum: float = 0.0
-
-    def __post_init__(self) -> None:
-        self.counts = self.counts or [0] * (len(self.bounds) + 1)
-
-    def add(self, value: float) -> None:
-        """Count one value."""
-        i = 0
-        for bound in self.bounds:
-            if value <= bound:
-                break
-            i += 1
-        self.counts[i] += 1
-        self.sum += value
-
-
-@dataclass
 class Totals:
-    """Everything that one replica has counted; plain values, so that it travels.
+    """What one replica counts; plain values, so that it travels.
 
     Attributes:
-        requests: (path, code) -> count; paths that the API doesn't have are one.
-        images: outcome (ok, or the reason of an ImageError) -> count.
+        requests: (path, code) -> requests; paths that the API doesn't have are one.
+        latency: upper bound in seconds -> requests that took so long, but longer than the bound
+            below.
+        seconds: that all requests took together.
+        batches: images in a forward pass -> forward passes.
+        images: outcome (ok, or the reason of an ImageError) -> images.
         predictions: label -> times it was the top class.
         queue: images without an answer now.
+        body_bytes: bytes of request bodies that are held now.
         version: of the model that answers now.
     """
 
-    requests: dict[tuple[str, ...], int] = field(default_factory=dict)
-    latency: Histogram = field(default_factory=lambda: Histogram(LATENCY))
-    batches: Histogram = field(default_factory=lambda: Histogram(BATCH))
-    images: dict[str, int] = field(default_factory=dict)
-    predictions: dict[str, int] = field(default_factory=dict)
+    requests: Counter[tuple[str, ...]] = field(default_factory=Counter)
+    latency: Counter[float] = field(default_factory=Counter)
+    seconds: float = 0.0
+    batches: Counter[int] = field(default_factory=Counter)
+    images: Counter[str] = field(default_factory=Counter)
+    predictions: Counter[str] = field(default_factory=Counter)
     queue: int = 0
+    body_bytes: int = 0
     version: str = ""
 
     def request(self, path: str, code: int, seconds: float) -> None:
         """Count one request and how long it took."""
-        key = (path, str(code))
-        self.requests[key] = self.requests.get(key, 0) + 1
-        self.latency.add(seconds)
-
-    def image(self, outcome: str) -> None:
-        """Count one image."""
-        self.images[outcome] = self.images.get(outcome, 0) + 1
-
-    def prediction(self, label: str) -> None:
-        """Count an answer by its top class."""
-        self.predictions[label] = self.predictions.get(label, 0) + 1
+        self.requests[path, str(code)] += 1
+        self.latency[next(bound for bound in LATENCY if seconds <= bound)] += 1
+        self.seconds += seconds
 
 
 class Board:
@@ -117,29 +96,34 @@ class _Collected:
             "ns_ray_requests",
             "HTTP requests by path and status code.",
             ("path", "code"),
-            _sum(t.requests for t in self._all),
+            sum((t.requests for t in self._all), Counter()),
         )
         yield _histogram(
             "ns_ray_request_latency_seconds",
             "Seconds from a request's first byte to its answer, body included.",
-            [t.latency for t in self._all],
+            LATENCY,
+            sum((t.latency for t in self._all), Counter()).items(),
+            sum(t.seconds for t in self._all),
         )
+        sizes: Counter[int] = sum((t.batches for t in self._all), Counter())
         yield _histogram(
             "ns_ray_batch_size",
             "Images in one forward pass.",
-            [t.batches for t in self._all],
+            BATCH,
+            sizes.items(),
+            sum(size * passes for size, passes in sizes.items()),
         )
         yield _counter(
             "ns_ray_images",
             "Images by outcome: ok, or why they could not be used.",
             ("outcome",),
-            _sum({(k,): n for k, n in t.images.items()} for t in self._all),
+            {(k,): n for k, n in sum((t.images for t in self._all), Counter()).items()},
         )
         yield _counter(
             "ns_ray_prediction",
             f"Answers by top class, for models of at most {MAX_LABELS} classes.",
             ("label",),
-            _sum({(k,): n for k, n in t.predictions.items()} for t in self._all),
+            {(k,): n for k, n in sum((t.predictions for t in self._all), Counter()).items()},
         )
         yield GaugeMetricFamily(
             "ns_ray_queue_images",
@@ -149,18 +133,9 @@ class _Collected:
         versions = GaugeMetricFamily(
             "ns_ray_model_version", "Replicas that run a model version.", labels=("version",)
         )
-        for version in sorted({t.version for t in self._running}):
-            count = sum(t.version == version for t in self._running)
+        for version, count in sorted(Counter(t.version for t in self._running).items()):
             versions.add_metric((version,), count)
         yield versions
-
-
-def _sum(parts: Iterable[Mapping[tuple[str, ...], int]]) -> dict[tuple[str, ...], int]:
-    total: dict[tuple[str, ...], int] = {}
-    for part in parts:
-        for key, count in part.items():
-            total[key] = total.get(key, 0) + count
-    return total
 
 
 def _counter(
@@ -172,12 +147,21 @@ def _counter(
     return family
 
 
-def _histogram(name: str, text: str, parts: list[Histogram]) -> Metric:
+def _histogram(
+    name: str,
+    text: str,
+    bounds: Sequence[float],
+    counts: Collection[tuple[float, int]],
+    total: float,
+) -> Metric:
+    """How many values lie below each bound; `counts` is (value, times), `total` their sum."""
     family = HistogramMetricFamily(name, text)
-    bounds = parts[0].bounds if parts else ()
-    buckets, running = [], 0
-    for i, bound in enumerate([*bounds, float("inf")]):
-        running += sum(part.counts[i] for part in parts)
-        buckets.append(("+Inf" if bound == float("inf") else str(float(bound)), running))
-    family.add_metric((), buckets, sum(part.sum for part in parts))
+    buckets = [
+        (
+            "+Inf" if bound == inf else str(float(bound)),
+            sum(times for value, times in counts if value <= bound),
+        )
+        for bound in bounds
+    ]
+    family.add_metric((), buckets, total)
     return family

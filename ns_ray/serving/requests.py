@@ -1,29 +1,34 @@
-"""Bodies of requests to encoded images: raw, multipart or JSON, within the limits of the server.
+"""What a POST asks: its body, read within the limits of the server, as encoded images.
 
-Nothing here trusts a header: what a body holds is counted as it comes. No URL is ever fetched.
+Nothing here trusts a header: bytes are counted as they come. No URL is ever fetched.
 """
 
 import asyncio
 import base64
 import binascii
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from pydantic_core import from_json
 from python_multipart.exceptions import FormParserError
-from python_multipart.multipart import MultipartParser, parse_options_header
+from python_multipart.multipart import Field, File, FormParser, parse_options_header
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
 from ns_ray.errors import ImageError, nearest
-from ns_ray.serving.responses import HttpError
-from ns_ray.serving.service import Service
+from ns_ray.serving.metrics import Totals
 from ns_ray.serving.settings import ServeConfig
 
 RAW = ("application/octet-stream", "application/x-image", "binary/octet-stream")
 """Content types, beside image/*, whose body is the file itself."""
 INLINE_JSON = 256 * 1024
 """JSON bodies up to this many bytes are parsed on the event loop; larger ones in a thread."""
+RETRY_SECONDS = 1
+"""What a 429 says: a full queue of default size is worked off in about a second."""
+INPUT, OUTPUTS = "image", ("label", "score")
+"""Of a model of ns_ray in the Open Inference Protocol."""
 
 
 @dataclass(frozen=True)
@@ -31,274 +36,326 @@ class Question:
     """What a request asks.
 
     Attributes:
-        images: encoded files, or why one is none.
-        batch: whether the answer is a list of answers.
+        images: encoded files, or why one is none; at least one.
         top_k: how many classes.
+        batch: whether the answer of /predict is a list of answers.
+        model: name of the model,
+        id: of the request, and
+        outputs: names of the outputs, in the Open Inference Protocol.
     """
 
     images: Sequence[bytes | ImageError]
-    batch: bool
     top_k: int
+    batch: bool = True
+    model: str = ""
+    id: str | None = None
+    outputs: Sequence[str] = OUTPUTS
 
 
-async def read_body(request: Request, service: Service) -> bytes:
-    """The whole body, counted while it comes.
+Reader = Callable[[Request, bytes, ServeConfig], Awaitable[Question]]
+"""Makes a question of a request and its whole body."""
+
+
+class _Held:
+    """What one request holds of a replica: bytes of its body, and places in the queue."""
+
+    def __init__(self, config: ServeConfig, totals: Totals) -> None:
+        self._config, self._totals = config, totals
+        self._images = self._bytes = 0
+
+    def check(self, images: int = 0, size: int = 0) -> None:
+        """
+        Raises:
+            HTTPException: 429 when the replica has no room for so much more.
+        """
+        if (
+            self._totals.queue + images > self._config.max_queue
+            or self._totals.body_bytes + size > self._config.max_queue_bytes
+        ):
+            headers = {"Retry-After": str(RETRY_SECONDS), "Connection": "close"}
+            raise HTTPException(429, "the queue is full; try again", headers)
+
+    def take(self, images: int = 0, size: int = 0) -> None:
+        """
+        Raises:
+            HTTPException: 429 when there is no room.
+        """
+        self.check(images, size)
+        self._add(images, size)
+
+    def give_back(self) -> None:
+        """Everything."""
+        self._add(-self._images, -self._bytes)
+
+    def _add(self, images: int, size: int) -> None:
+        self._images += images
+        self._bytes += size
+        self._totals.queue += images
+        self._totals.body_bytes += size
+
+
+@asynccontextmanager
+async def held(
+    request: Request, read: Reader, config: ServeConfig, totals: Totals
+) -> AsyncIterator[Question]:
+    """The question of a request. Until the block ends, however it ends, its bytes and its images
+    count as held by the replica; the block may take what is left of the deadline.
 
     Raises:
-        HttpError: 400 bad Content-Length, 408 too slow, 413 too large, 415 compressed.
-        Overloaded: the server holds too many bytes already.
+        HTTPException: 400, 413, 415 or 422 for what is wrong with the request; 429 for a replica
+            that holds too much; 408 when the body and 504 when the answer takes too long.
     """
-    config = service.config
+    own = _Held(config, totals)
+    arrived = False
+    try:
+        async with asyncio.timeout(config.deadline):
+            body = await _body(request, config, own)
+            arrived = True
+            question = await read(request, body, config)
+            own.take(images=len(question.images))
+            yield question
+    except TimeoutError:
+        seconds = f"{config.deadline:g} s"
+        if arrived:
+            error = HTTPException(504, f"no answer within {seconds}", {"Retry-After": "5"})
+        else:
+            text = f"the body did not arrive within {seconds}"
+            error = HTTPException(408, text, {"Connection": "close"})
+        raise error from None
+    finally:
+        own.give_back()
+
+
+async def _body(request: Request, config: ServeConfig, own: _Held) -> bytes:
+    """The whole body, counted while it comes."""
     limit = config.max_bytes
-    too_large = HttpError(
+    too_large = HTTPException(
         413,
         f"the body has more than {limit:,} bytes; send a smaller image, or raise max_bytes",
         {"Connection": "close"},
     )
     if request.headers.get("content-encoding", "identity").lower() not in ("", "identity"):
-        raise HttpError(415, "Content-Encoding is not supported; send the body as it is")
-    declared = request.headers.get("content-length")
-    if declared is not None:
-        if not (declared.isascii() and declared.isdigit()):
-            raise HttpError(400, "Content-Length must be a number")
-        if int(declared[:20]) > limit:
-            raise too_large
-        service.admit(1, int(declared))
+        raise HTTPException(415, "Content-Encoding is not supported; send the body as it is")
+    declared = request.headers.get("content-length", "0")
+    if not (declared.isascii() and declared.isdigit()):
+        raise HTTPException(400, "Content-Length must be a number")
+    length = int(declared.lstrip("0")[:20] or "0")
+    if length > limit:
+        raise too_large
+    own.check(1, length)
     chunks: list[bytes] = []
     size = 0
-    try:
-        async with asyncio.timeout(config.deadline):
-            async for chunk in request.stream():
-                chunks.append(chunk)
-                size += len(chunk)
-                service.busy_bytes += len(chunk)
-                if size > limit:
-                    raise too_large
-                service.admit(0)
-    except TimeoutError:
-        raise HttpError(
-            408,
-            f"the body did not arrive within {config.deadline:g} s",
-            {"Connection": "close"},
-        ) from None
-    finally:
-        service.busy_bytes -= size
+    async for chunk in request.stream():
+        chunks.append(chunk)
+        size += len(chunk)
+        if size > limit:
+            raise too_large
+        own.take(size=len(chunk))
     return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
 
-async def question(request: Request, body: bytes, config: ServeConfig) -> Question:
-    """The images of a request to /predict, by its content type.
+async def predict_question(request: Request, body: bytes, config: ServeConfig) -> Question:
+    """What a request to /predict asks, by its content type: the file itself, a form, or JSON.
 
     Raises:
-        HttpError: 400, 413, 415 or 422.
+        HTTPException: 400, 413, 415 or 422.
     """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind == "application/json":
-        return await _from_json(body, request, config)
+        return await _from_json(request, body, config)
     if kind == "multipart/form-data":
-        return await _from_form(body, request, config)
+        return _from_form(request, body, config)
     if kind and kind not in RAW and not kind.startswith("image/"):
-        raise HttpError(
+        raise HTTPException(
             415,
             f"Content-Type {kind[:100]!r} is not supported; send image/* or "
             'application/octet-stream (the file itself), multipart/form-data (field "file"), or '
             'application/json ({"inputs": "<base64>"})',
         )
     if not body:
-        raise HttpError(400, "the body is empty; it must be an image file")
-    return Question([body], False, query_top_k(request, config))
+        raise HTTPException(400, "the body is empty; it must be an image file")
+    return Question([body], _top_k(None, request, config), batch=False)
 
 
-def query_top_k(request: Request, config: ServeConfig) -> int:
-    """`?top_k=` of the URL, or the default."""
-    values = request.query_params.getlist("top_k")
-    return top_k(values[-1] if values else None, config)
+async def _from_json(request: Request, body: bytes, config: ServeConfig) -> Question:
+    parsed = await _json_object(body)
+    _known(parsed, ("inputs", "parameters"), "the JSON body")
+    parameters = _parameters(parsed)
+    _known(parameters, ("top_k", "function_to_apply"), "parameters")
+    if parameters.get("function_to_apply") not in (None, "softmax"):
+        raise HTTPException(422, "function_to_apply must be softmax")
+    top_k = _top_k(parameters.get("top_k"), request, config)
+    inputs = parsed.get("inputs")
+    if isinstance(inputs, str):
+        return Question(await _files([inputs], "inputs", config), top_k, batch=False)
+    if not isinstance(inputs, list):
+        raise HTTPException(422, "inputs must be a base64 string, or a list of them")
+    if not inputs:
+        raise HTTPException(422, "inputs is an empty list; it must hold at least one image")
+    return Question(await _files(inputs, "inputs", config), top_k)
 
 
-def top_k(value: Any, config: ServeConfig) -> int:
-    """A number of classes that a client asked for.
+def _from_form(request: Request, body: bytes, config: ServeConfig) -> Question:
+    boundary = parse_options_header(request.headers["content-type"])[1].get(b"boundary", b"")
+    if not boundary:
+        raise HTTPException(400, "multipart/form-data without a boundary in its Content-Type")
+    files: list[bytes] = []
+    given: list[str] = []
+    ends: list[bool] = []
+
+    def add(part: Field | File) -> None:
+        if isinstance(part, File):
+            part.file_object.seek(0)
+            value = part.file_object.read()
+        else:
+            value = part.value or b""
+        name = (part.field_name or b"").decode("utf-8", "replace")
+        if name == "file":
+            if len(files) == config.max_images:
+                raise HTTPException(
+                    413, f"more than {config.max_images} files in one form; send fewer"
+                )
+            files.append(value)
+        elif name == "top_k":
+            given.append(value[:50].decode("utf-8", "replace"))
+        else:
+            raise HTTPException(
+                422, f"unknown field {name[:100]!r} in the form; known: file, top_k"
+            )
+
+    try:
+        parser = FormParser(
+            "multipart/form-data",
+            on_field=add,
+            on_file=add,
+            on_end=lambda: ends.append(True),
+            boundary=boundary,
+            # The body is in memory already, and within its limit: nothing goes to disk.
+            config={"MAX_MEMORY_FILE_SIZE": float("inf")},
+        )
+        parser.write(body)
+        parser.finalize()
+    except FormParserError as error:
+        raise HTTPException(400, f"the form cannot be read: {str(error)[:200]}") from None
+    if not ends:
+        raise HTTPException(400, "the form ends early: its closing boundary is missing")
+    if not files:
+        raise HTTPException(422, 'the form has no field "file" with an image')
+    top_k = _top_k(given[-1] if given else None, request, config)
+    return Question(files, top_k, batch=len(files) > 1)
+
+
+async def infer_question(request: Request, body: bytes, config: ServeConfig) -> Question:
+    """What a request in the Open Inference Protocol asks: one BYTES input of shape [N], image files
+    in base64, as the protocol writes bytes in JSON.
 
     Raises:
-        HttpError: 422 when it is no whole number from 1.
+        HTTPException: 400, 413 or 422.
     """
-    if value is None:
-        return config.top_k
-    text = str(value)
-    if isinstance(value, bool) or not (text.isascii() and text.isdigit()) or int(text[:9]) < 1:
-        raise HttpError(422, f"top_k={text[:50]!r} must be a whole number from 1")
-    return int(text[:9])
+    parsed = await _json_object(body)
+    outputs = _outputs(parsed.get("outputs"))
+    top_k = _top_k(_parameters(parsed).get("top_k"), None, config)
+    inputs = parsed.get("inputs")
+    if not isinstance(inputs, list) or len(inputs) != 1 or not isinstance(inputs[0], dict):
+        raise HTTPException(422, f"inputs must be a list with one input, {INPUT!r}")
+    tensor = inputs[0]
+    if tensor.get("name") != INPUT:
+        raise HTTPException(422, f"unknown input {str(tensor.get('name'))[:100]!r}; known: {INPUT}")
+    if tensor.get("datatype") != "BYTES":
+        raise HTTPException(
+            422, f"datatype {str(tensor.get('datatype'))[:50]!r} of {INPUT!r} must be BYTES"
+        )
+    data = tensor.get("data")
+    if not isinstance(data, list) or not data:
+        raise HTTPException(422, "inputs[0].data must be a list of base64 strings, at least one")
+    images = await _files(data, "inputs[0].data", config)
+    if tensor.get("shape") not in ([len(data)], [len(data), 1]):
+        raise HTTPException(
+            422,
+            f"inputs[0].shape must be [{len(data)}], the number of its data, "
+            f"not {str(tensor.get('shape'))[:100]}",
+        )
+    name = parsed.get("id")
+    return Question(
+        images,
+        top_k,
+        model=config.model_name,
+        id=name if isinstance(name, str) else None,
+        outputs=outputs,
+    )
 
 
-async def parse_json(body: bytes) -> dict[str, Any]:
-    """A JSON object.
+def _outputs(wanted: Any) -> list[str]:
+    """Names of the outputs that a request wants: all of them by default."""
+    if wanted is None or wanted == []:
+        return list(OUTPUTS)
+    if not isinstance(wanted, list) or not all(isinstance(item, dict) for item in wanted):
+        raise HTTPException(422, "outputs must be a list of objects with a name")
+    for item in wanted:
+        if item.get("name") not in OUTPUTS:
+            raise HTTPException(
+                422, f"unknown output {str(item.get('name'))[:100]!r}; known: {', '.join(OUTPUTS)}"
+            )
+    return [item["name"] for item in wanted]
 
-    Raises:
-        HttpError: 400 when it is none.
-    """
+
+async def _json_object(body: bytes) -> dict[str, Any]:
     try:
         if len(body) <= INLINE_JSON:
             parsed = from_json(body)
         else:
             parsed = await asyncio.to_thread(from_json, body)
     except ValueError as error:
-        raise HttpError(400, f"the body is not valid JSON: {str(error)[:200]}") from None
+        raise HTTPException(400, f"the body is not valid JSON: {str(error)[:200]}") from None
     if not isinstance(parsed, dict):
-        raise HttpError(400, "the JSON body must be an object")
+        raise HTTPException(400, "the JSON body must be an object")
     return parsed
 
 
-def known(given: Mapping[str, Any], allowed: Sequence[str], where: str) -> None:
-    """Refuse unknown keys.
-
-    Raises:
-        HttpError: 422 naming the key and what is allowed.
-    """
+def _known(given: Mapping[str, Any], allowed: Sequence[str], where: str) -> None:
     for key in given:
         if key not in allowed:
-            raise HttpError(
+            raise HTTPException(
                 422,
                 f"unknown key {key[:100]!r} in {where}{nearest(key[:100], allowed)}; "
                 f"known: {', '.join(allowed)}",
             )
 
 
-async def decode_all(texts: Sequence[Any], where: str) -> list[bytes | ImageError]:
-    """Base64 texts as files; one that isn't base64 is an ImageError.
-
-    Raises:
-        HttpError: 422 when one is no text at all.
-    """
-    for i, text in enumerate(texts):
-        if not isinstance(text, str):
-            raise HttpError(422, f"{where}[{i}] must be a base64 string, not {_kind(text)}")
-    if sum(len(text) for text in texts) <= INLINE_JSON:
-        return [_decode(text) for text in texts]
-    return await asyncio.to_thread(lambda: [_decode(text) for text in texts])
-
-
-def too_many(count: int, config: ServeConfig) -> None:
-    """Refuse too large batches.
-
-    Raises:
-        HttpError: 413.
-    """
-    if count > config.max_images:
-        raise HttpError(413, f"{count:,} images in one request; at most {config.max_images}")
-
-
-async def _from_json(body: bytes, request: Request, config: ServeConfig) -> Question:
-    parsed = await parse_json(body)
-    known(parsed, ("inputs", "parameters"), "the JSON body")
+def _parameters(parsed: Mapping[str, Any]) -> dict[str, Any]:
     parameters = parsed.get("parameters")
     if parameters is None:
-        parameters = {}
+        return {}
     if not isinstance(parameters, dict):
-        raise HttpError(422, f"parameters must be an object, not {_kind(parameters)}")
-    known(parameters, ("top_k", "function_to_apply"), "parameters")
-    if parameters.get("function_to_apply") not in (None, "softmax"):
-        raise HttpError(422, "function_to_apply must be softmax")
-    wanted = parameters.get("top_k")
-    count = query_top_k(request, config) if wanted is None else top_k(wanted, config)
-    inputs = parsed.get("inputs")
-    if isinstance(inputs, str):
-        (image,) = await decode_all([inputs], "inputs")
-        return Question([image], False, count)
-    if not isinstance(inputs, list):
-        raise HttpError(422, "inputs must be a base64 string, or a list of them")
-    if not inputs:
-        raise HttpError(422, "inputs is an empty list; it must hold at least one image")
-    too_many(len(inputs), config)
-    return Question(await decode_all(inputs, "inputs"), True, count)
+        raise HTTPException(422, f"parameters must be an object, not {_kind(parameters)}")
+    return parameters
 
 
-class _Form:
-    """The parts of a multipart body, kept in memory: it is there already, and within its limit."""
+def _top_k(inside: Any, request: Request | None, config: ServeConfig) -> int:
+    """The number of classes that a body asks for, else `?top_k=` of the URL, else the default."""
+    asked = [] if request is None else request.query_params.getlist("top_k")
+    value = inside if inside is not None else asked[-1] if asked else config.top_k
+    text = str(value)
+    if isinstance(value, bool) or not (text.isascii() and text.isdigit()) or int(text[:9]) < 1:
+        raise HTTPException(422, f"top_k={text[:50]!r} must be a whole number from 1")
+    return int(text[:9])
 
-    def __init__(self, config: ServeConfig) -> None:
-        self.files: list[bytes] = []
-        self.top_k: str | None = None
-        self.ended = False
-        self._config = config
-        self._name, self._header, self._value = "", b"", b""
-        self._data: list[bytes] = []
 
-    def parse(self, body: bytes, boundary: bytes) -> None:
-        """
-        Raises:
-            HttpError: 413 too many files; 422 an unknown field.
-            FormParserError: it is no form.
-        """
-        parser = MultipartParser(
-            boundary,
-            {
-                "on_part_begin": self._begin,
-                "on_header_field": self._on_header,
-                "on_header_value": self._on_value,
-                "on_header_end": self._header_end,
-                "on_part_data": self._on_data,
-                "on_part_end": self._end,
-                "on_end": self._all,
-            },
+async def _files(texts: Sequence[Any], where: str, config: ServeConfig) -> list[bytes | ImageError]:
+    """Base64 texts as files; one that isn't base64 is an ImageError."""
+    if len(texts) > config.max_images:
+        raise HTTPException(
+            413, f"{len(texts):,} images in one request; at most {config.max_images}"
         )
-        parser.write(body)
-        parser.finalize()
-
-    def _begin(self) -> None:
-        self._name, self._header, self._value, self._data = "", b"", b"", []
-
-    def _on_header(self, data: bytes, start: int, end: int) -> None:
-        self._header += data[start:end]
-
-    def _on_value(self, data: bytes, start: int, end: int) -> None:
-        self._value += data[start:end]
-
-    def _header_end(self) -> None:
-        if self._header.lower() == b"content-disposition":
-            name = parse_options_header(self._value)[1].get(b"name", b"")
-            self._name = name.decode("utf-8", "replace")
-        self._header = self._value = b""
-
-    def _on_data(self, data: bytes, start: int, end: int) -> None:
-        self._data.append(data[start:end])
-
-    def _end(self) -> None:
-        data = self._data[0] if len(self._data) == 1 else b"".join(self._data)
-        if self._name == "file":
-            self.files.append(data)
-            if len(self.files) > self._config.max_images:
-                raise HttpError(
-                    413, f"more than {self._config.max_images} files in one form; send fewer"
-                )
-        elif self._name == "top_k":
-            self.top_k = data[:50].decode("utf-8", "replace")
-        else:
-            raise HttpError(
-                422, f"unknown field {self._name[:100]!r} in the form; known: file, top_k"
-            )
-
-    def _all(self) -> None:
-        self.ended = True
+    for i, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise HTTPException(422, f"{where}[{i}] must be a base64 string, not {_kind(text)}")
+    if sum(len(text) for text in texts) <= INLINE_JSON:
+        return [_file(text) for text in texts]
+    return await asyncio.to_thread(lambda: [_file(text) for text in texts])
 
 
-async def _from_form(body: bytes, request: Request, config: ServeConfig) -> Question:
-    options = parse_options_header(request.headers.get("content-type", ""))[1]
-    boundary = options.get(b"boundary", b"")
-    if not boundary:
-        raise HttpError(400, "multipart/form-data without a boundary in its Content-Type")
-    form = _Form(config)
-    try:
-        form.parse(body, boundary)
-    except FormParserError as error:
-        raise HttpError(400, f"the form cannot be read: {str(error)[:200]}") from None
-    if not form.ended:
-        raise HttpError(400, "the form ends early: its closing boundary is missing")
-    if not form.files:
-        raise HttpError(422, 'the form has no field "file" with an image')
-    count = query_top_k(request, config) if form.top_k is None else top_k(form.top_k, config)
-    return Question(form.files, len(form.files) > 1, count)
-
-
-def _decode(text: str) -> bytes | ImageError:
+def _file(text: str) -> bytes | ImageError:
     try:
         return base64.b64decode(text.encode("ascii"), validate=True)
     except (binascii.Error, ValueError):

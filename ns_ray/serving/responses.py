@@ -1,52 +1,84 @@
-"""Answers: JSON, and errors as `{"error": ...}`."""
+"""Answers as clients see them: the classes of images, most probable first, in the form of /predict
+or of the Open Inference Protocol; and errors, always `{"error": ...}`."""
 
-import asyncio
-import json
-from collections.abc import Awaitable, Mapping
+from collections.abc import Sequence
 from typing import Any
 
-from starlette.responses import Response
+import numpy as np
+from starlette.exceptions import HTTPException
+from starlette.responses import JSONResponse, Response
 
-from ns_ray.serving.service import Service
+from ns_ray.errors import ImageError
+from ns_ray.serving.requests import Question
 
-
-class HttpError(Exception):
-    """An answer that is an error."""
-
-    def __init__(self, status: int, message: str, headers: Mapping[str, str] | None = None) -> None:
-        super().__init__(message)
-        self.status, self.message, self.headers = status, message, dict(headers or {})
-
-
-def answer(content: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
-    """A JSON response."""
-    body = json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode()
-    return Response(body, status, headers, "application/json")
+Found = np.ndarray[Any, Any] | ImageError
+"""Probabilities of one image, float32 [classes], or why it has none."""
 
 
 def failure(status: int, message: str, headers: dict[str, str] | None = None) -> Response:
     """An error as a response."""
-    return answer({"error": message}, status, headers)
+    return JSONResponse({"error": message}, status, headers)
 
 
-def require_ready(service: Service) -> None:
-    """
+def predict_answer(
+    question: Question, found: Sequence[Found], classes: Sequence[str], version: str
+) -> Response:
+    """The answer of /predict: the classes of the only image, or one entry for each of several."""
+    headers = {"X-Model-Version": version}
+    if question.batch:
+        entries = [
+            {"error": str(item)}
+            if isinstance(item, ImageError)
+            else rank(item, classes, question.top_k)
+            for item in found
+        ]
+        return JSONResponse(entries, headers=headers)
+    only = found[0]
+    if isinstance(only, ImageError):
+        return failure(_status(only), str(only), headers)
+    return JSONResponse(rank(only, classes, question.top_k), headers=headers)
+
+
+def infer_answer(
+    question: Question, found: Sequence[Found], classes: Sequence[str], version: str
+) -> Response:
+    """The answer of the Open Inference Protocol, which has no place for the error of one image.
+
     Raises:
-        HttpError: 503 as long as no model has answered its warm-up.
+        HTTPException: 400 or 413 for the first image that cannot be used.
     """
-    if not service.ready:
-        raise HttpError(503, "the model is still loading", {"Retry-After": "5"})
+    rows = []
+    for i, item in enumerate(found):
+        if isinstance(item, ImageError):
+            raise HTTPException(_status(item), f"inputs[0].data[{i}]: {item}")
+        rows.append(rank(item, classes, question.top_k))
+    outputs = [
+        {
+            "name": name,
+            "datatype": "BYTES" if name == "label" else "FP32",
+            "shape": [len(rows), len(rows[0])],
+            "data": [entry[name] for row in rows for entry in row],
+        }
+        for name in question.outputs
+    ]
+    named = {} if question.id is None else {"id": question.id}
+    answer = {"model_name": question.model, "model_version": version, **named, "outputs": outputs}
+    return JSONResponse(answer, headers={"X-Model-Version": version})
 
 
-async def within(service: Service, work: Awaitable[Any]) -> Any:
-    """The result of some work, within the deadline.
+def rank(
+    probs: np.ndarray[Any, Any], classes: Sequence[str], top_k: int
+) -> list[dict[str, str | float]]:
+    """[{"label": str, "score": float}, ...]: the `top_k` most probable classes, highest first; ties
+    in the order of the classes."""
+    top_k = min(top_k, len(classes))
+    if top_k < len(classes) > 64:
+        candidates = np.sort(np.argpartition(probs, -top_k)[-top_k:])
+        order = candidates[np.argsort(-probs[candidates], kind="stable")]
+    else:
+        order = np.argsort(-probs, kind="stable")[:top_k]
+    return [{"label": classes[i], "score": round(float(probs[i]), 6)} for i in order]
 
-    Raises:
-        HttpError: 504 when it takes longer.
-    """
-    seconds = service.config.deadline
-    try:
-        async with asyncio.timeout(seconds):
-            return await work
-    except TimeoutError:
-        raise HttpError(504, f"no answer within {seconds:g} s", {"Retry-After": "5"}) from None
+
+def _status(error: ImageError) -> int:
+    return 413 if error.reason == "too_many_pixels" else 400

@@ -1,0 +1,108 @@
+"""The way of a POST through the modules of the server, followed while it is answered, and the order
+of those modules. docs/architecture.md shows the same way."""
+
+import ast
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import pytest
+from broken_files import jpeg
+from served import Server, b64, make_bundle, serving
+
+from ns_ray import engines, images, predictor
+from ns_ray import serving as package
+
+PACKAGE = package.__name__
+MODULES = ("settings", "metrics", "batcher", "requests", "responses", "replica", "app")
+"""Each imports only from those before it."""
+RAYS = ("deployment", "swap")
+"""What Ray Serve sees: they import the others, and nobody imports them."""
+WALK = (
+    f"{PACKAGE}.app",
+    f"{PACKAGE}.requests",
+    f"{PACKAGE}.batcher",
+    predictor.__name__,
+    f"{PACKAGE}.responses",
+    f"{PACKAGE}.metrics",
+)
+
+Call = tuple[str, str]
+"""(module that calls, module that is called)."""
+
+
+@contextmanager
+def following(calls: list[Call]) -> Iterator[None]:
+    """Note every call from one module of ns_ray into another, in all threads that begin inside.
+
+    A coroutine that goes on, and a call that comes back, are not calls.
+    """
+    seen: list[FrameType] = []  # kept, so that no later frame gets the address of an earlier one
+    known: set[int] = set()
+
+    def trace(frame: FrameType, event: str, argument: Any) -> None:
+        module = str(frame.f_globals.get("__name__", ""))
+        if event != "call" or not module.startswith("ns_ray.") or id(frame) in known:
+            return
+        seen.append(frame)
+        known.add(id(frame))
+        caller = frame.f_back
+        while caller and not str(caller.f_globals.get("__name__", "")).startswith("ns_ray."):
+            caller = caller.f_back
+        if caller is not None and caller.f_globals["__name__"] != module:
+            calls.append((str(caller.f_globals["__name__"]), module))
+
+    threading.setprofile(trace)
+    sys.setprofile(trace)
+    try:
+        yield
+    finally:
+        threading.setprofile(None)
+        sys.setprofile(None)
+
+
+def post(server: Server, protocol: str) -> int:
+    if protocol == "predict":
+        return server.post_image(jpeg(1)).status
+    tensor = {"name": "image", "shape": [1], "datatype": "BYTES", "data": [b64(jpeg(1))]}
+    return server.post_json({"inputs": [tensor]}, "/v2/models/classifier/infer").status
+
+
+@pytest.mark.parametrize("protocol", ["predict", "infer"])
+def test_a_post_passes_six_modules_and_none_twice(tmp_path: Path, protocol: str) -> None:
+    app, requests, batcher, model, responses, metrics = WALK
+    calls: list[Call] = []
+    folder = make_bundle(tmp_path)
+    with following(calls), serving(folder) as server:
+        calls.clear()  # of loading the model
+        assert post(server, protocol) == 200
+        end = time.monotonic() + 30
+        while (app, metrics) not in calls:  # counted after the answer is on its way
+            assert time.monotonic() < end, calls
+            time.sleep(0.01)
+        walked = list(calls)
+
+    inside = [call for call in walked if call[0] in WALK and call[1].startswith(PACKAGE)]
+    assert inside == [(app, requests), (app, batcher), (app, responses), (app, metrics)]
+    # The batcher asks the predictor twice, for pixels in a thread that decodes and for
+    # probabilities in the model's; nobody else asks it.
+    assert {caller for caller, called in walked if called == model} == {batcher}
+    # What the predictor does for it is the model's own affair: decoding and running.
+    below = {called for caller, called in walked if caller == model}
+    assert below == {images.__name__, engines.__name__}
+    assert {module for call in walked for module in call} == {*WALK, *below}
+
+
+def test_the_modules_of_the_server_import_only_from_those_before_them() -> None:
+    folder = Path(str(package.__file__)).parent
+    assert {path.stem for path in folder.glob("*.py")} == {"__init__", *MODULES, *RAYS}
+    for module in MODULES:
+        before = MODULES[: MODULES.index(module)]
+        for node in ast.walk(ast.parse((folder / f"{module}.py").read_text())):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith(PACKAGE):
+                assert str(node.module).removeprefix(f"{PACKAGE}.") in before, module
