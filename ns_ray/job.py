@@ -30,7 +30,7 @@ class Job:
     steps: int
     loaders: int
     in_turn: bool
-    """Whether the loaders rest while the model works (see `loader.Loader`)."""
+    """Whether the loaders rest while the model works (see `loader.from_tasks`)."""
     threads: int
     accumulate: int
     trained_groups: int

@@ -1,25 +1,41 @@
-"""Training batches of one lane, made ahead of need: in Ray tasks, or in a thread of the worker.
+"""Makes training batches ahead of need, and brings them to the worker's device.
 
-Chunks of encoded images are read once, into the object store, and shared by the tasks that decode
-and augment their rows. Order and pixels follow from (seed, lane, step) alone, whoever makes them.
+Which rows make a batch is said by rows.py. Chunks of encoded images are read once, into the object
+store, and shared by the Ray tasks that decode and augment their rows; without loader processes, a
+thread of the worker does it all. Pixels follow from the rows and their seed, whoever makes them.
+They travel as uint8; on CUDA they are copied from pinned memory on a stream of their own, the next
+batch while the current one is worked on.
+
+Knows nothing about models. torch is imported where a worker needs it: loader processes import this
+module too, and do without.
 """
 
 import os
-import queue
-import threading
-from collections import OrderedDict, deque
-from collections.abc import Iterator
+import time
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import cache, lru_cache, partial
 from itertools import islice
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import ray
 
-from ns_ray.augment import Augment
-from ns_ray.config import NoiseConfig
-from ns_ray.stream import Batch, Chunk, Segment, Source, make_batch
+from ns_ray import schema
+from ns_ray.augment import Augment, seeded
+from ns_ray.config import NoiseConfig, TrainConfig
+from ns_ray.errors import DataError
+from ns_ray.images import decode
+from ns_ray.job import Job, lane_sizes
+from ns_ray.rows import BatchRows, Chunk, Sizes, Stream, batches
+from ns_ray.schema import Corpus, PseudoLabels, Selection
+
+if TYPE_CHECKING:
+    import torch
 
 AHEAD = 3
 """Batches per process that are made before they are asked for."""
@@ -27,17 +43,103 @@ CHUNKS = 4
 """Chunks of a stream that are kept at hand."""
 
 
-Plan = tuple[list[Segment], list[Segment], int]
-"""A batch to be made: its labeled and pseudo-labeled rows, and its seed."""
+@dataclass(frozen=True)
+class Examples:
+    """Images with their targets: labeled ones, or selected pseudo-labeled ones."""
+
+    corpus: Corpus
+    selection: Selection | None = None
+    labels: PseudoLabels | None = None
+    soft: bool = True
+
+    def stream(self, lanes: int, seed: int) -> Stream:
+        """The order in which training sees them."""
+        counts = [
+            shard.rows if self.selection is None else self.selection.counts.get(shard.name, 0)
+            for shard in self.corpus.shards
+        ]
+        sizes = tuple(shard.bytes for shard in self.corpus.shards)
+        return Stream(tuple(counts), sizes, lanes, seed)
+
+    def load(self, chunk: Chunk) -> pa.Table:
+        """Permuted rows of a chunk: key, image, and target (an int32 class, or float32 [classes]).
+
+        Raises:
+            DataError: a selected key is missing from the corpus or from the pseudo-labels.
+        """
+        tables = [self._shard(index) for index in chunk.shards]
+        table = pa.concat_tables(tables)
+        order = np.random.default_rng(chunk.seed).permutation(table.num_rows)
+        return table.take(pa.array(order)).combine_chunks()
+
+    def _shard(self, index: int) -> pa.Table:
+        shard = self.corpus.shards[index]
+        if self.selection is None:
+            table = self.corpus.read(shard, ["key", "image", "label"])
+            return table.rename_columns(["key", "image", "target"])
+        chosen = self.selection.read(shard.name, ["key", "label", "copies"])
+        images = self.corpus.read(shard, ["key", "image"])
+        where = _rows_of(chosen["key"], images["key"], f"corpus shard {shard.name}")
+        targets: pa.Array = chosen["label"].combine_chunks()
+        if self.soft and self.labels is not None:
+            probs = self.labels.read(shard.name)
+            rows = _rows_of(chosen["key"], probs["key"], f"pseudo-labels of {shard.name}")
+            dense = schema.dense_probs(probs.take(rows), len(self.labels.classes))
+            targets = pa.FixedSizeListArray.from_arrays(pa.array(dense.reshape(-1)), dense.shape[1])
+        table = pa.table({"key": chosen["key"], "image": images["image"].take(where)})
+        table = table.append_column("target", targets)
+        copies = chosen["copies"].to_numpy()
+        return table.take(pa.array(np.repeat(np.arange(len(copies)), copies)))
+
+
+def _rows_of(keys: pa.ChunkedArray, among: pa.ChunkedArray, what: str) -> pa.Array:
+    rows = pc.index_in(keys, value_set=among.combine_chunks())
+    if rows.null_count:
+        missing = keys.filter(pc.is_null(rows))[0].as_py()
+        raise DataError(f"key {missing!r} is missing from the {what}; label and select again")
+    return rows.combine_chunks()
 
 
 @dataclass(frozen=True)
-class Sizes:
-    """One forward pass: labeled images, pseudo-labeled images, and their side in pixels."""
+class Batch:
+    """What one forward pass needs.
 
-    labeled: int
-    pseudo: int
-    image: int
+    Attributes:
+        images: uint8 [n + m, size, size, 3], the labeled images first.
+        labels: int64 [n].
+        targets: float32 [m, classes] (soft), int64 [m] (hard), or None without pseudo-labels.
+    """
+
+    images: np.ndarray[Any, np.dtype[np.uint8]]
+    labels: np.ndarray[Any, np.dtype[np.int64]]
+    targets: np.ndarray[Any, Any] | None
+
+
+def make_batch(rows: BatchRows, tables: Sequence[pa.Table], noise: NoiseConfig, size: int) -> Batch:
+    """Decode and augment: the same rows give the same pixels.
+
+    Args:
+        rows: which ones.
+        tables: the chunk of each of their segments, those of the labeled images first.
+        noise: input noise.
+        size: side of the images in pixels.
+    """
+    augments = _augments(noise, size)
+    images: list[np.ndarray[Any, Any]] = []
+    targets: list[list[np.ndarray[Any, Any]]] = [[], []]
+    chunks = iter(tables)
+    with seeded(rows.seed):
+        for which, segments in enumerate((rows.labeled, rows.pseudo)):
+            for segment in segments:
+                stop = segment.start + segment.stride * segment.count
+                taken = pa.array(np.arange(segment.start, stop, segment.stride))
+                table = next(chunks).take(taken)
+                targets[which].append(_targets(table["target"]))
+                for image in table["image"]:
+                    pixels = decode(image.as_buffer().to_pybytes(), shrink_to=2 * size)
+                    images.append(augments[which](pixels))
+    labels = np.concatenate(targets[0])
+    return Batch(np.stack(images), labels, np.concatenate(targets[1]) if targets[1] else None)
 
 
 @lru_cache(maxsize=8)
@@ -45,34 +147,27 @@ def _augments(noise: NoiseConfig, size: int) -> tuple[Augment, Augment]:
     return Augment(noise, size, noise.off_labeled), Augment(noise, size, noise.off_unlabeled)
 
 
+def _targets(column: pa.ChunkedArray) -> np.ndarray[Any, Any]:
+    array = column.combine_chunks()
+    values: np.ndarray[Any, Any]
+    if pa.types.is_fixed_size_list(array.type):
+        flat = array.flatten().to_numpy(zero_copy_only=False)
+        values = flat.reshape(len(array), array.type.list_size)
+    else:
+        values = array.to_numpy(zero_copy_only=False).astype(np.int64)
+    return values
+
+
 def _make(
-    noise: NoiseConfig,
-    size: int,
-    seed: int,
-    labeled: list[Segment],
-    pseudo: list[Segment],
-    *tables: pa.Table,
-) -> Batch:
-    first, second = _augments(noise, size)
-    split = len(labeled)
-    return make_batch(
-        list(zip(tables[:split], labeled, strict=True)),
-        list(zip(tables[split:], pseudo, strict=True)),
-        first,
-        second,
-        seed,
-    )
-
-
-def _make_politely(
-    noise: NoiseConfig, size: int, plans: list[Plan], *tables: pa.Table
+    noise: NoiseConfig, size: int, asked: list[BatchRows], *tables: pa.Table
 ) -> list[Batch] | Batch:
+    """What a loader process does: batches one after the other, of the tables in their order."""
     _yield_to_training()
     left = iter(tables)
-    made = []
-    for labeled, pseudo, seed in plans:
-        theirs = islice(left, len(labeled) + len(pseudo))
-        made.append(_make(noise, size, seed, labeled, pseudo, *theirs))
+    made = [
+        make_batch(rows, list(islice(left, len(rows.labeled) + len(rows.pseudo))), noise, size)
+        for rows in asked
+    ]
     return made if len(made) > 1 else made[0]  # Ray takes several results, or one
 
 
@@ -85,136 +180,214 @@ def _yield_to_training() -> None:
         os.nice(10)
 
 
-_make_task = ray.remote(num_cpus=1, scheduling_strategy="DEFAULT")(_make_politely)
-_load_task = ray.remote(num_cpus=1, scheduling_strategy="DEFAULT")(Source.load)
+_make_task = ray.remote(num_cpus=1, scheduling_strategy="DEFAULT")(_make)
+_load_task = ray.remote(num_cpus=1, scheduling_strategy="DEFAULT")(Examples.load)
+
+
+def from_tasks(
+    examples: Sequence[Examples],
+    asked: Iterator[BatchRows],
+    noise: NoiseConfig,
+    size: int,
+    *,
+    processes: int,
+    in_turn: bool,
+) -> Generator[Batch, None, None]:
+    """The batches that are asked for, made in Ray tasks ahead of need.
+
+    Args:
+        examples: the labeled images, and the pseudo-labeled ones if there are any.
+        asked: the rows of the batches.
+        noise: input noise.
+        size: side of the images in pixels.
+        processes: tasks that work at a time.
+        in_turn: whether they work while the model waits and rest while it works, which is faster
+            where both are on the same CPUs (docs/decisions/0015-training-in-turn.md).
+    """
+    load = [lru_cache(CHUNKS)(partial(_load_task.remote, ray.put(one))) for one in examples]
+    each = AHEAD if in_turn else 1
+    make = _make_task.options(num_returns=each)
+
+    def next_ones() -> tuple[list[BatchRows], list[Any]]:
+        some = list(islice(asked, each))
+        return some, [table for rows in some for table in _tables(rows, load)]
+
+    pending: deque[Any] = deque()
+    coming = next_ones()
+    while True:
+        if not (in_turn and pending):
+            while len(pending) < AHEAD * processes:
+                rows, tables = coming
+                coming = next_ones()  # its chunks are loaded beside the batches before it
+                made = make.remote(noise, size, rows, *tables)
+                pending.extend(made if each > 1 else [made])
+            if in_turn:
+                ray.wait(list(pending), num_returns=len(pending))
+        yield ray.get(pending.popleft())
+
+
+def from_thread(
+    examples: Sequence[Examples], asked: Iterator[BatchRows], noise: NoiseConfig, size: int
+) -> Generator[Batch, None, None]:
+    """The same, made in a thread of this process. Closing waits for it: a thread that is in C++
+    code when the interpreter ends takes the process down with it."""
+    load = [lru_cache(CHUNKS)(one.load) for one in examples]
+    pool = ThreadPoolExecutor(1, thread_name_prefix="loader")
+
+    def begin(rows: BatchRows) -> Future[Batch]:
+        return pool.submit(lambda: make_batch(rows, _tables(rows, load), noise, size))
+
+    try:
+        pending = deque(begin(rows) for rows in islice(asked, AHEAD))
+        while True:
+            batch = pending.popleft().result()
+            pending.append(begin(next(asked)))
+            yield batch
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _tables(rows: BatchRows, load: Sequence[Callable[[Chunk], Any]]) -> list[Any]:
+    """The chunks of the rows' segments, those of the labeled images first."""
+    return [
+        load[which](segment.chunk)
+        for which, segments in enumerate((rows.labeled, rows.pseudo))
+        for segment in segments
+    ]
+
+
+@dataclass(frozen=True)
+class DeviceBatch:
+    """A batch on the device: uint8 images [n + m, size, size, 3], int64 labels [n], and targets of
+    the other m (see `losses.mixed_loss`)."""
+
+    images: "torch.Tensor"
+    labels: "torch.Tensor"
+    targets: "torch.Tensor | None"
 
 
 class Loader:
-    """Iterator over the batches of one lane, from step `start` on, endlessly."""
+    """This worker's share of the batches of each step, on its device.
+
+    Attributes:
+        sizes: of one forward pass.
+        waited: seconds spent waiting for batches so far.
+    """
 
     def __init__(
         self,
-        labeled: Source,
-        pseudo: Source | None,
-        sizes: Sizes,
-        noise: NoiseConfig,
+        job: Job,
+        train: TrainConfig,
+        corpus: Corpus,
         *,
-        lane: int,
-        lanes: int,
-        start: int,
-        seed: int,
-        processes: int,
-        in_turn: bool,
+        size: int,
+        rank: int,
+        world: int,
+        first: int,
+        device: "torch.device",
     ) -> None:
         """
         Args:
-            labeled: the labeled images.
-            pseudo: the selected pseudo-labeled images, if any.
-            sizes: images per batch of each, and their size.
-            noise: input noise.
-            lane, lanes: which share of the streams.
-            start: the first step.
-            seed: decides order and augmentation.
-            processes: Ray tasks that work at a time; 0 makes batches in a thread.
-            in_turn: whether they work while the model waits and rest while it works, which is
-                faster where both are on the same CPUs (docs/decisions/0015-training-in-turn.md).
+            job, train, corpus: what is trained on.
+            size: side of the images in pixels.
+            rank, world: which worker of how many.
+            first: the first step.
+            device: where the batches go.
         """
-        self._sources = [source for source in (labeled, pseudo) if source is not None]
-        self._noise, self._sizes, self._seed = noise, sizes, seed
-        self._lane, self._step, self._processes = lane, start, processes
-        self._in_turn = in_turn
-        counts = [sizes.labeled, sizes.pseudo]
-        self._segments = [
-            source.stream(lanes, seed + which).batches(lane, counts[which], start)
-            for which, source in enumerate(self._sources)
-        ]
-        self._chunks: list[OrderedDict[Chunk, Any]] = [OrderedDict() for _ in self._sources]
-        self._closed = threading.Event()
-        self._thread: threading.Thread | None = None
-        self._iterator = self._from_tasks() if processes else self._from_thread()
+        examples = [Examples(corpus)]
+        if job.selection is not None:
+            selection = schema.open_selection(job.selection)
+            labels = schema.open_labels(selection.labels) if job.soft else None
+            pile = schema.open_corpus(selection.corpus)
+            examples.append(Examples(pile, selection, labels, job.soft))
+        self.sizes = Sizes(*lane_sizes(train, world, len(examples) > 1), size)
+        self.waited = 0.0
+        self._temperature = job.temperature
+        lanes = world * job.accumulate
+        streams = [one.stream(lanes, job.seed + which) for which, one in enumerate(examples)]
+        self._lanes: list[Generator[Batch, None, None]] = []
+        for lane in range(rank, lanes, world):
+            asked = batches(streams, self.sizes, lane=lane, start=first, seed=job.seed)
+            what = (examples, asked, train.noise, size)
+            self._lanes.append(
+                from_tasks(*what, processes=job.loaders, in_turn=job.in_turn)
+                if job.loaders
+                else from_thread(*what)
+            )
+        copying = copied_ahead if device.type == "cuda" else copied
+        self._batches = copying(self._made(), device)
 
-    def __iter__(self) -> Iterator[Batch]:
-        return self
+    def step(self) -> Iterator[DeviceBatch]:
+        """The batches of the next step, one after the other."""
+        from ns_ray.losses import sharpen
 
-    def __next__(self) -> Batch:
-        return next(self._iterator)
-
-    def close(self) -> None:
-        """Stop making batches. Waits for the thread that makes them: one that is in C++ code when
-        the interpreter ends takes the process down with it."""
-        self._closed.set()
-        if self._thread is not None:
-            self._thread.join(timeout=10)
-
-    def _next_plan(self) -> Plan:
-        segments = [next(iterator) for iterator in self._segments]
-        seed = hash((self._seed, self._lane, self._step)) % 2**63
-        self._step += 1
-        return segments[0], segments[1] if len(segments) > 1 else [], seed
-
-    def _from_tasks(self) -> Iterator[Batch]:
-        sources = [ray.put(source) for source in self._sources]
-        pending: deque[Any] = deque()
-        each = AHEAD if self._in_turn else 1
-        make = _make_task.options(num_returns=each)
-
-        def planned() -> tuple[list[Plan], list[Any]]:
-            plans = [self._next_plan() for _ in range(each)]
-            tables = [
-                self._chunk(which, segment.chunk, lambda w, c: _load_task.remote(sources[w], c))
-                for plan in plans
-                for which, segments in enumerate(plan[:2])
-                for segment in segments
-            ]
-            return plans, tables
-
-        coming = planned()
-        while not self._closed.is_set():
-            refill = not (self._in_turn and pending)
-            while refill and len(pending) < AHEAD * self._processes:
-                plans, tables = coming
-                coming = planned()  # its chunks are loaded beside the batches before it
-                made = make.remote(self._noise, self._sizes.image, plans, *tables)
-                pending.extend(made if each > 1 else [made])
-            if self._in_turn and refill:
-                ray.wait(list(pending), num_returns=len(pending))
-            yield ray.get(pending.popleft())
-
-    def _from_thread(self) -> Iterator[Batch]:
-        ready: queue.Queue[Batch | BaseException] = queue.Queue(AHEAD)
-        self._thread = threading.Thread(target=self._fill, args=(ready,), daemon=True)
-        self._thread.start()
-        while not self._closed.is_set():
-            batch = ready.get()
-            if isinstance(batch, BaseException):
-                raise batch
+        for _ in self._lanes:
+            batch = next(self._batches)
+            if batch.targets is not None and batch.targets.is_floating_point():
+                targets = sharpen(batch.targets, self._temperature)
+                batch = DeviceBatch(batch.images, batch.labels, targets)
             yield batch
 
-    def _fill(self, ready: "queue.Queue[Batch | BaseException]") -> None:
-        try:
-            while not self._closed.is_set():
-                labeled, pseudo, seed = self._next_plan()
-                tables = [
-                    self._chunk(which, segment.chunk, lambda w, c: self._sources[w].load(c))
-                    for which, segments in enumerate((labeled, pseudo))
-                    for segment in segments
-                ]
-                batch = _make(self._noise, self._sizes.image, seed, labeled, pseudo, *tables)
-                while not self._closed.is_set():
-                    try:
-                        ready.put(batch, timeout=0.5)
-                        break
-                    except queue.Full:
-                        continue
-        except BaseException as error:  # handed to the worker, which raises it
-            ready.put(error)
+    def close(self) -> None:
+        """Stop making batches."""
+        for lane in self._lanes:
+            lane.close()
 
-    def _chunk(self, which: int, chunk: Chunk, load: Any) -> Any:
-        """A chunk from the few at hand, or loaded."""
-        at_hand = self._chunks[which]
-        if chunk not in at_hand:
-            at_hand[chunk] = load(which, chunk)
-            while len(at_hand) > CHUNKS:
-                at_hand.popitem(last=False)
-        at_hand.move_to_end(chunk)
-        return at_hand[chunk]
+    def _made(self) -> Iterator[Batch]:
+        """Batches of all steps, lane after lane."""
+        while True:
+            for lane in self._lanes:
+                start = time.monotonic()
+                batch = next(lane)
+                self.waited += time.monotonic() - start
+                yield batch
+
+
+def _moved(batch: Batch, move: "Callable[[np.ndarray[Any, Any]], torch.Tensor]") -> DeviceBatch:
+    targets = None if batch.targets is None else move(batch.targets)
+    return DeviceBatch(move(batch.images), move(batch.labels), targets)
+
+
+def copied(made: Iterator[Batch], device: "torch.device") -> Iterator[DeviceBatch]:
+    """Batches on a device that shares the memory they are in."""
+    import torch
+
+    for batch in made:
+        yield _moved(batch, partial(torch.tensor, device=device))
+
+
+def copied_ahead(made: Iterator[Batch], device: "torch.device") -> Iterator[DeviceBatch]:
+    """Batches on a CUDA device: each is copied while the one before it is worked on.
+
+    Kernels are only queued by the call that asks for the next batch, so its copy is started while
+    they run. Before that, the work on the batch before the last is waited for: at most two batches
+    are in the device's memory.
+    """
+    import torch
+
+    copying = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    worked_on: torch.cuda.Event | None = None
+    for batch in made:
+        current = torch.cuda.current_stream(device)
+        if worked_on is not None:
+            worked_on.synchronize()
+        worked_on = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        worked_on.record(current)
+        with torch.cuda.stream(copying):
+            moved = _moved(batch, lambda values: _pinned(values).to(device, non_blocking=True))
+        current.wait_stream(copying)
+        for tensor in (moved.images, moved.labels, moved.targets):
+            if tensor is not None:
+                # Its memory was taken on the other stream: not to be reused before this one is by.
+                tensor.record_stream(current)
+        yield moved
+
+
+def _pinned(values: np.ndarray[Any, Any]) -> "torch.Tensor":
+    """A copy that CUDA can fetch by itself."""
+    import torch
+
+    kind = torch.from_numpy(np.empty(0, values.dtype)).dtype
+    pinned = torch.empty(values.shape, dtype=kind, pin_memory=True)
+    np.copyto(pinned.numpy(), values)
+    return pinned

@@ -25,10 +25,9 @@ from ns_ray import storage
 from ns_ray.bundle import load_weights, preprocessing, save
 from ns_ray.config import ModelConfig, TrainConfig, validate
 from ns_ray.errors import StageError
-from ns_ray.feed import Feed
 from ns_ray.images import Normalize
 from ns_ray.job import Job, Tell
-from ns_ray.loader import Sizes
+from ns_ray.loader import Loader
 from ns_ray.losses import mixed_loss
 from ns_ray.models import (
     bf16_is_faster,
@@ -39,6 +38,7 @@ from ns_ray.models import (
     recompute_activations,
     statistics_kept,
 )
+from ns_ray.rows import Sizes
 from ns_ray.schema import Corpus, open_corpus
 
 COMPILE_PAYS_SECONDS = 1800.0
@@ -61,11 +61,13 @@ def train_model(job: Job, tell: Tell) -> None:
     bf16 = train.precision == "bf16" or (
         train.precision == "auto" and bf16_is_faster(learner.model, device)
     )
-    feed = Feed(job, train, corpus, learner.size, rank, world, first, device)
+    loader = Loader(
+        job, train, corpus, size=learner.size, rank=rank, world=world, first=first, device=device
+    )
     model: Any = learner.model
     if world > 1:
         model = ray.train.torch.prepare_model(model, move_to_device=False)
-    report = Report(tell, job, train, rank, world, first, feed)
+    report = Report(tell, job, train, rank, world, first, loader)
     compiling = Compiling(learner.model, train, job.steps, first, world, device)
     weight = train.unlabeled_ratio if train.unlabeled_weight is None else train.unlabeled_weight
 
@@ -73,9 +75,9 @@ def train_model(job: Job, tell: Tell) -> None:
     for step in range(first, job.steps):
         learner.schedule.step_update(step)
         learner.optimizer.zero_grad(set_to_none=True)
-        for index, batch in enumerate(feed.step()):
+        for index, batch in enumerate(loader.step()):
             images = learner.normalize(batch.images)
-            learner.noise_rows(feed.sizes)
+            learner.noise_rows(loader.sizes)
             # A lane's dropout is the same, however many workers share the lanes.
             torch.manual_seed(hash((job.seed, step, rank + index * world)) % 2**63)
             last = index == job.accumulate - 1
@@ -106,7 +108,7 @@ def train_model(job: Job, tell: Tell) -> None:
             checkpoint_due = report.send(done, learner.optimizer.param_groups[0]["lr"])
             if checkpoint_due and done < job.steps and rank == 0:
                 learner.checkpoint(done)
-    feed.close()
+    loader.close()
     if rank == 0:
         facts = {**report.facts(), "precision": "bf16" if bf16 else "fp32"}
         learner.publish(corpus.classes, facts)
@@ -277,9 +279,9 @@ class Report:
         rank: int,
         world: int,
         first: int,
-        feed: Feed,
+        loader: Loader,
     ) -> None:
-        self._tell, self._job, self._train, self._feed = tell, job, train, feed
+        self._tell, self._job, self._train, self._loader = tell, job, train, loader
         self._rank, self._world, self._first = rank, world, first
         self._sums: torch.Tensor | None = None
         self._sent_step = first
@@ -321,7 +323,7 @@ class Report:
                 "pseudo_loss": pseudo,
                 "lr": lr,
                 "images_per_second": self._images(steps) / (now - self._sent),
-                "seconds_waited": self._feed.waited,
+                "seconds_waited": self._loader.waited,
                 "resumed_at": float(self._first),
             }
             self._tell((step, values))
@@ -336,9 +338,9 @@ class Report:
         return {
             "seconds": round(seconds + float(self._job.provenance.get("seconds", 0.0)), 3),
             "images_per_second": round(self._images(self._job.steps - self._first) / seconds, 1),
-            "seconds_waited": round(self._feed.waited, 3),
+            "seconds_waited": round(self._loader.waited, 3),
         }
 
     def _images(self, steps: int) -> int:
-        sizes = self._feed.sizes
+        sizes = self._loader.sizes
         return (sizes.labeled + sizes.pseudo) * self._world * self._job.accumulate * steps

@@ -29,12 +29,12 @@ ROWS: tuple[frozenset[str], ...] = (
     frozenset(
         {
             *("images", "augment", "pretrained", "models"),
-            *("losses", "metrics", "policy", "stream", "cost"),
+            *("losses", "metrics", "policy", "rows", "cost"),
         }
     ),
     frozenset({"job", "engines", "bundle", "predictor"}),
     frozenset({"sources", "packing", "ingest"}),
-    frozenset({"inference", "loader", "feed", "loop"}),
+    frozenset({"inference", "loader", "loop"}),
     STAGES,
     frozenset(
         {
@@ -62,7 +62,7 @@ MAY_IMPORT_RAY = (
     STAGES | RAY_BELOW_THE_STAGES | {"robustness", "serving", "runtime", "launch", "commands"}
 )
 
-NOT_FOR_SERVING = STAGES | {"inference", "loader", "feed", "loop", "sources", "packing", "ingest"}
+NOT_FOR_SERVING = STAGES | {"inference", "loader", "loop", "sources", "packing", "ingest"}
 """A server needs the predictor and nothing that trains or packs."""
 
 HEAVY = {"torch", "torchvision", "timm", "ray"}

@@ -15,12 +15,11 @@ from ns_ray import loader, schema, storage, train
 from ns_ray.bundle import load, open_bundle
 from ns_ray.config import ModelConfig, NoiseConfig, SelectConfig, TrainConfig, fixres_config
 from ns_ray.errors import ConfigError, StageError
-from ns_ray.loader import Sizes
 from ns_ray.packing import pack
 from ns_ray.resources import Workers
+from ns_ray.rows import Sizes, batches
 from ns_ray.schema import Corpus, Selection, open_labels
 from ns_ray.selection import select
-from ns_ray.stream import Source
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -187,16 +186,15 @@ def test_loaders_rest_while_the_model_works_where_they_share_cpus(
         options = classmethod(lambda cls, num_returns: cls(num_returns))
 
     monkeypatch.setattr(loader, "_make_task", Task)
-    batches = loader.Loader(
-        Source(data.labeled), None, Sizes(4, 0, 16), NoiseConfig(), lane=0, lanes=1, start=0,
-        seed=0, processes=2, in_turn=in_turn,
-    )  # fmt: skip
+    examples = loader.Examples(data.labeled)
+    rows = batches([examples.stream(1, 0)], Sizes(4, 0, 16), lane=0, start=0, seed=0)
+    made = loader.from_tasks([examples], rows, NoiseConfig(), 16, processes=2, in_turn=in_turn)
     round_, busy = 2 * loader.AHEAD, []
     for _ in range(2 * round_):
-        next(batches)
+        next(made)
         done, _ = ray_local.wait(asked, num_returns=len(asked), timeout=0)
         busy.append(len(asked) - len(done))
-    batches.close()
+    made.close()
     if in_turn:
         assert busy == [0] * 2 * round_
         assert len(asked) == 2 * round_

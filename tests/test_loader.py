@@ -1,8 +1,14 @@
-"""Training streams: each row once per pass, resumable anywhere, the same for any workers."""
+"""Training batches: the right rows and targets, the same pixels for any workers, on the device.
+
+CUDA's streams and events are stood in for by ones that write down what is asked of them: the order
+is all that matters, and it can be wrong on a machine without a GPU just as well.
+"""
 
 import itertools
 import threading
 from collections import Counter
+from collections.abc import Generator, Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,140 +17,26 @@ import pyarrow as pa
 import pytest
 import torch
 from broken_files import encoded, picture
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from ns_ray import schema, storage, stream
-from ns_ray.augment import Augment
+from ns_ray import loader, schema, storage
 from ns_ray.config import NoiseConfig, TrainConfig
 from ns_ray.errors import DataError
-from ns_ray.loop import Feed, Job
-from ns_ray.schema import Corpus, PseudoLabels, Selection, Shard
-from ns_ray.stream import Batch, Chunk, Segment, Source, Stream, make_batch
-
-Row = tuple[tuple[int, ...], int, int]
-"""Seed of the chunk, shards of it as a number, and row of the permuted chunk."""
-
-
-class Bounded(Stream):
-    """A stream whose lanes fail, rather than wait for ever, when they get no rows."""
-
-    def chunks(self, epoch: int) -> list[Chunk]:
-        assert epoch < 1500
-        return super().chunks(epoch)
-
-
-streams = st.builds(
-    Bounded,
-    rows=st.lists(st.integers(0, 40), min_size=1, max_size=12).filter(any).map(tuple),
-    bytes=st.just((1,) * 12),
-    lanes=st.integers(1, 9),
-    seed=st.integers(0, 5),
+from ns_ray.job import Job
+from ns_ray.loader import (
+    Batch,
+    DeviceBatch,
+    Examples,
+    Loader,
+    copied,
+    copied_ahead,
+    from_thread,
+    make_batch,
 )
-chunk_rows = st.sampled_from([1, 20, 64, 10_000])
+from ns_ray.noise import NoiseName
+from ns_ray.rows import BatchRows, Sizes, batches
+from ns_ray.schema import Corpus, PseudoLabels, Selection, Shard
 
-
-def rows_of(batch: list[Segment]) -> list[Row]:
-    return [
-        (segment.chunk.seed, hash(segment.chunk.shards), segment.start + i * segment.stride)
-        for segment in batch
-        for i in range(segment.count)
-    ]
-
-
-def first_rows(stream: Stream, lane: int, size: int, batches: int, start: int = 0) -> list[Row]:
-    taken = itertools.islice(stream.batches(lane, size, start), batches)
-    return [row for batch in taken for row in rows_of(batch)]
-
-
-def lane_rows(some: Stream, epochs: int) -> list[list[Row]]:
-    """All rows of the first passes, lane by lane."""
-    total = sum(some.rows)
-    lanes = []
-    for lane in range(some.lanes):
-        taken = []
-        for batch in some.batches(lane, 1):
-            row = rows_of(batch)[0]
-            if row[0][1] >= epochs:  # the pass of the chunk
-                break
-            taken.append(row)
-            assert len(taken) <= epochs * total
-        lanes.append(taken)
-    return lanes
-
-
-# ------------------------------------------------------------------------------------- streams
-
-
-@settings(max_examples=120, deadline=None)
-@given(some=streams, limit=chunk_rows)
-def test_every_row_comes_once_in_each_pass(some: Stream, limit: int) -> None:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stream, "CHUNK_ROWS", limit)
-        seen = Counter(row for lane in lane_rows(some, epochs=3) for row in lane)
-        assert set(seen.values()) == {1}
-        for epoch in range(3):
-            chunks = some.chunks(epoch)
-            shards = [shard for chunk in chunks for shard in chunk.shards]
-            assert sorted(shards) == [i for i, rows in enumerate(some.rows) if rows]
-            expected = {
-                (chunk.seed, hash(chunk.shards), row)
-                for chunk in chunks
-                for row in range(sum(some.rows[i] for i in chunk.shards))
-            }
-            assert {row for row in seen if row[0][1] == epoch} == expected
-
-
-@settings(max_examples=80, deadline=None)
-@given(some=streams, limit=chunk_rows, size=st.integers(1, 10), start=st.integers(0, 12))
-def test_resuming_anywhere_is_skipping(some: Stream, limit: int, size: int, start: int) -> None:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stream, "CHUNK_ROWS", limit)
-        for lane in range(some.lanes):
-            whole = first_rows(some, lane, size, start + 3)
-            assert first_rows(some, lane, size, 3, start) == whole[start * size :]
-
-
-@settings(max_examples=40, deadline=None)
-@given(some=streams, size=st.integers(1, 30))
-def test_batches_are_full(some: Stream, size: int) -> None:
-    for batch in itertools.islice(some.batches(some.lanes - 1, size), 4):
-        assert sum(segment.count for segment in batch) == size
-
-
-def test_more_lanes_than_rows_leaves_no_lane_waiting() -> None:
-    some = Bounded(rows=(2,), bytes=(1,), lanes=5, seed=0)
-    for lane in range(5):
-        assert len(first_rows(some, lane, size=3, batches=2)) == 6
-
-
-def test_orders_differ_between_passes_and_seeds() -> None:
-    some = Stream(rows=(5,) * 20, bytes=(1,) * 20, lanes=1, seed=0)
-    other = Stream(rows=(5,) * 20, bytes=(1,) * 20, lanes=1, seed=1)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stream, "CHUNK_ROWS", 10)
-        orders = [[c.shards for c in s.chunks(e)] for s, e in ((some, 0), (some, 1), (other, 0))]
-        assert len({tuple(order) for order in orders}) == 3
-        assert [c.shards for c in some.chunks(0)] == orders[0]
-    seeds = {chunk.seed for epoch in range(3) for chunk in some.chunks(epoch)}
-    assert len(seeds) == 3
-
-
-def test_a_chunk_has_at_most_so_many_rows_and_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stream, "CHUNK_ROWS", 25)
-    monkeypatch.setattr(stream, "CHUNK_BYTES", 100)
-    few = Stream(rows=(10,) * 9, bytes=(1,) * 9, lanes=1, seed=0)
-    assert [chunk.rows for chunk in few.chunks(0)] == [20, 20, 20, 20, 10]
-    heavy = Stream(rows=(1,) * 4, bytes=(60,) * 4, lanes=1, seed=0)
-    assert [len(chunk.shards) for chunk in heavy.chunks(0)] == [1, 1, 1, 1]
-
-
-def test_an_empty_source_is_a_data_error() -> None:
-    with pytest.raises(DataError, match=r"select\.threshold"):
-        next(Stream(rows=(0, 0), bytes=(1, 1), lanes=1, seed=0).batches(0, 4))
-
-
-# ------------------------------------------------------------------------------- rows from disk
+# -------------------------------------------------------------------------- examples from disk
 
 CLASSES = 3
 
@@ -259,12 +151,12 @@ def pile(tmp_path: Path) -> tuple[Corpus, PseudoLabels, Selection]:
     return images, labels, selection(tmp_path / "selection", labels, CHOSEN)
 
 
-def one_pass(source: Source, lanes: int = 1) -> list[dict[str, Any]]:
+def one_pass(source: Examples, lanes: int = 1) -> list[dict[str, Any]]:
     """Rows of the first pass over all lanes."""
     some = source.stream(lanes, seed=0)
     rows = []
     for lane in range(lanes):
-        for batch in some.batches(lane, 1):
+        for batch in some.segments(lane, 1):
             segment = batch[0]
             if segment.chunk.seed[1] > 0:
                 break
@@ -275,7 +167,7 @@ def one_pass(source: Source, lanes: int = 1) -> list[dict[str, Any]]:
 @pytest.mark.parametrize("lanes", [1, 2, 7])
 def test_a_pass_over_labeled_images(tmp_path: Path, lanes: int) -> None:
     images = corpus(tmp_path, [3, 5, 2])
-    rows = one_pass(Source(images), lanes)
+    rows = one_pass(Examples(images), lanes)
     assert sorted(row["key"] for row in rows) == [f"k{n:03d}" for n in range(10)]
     originals = {
         row["key"]: row for shard in images.shards for row in images.read(shard).to_pylist()
@@ -286,7 +178,7 @@ def test_a_pass_over_labeled_images(tmp_path: Path, lanes: int) -> None:
 
 
 def test_rows_are_shuffled_anew_in_each_pass(tmp_path: Path) -> None:
-    source = Source(corpus(tmp_path, [30]))
+    source = Examples(corpus(tmp_path, [30]))
     orders = [
         source.load(source.stream(1, 0).chunks(epoch)[0])["key"].to_pylist() for epoch in (0, 1, 0)
     ]
@@ -301,7 +193,7 @@ def test_selected_rows_come_with_their_copies_and_their_own_targets(
     pile: tuple[Corpus, PseudoLabels, Selection], soft: bool, lanes: int
 ) -> None:
     images, labels, chosen = pile
-    source = Source(images, chosen, labels if soft else None, soft)
+    source = Examples(images, chosen, labels if soft else None, soft)
     rows = one_pass(source, lanes)
     copies = {key: count for keys in CHOSEN.values() for key, count in keys.items()}
     assert Counter(row["key"] for row in rows) == Counter(copies)
@@ -324,7 +216,7 @@ def test_a_selected_key_without_an_image_is_a_data_error(
     images, labels, _ = pile
     stray = selection(tmp_path / "stray", labels, {"shard-00001": {"k004": 1, "k099": 1}})
     with pytest.raises(DataError, match="'k099' is missing from the corpus shard shard-00001"):
-        one_pass(Source(images, stray, labels))
+        one_pass(Examples(images, stray, labels))
 
 
 def test_a_selected_key_without_a_label_is_a_data_error(
@@ -333,8 +225,8 @@ def test_a_selected_key_without_a_label_is_a_data_error(
     images, _, chosen = pile
     partial = pseudo_labels(tmp_path / "partial", images, drop="k011")
     with pytest.raises(DataError, match="'k011' is missing from the pseudo-labels of shard-00002"):
-        one_pass(Source(images, chosen, partial))
-    assert len(one_pass(Source(images, chosen, partial, soft=False))) == 8  # hard ones need none
+        one_pass(Examples(images, chosen, partial))
+    assert len(one_pass(Examples(images, chosen, partial, soft=False))) == 8  # hard ones need none
 
 
 # ------------------------------------------------------------------------------------- batches
@@ -344,16 +236,13 @@ NOISE = NoiseConfig(randaugment="rand-m9-mmax30-n2-p1.0", crop_scale=(0.3, 1.0),
 
 def batch_of(pile: tuple[Corpus, PseudoLabels, Selection], labeled: Corpus, **kind: Any) -> Batch:
     images, labels, chosen = pile
-    sources = [Source(labeled)]
+    examples = [Examples(labeled)]
     if kind.get("pseudo", True):
-        sources.append(Source(images, chosen, labels, kind.get("soft", True)))
-    parts = []
-    for source, size in zip(sources, (4, 6), strict=False):
-        segments = next(source.stream(1, 0).batches(0, size))
-        parts.append([(source.load(segment.chunk), segment) for segment in segments])
-    augment = Augment(NOISE, 16)
-    pseudo = parts[1] if len(parts) > 1 else []
-    return make_batch(parts[0], pseudo, augment, augment, kind.get("seed", 0))
+        examples.append(Examples(images, chosen, labels, kind.get("soft", True)))
+    streams = [one.stream(1, 0) for one in examples]
+    asked = batches(streams, Sizes(4, 6, 16), lane=0, start=0, seed=kind.get("seed", 0))
+    with closing(from_thread(examples, asked, NOISE, 16)) as made:
+        return next(made)
 
 
 def test_a_batch_follows_from_its_seed(
@@ -389,18 +278,19 @@ def test_targets_are_soft_hard_or_none(
 
 def test_labeled_images_come_first_and_each_stream_has_its_noise(tmp_path: Path) -> None:
     labeled, other = corpus(tmp_path / "labeled", [6]), corpus(tmp_path / "other", [6])
-    plain = Augment(NoiseConfig(randaugment=None, crop_scale=None, flip=0), 16)
-    strong = Augment(NoiseConfig(erase=1.0), 16)
-    part = []
+    of_images: tuple[NoiseName, ...] = ("randaugment", "crop", "flip", "erase")
+    segments, tables = [], []
     for images in (labeled, other):
-        source = Source(images)
-        [segment] = next(source.stream(1, 0).batches(0, 6))
-        part.append([(source.load(segment.chunk), segment)])
-    batch = make_batch(part[0], part[1], plain, strong, seed=0)
+        one = Examples(images)
+        [segment] = next(one.stream(1, 0).segments(0, 6))
+        segments.append((segment,))
+        tables.append(one.load(segment.chunk))
+    rows = BatchRows(segments[0], segments[1], seed=0)
+    batch = make_batch(rows, tables, NoiseConfig(erase=1.0, off_labeled=of_images), 16)
     # The same images in the same order, but for the noise.
     np.testing.assert_array_equal(batch.labels, batch.targets)
     assert (batch.images[:6] != batch.images[6:]).any(axis=(1, 2, 3)).all()
-    swapped = make_batch(part[0], part[1], strong, plain, seed=0)
+    swapped = make_batch(rows, tables, NoiseConfig(erase=1.0, off_unlabeled=of_images), 16)
     np.testing.assert_array_equal(swapped.images[6:], batch.images[:6])
 
 
@@ -426,13 +316,31 @@ def test_threads_do_not_disturb_each_other_s_pixels(
         np.testing.assert_array_equal(found[seed], expected[seed])
 
 
+def test_closing_ends_the_thread_and_an_error_in_it_is_raised(
+    pile: tuple[Corpus, PseudoLabels, Selection], tmp_path: Path
+) -> None:
+    def begun(one: Examples) -> Generator[Batch, None, None]:
+        asked = batches([one.stream(1, 0)], Sizes(2, 0, 16), lane=0, start=0, seed=0)
+        return from_thread([one], asked, NOISE, 16)
+
+    made = begun(Examples(corpus(tmp_path / "labeled", [5])))
+    next(made)
+    assert any(thread.name.startswith("loader") for thread in threading.enumerate())
+    made.close()
+    images, labels, _ = pile
+    stray = selection(tmp_path / "stray", labels, {"shard-00001": {"k099": 1}})
+    with pytest.raises(DataError, match="'k099' is missing"):
+        next(begun(Examples(images, stray, labels)))
+    assert not any(thread.name.startswith("loader") for thread in threading.enumerate())
+
+
 # -------------------------------------------------------------------------- any number of workers
 
 
-def feeds(
+def loaders(
     pile: tuple[Corpus, PseudoLabels, Selection], labeled: Corpus, world: int, first: int = 0
-) -> list[Feed]:
-    """What the workers of a training with four forward passes per step are fed with."""
+) -> list[Loader]:
+    """What the workers of a training with four forward passes per step load."""
     train = TrainConfig(batch_size=4, unlabeled_ratio=2, accumulate=4 // world, noise=NOISE)
     job = Job(
         model={},
@@ -455,15 +363,18 @@ def feeds(
         provenance={},
     )
     cpu = torch.device("cpu")
-    return [Feed(job, train, labeled, 16, rank, world, first, cpu) for rank in range(world)]
+    return [
+        Loader(job, train, labeled, size=16, rank=rank, world=world, first=first, device=cpu)
+        for rank in range(world)
+    ]
 
 
-def steps_of(workers: list[Feed], count: int) -> list[list[np.ndarray]]:
+def steps_of(workers: list[Loader], count: int) -> list[list[np.ndarray]]:
     """Pixels and targets of each pass of each step, in the order of the lanes."""
     steps = []
     try:
         for _ in range(count):
-            shares = [list(feed.step()) for feed in workers]
+            shares = [list(one.step()) for one in workers]
             lanes = [share[i] for i in range(len(shares[0])) for share in shares]
             steps.append(
                 [
@@ -473,8 +384,8 @@ def steps_of(workers: list[Feed], count: int) -> list[list[np.ndarray]]:
                 ]
             )
     finally:
-        for feed in workers:
-            feed.close()
+        for one in workers:
+            one.close()
     return steps
 
 
@@ -482,10 +393,10 @@ def test_any_number_of_workers_sees_the_same_batches(
     pile: tuple[Corpus, PseudoLabels, Selection], tmp_path: Path
 ) -> None:
     labeled = corpus(tmp_path / "labeled", [5, 4])
-    alone = steps_of(feeds(pile, labeled, world=1), 4)
+    alone = steps_of(loaders(pile, labeled, world=1), 4)
     assert len(alone[0]) == 4
     for world in (2, 4):
-        shared = steps_of(feeds(pile, labeled, world), 4)
+        shared = steps_of(loaders(pile, labeled, world), 4)
         for one, other in zip(alone, shared, strict=True):
             for a, b in zip(one, other, strict=True):
                 np.testing.assert_array_equal(a, b)
@@ -495,8 +406,128 @@ def test_a_resumed_training_goes_on_with_the_very_next_batch(
     pile: tuple[Corpus, PseudoLabels, Selection], tmp_path: Path
 ) -> None:
     labeled = corpus(tmp_path / "labeled", [5, 4])
-    whole = steps_of(feeds(pile, labeled, world=2), 5)
-    rest = steps_of(feeds(pile, labeled, world=1, first=3), 2)
+    whole = steps_of(loaders(pile, labeled, world=2), 5)
+    rest = steps_of(loaders(pile, labeled, world=1, first=3), 2)
     for one, other in zip(whole[3:], rest, strict=True):
         for a, b in zip(one, other, strict=True):
             np.testing.assert_array_equal(a, b)
+
+
+# ---------------------------------------------------------------------------------- on a device
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+
+
+def numbers(count: int) -> Iterator[Batch]:
+    rng = np.random.default_rng(0)
+    for _ in range(count):
+        images = rng.integers(0, 256, (4, 8, 8, 3), dtype=np.uint8)
+        images.flags.writeable = False  # as Ray hands them over
+        yield Batch(images, np.arange(2), rng.random((2, 5), dtype=np.float32))
+
+
+def test_what_arrives_is_what_was_sent() -> None:
+    for sent, found in zip(numbers(3), copied(numbers(3), CPU), strict=True):
+        np.testing.assert_array_equal(found.images, sent.images)
+        np.testing.assert_array_equal(found.labels, sent.labels)
+        np.testing.assert_array_equal(found.targets, sent.targets)
+        assert found.images.dtype == torch.uint8
+
+
+class Recorded:
+    """CUDA's streams and events, of which only the order of calls is kept."""
+
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+        self.events = 0
+        recorded = self
+
+        class Stream:
+            def __init__(self, name: Any = None) -> None:
+                self.name = name if isinstance(name, str) else "copy"
+
+            def wait_stream(self, other: Any) -> None:
+                recorded.calls.append(f"{self.name} waits for {other.name}")
+
+        class Event:
+            def __init__(self) -> None:
+                self.number = recorded.events
+                recorded.events += 1
+
+            def record(self, stream: Any) -> None:
+                recorded.calls.append(f"event {self.number} after what {stream.name} has")
+
+            def synchronize(self) -> None:
+                recorded.calls.append(f"host waits for event {self.number}")
+
+        self.stream_class, self.event_class = Stream, Event
+        self.compute = Stream("compute")
+
+    @contextmanager
+    def on(self, stream: Any) -> Iterator[None]:
+        self.calls.append(f"on {stream.name}:")
+        yield
+
+
+@pytest.fixture
+def recorded(monkeypatch: pytest.MonkeyPatch) -> Recorded:
+    found = Recorded()
+    monkeypatch.setattr(torch.cuda, "Stream", found.stream_class)
+    monkeypatch.setattr(torch.cuda, "Event", found.event_class)
+    monkeypatch.setattr(torch.cuda, "stream", found.on)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda _device: found.compute)
+    return found
+
+
+def test_a_copy_starts_while_the_batch_before_is_worked_on(
+    recorded: Recorded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Moved:
+        def record_stream(self, stream: Any) -> None:
+            recorded.calls.append(f"kept for {stream.name}")
+
+    def moved(_batch: Batch, _move: Any) -> Any:
+        recorded.calls.append("copy")
+        return DeviceBatch(Moved(), None, None)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(loader, "_moved", moved)
+    for _ in copied_ahead(numbers(3), CUDA):
+        recorded.calls.append("work")
+    copying = ["on copy:", "copy", "compute waits for copy", "kept for compute", "work"]
+    assert recorded.calls == [
+        "event 0 after what compute has",
+        *copying,
+        # Nothing to wait for yet: the second copy overlaps with the work on the first batch.
+        "host waits for event 0",
+        "event 1 after what compute has",
+        *copying,
+        # The third needs the first batch to be done with.
+        "host waits for event 1",
+        "event 2 after what compute has",
+        *copying,
+    ]
+
+
+@pytest.mark.usefixtures("recorded")
+def test_copies_come_from_pinned_memory_and_do_not_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[bool, bool]] = []
+    empty, to = torch.empty, torch.Tensor.to
+    pinned: list[bool] = []
+
+    def fake_empty(*args: Any, pin_memory: bool = False, **kwargs: Any) -> torch.Tensor:
+        pinned.append(pin_memory)
+        return empty(*args, **kwargs)
+
+    def fake_to(tensor: torch.Tensor, device: torch.device, non_blocking: bool) -> torch.Tensor:
+        asked.append((device == CUDA, non_blocking))
+        return to(tensor, CPU)
+
+    monkeypatch.setattr(torch, "empty", fake_empty)
+    monkeypatch.setattr(torch.Tensor, "to", fake_to)
+    monkeypatch.setattr(torch.Tensor, "record_stream", lambda _tensor, _stream: None)
+    sent = next(numbers(1))
+    found = next(copied_ahead(numbers(1), CUDA))
+    assert pinned == [True] * 3
+    assert asked == [(True, True)] * 3
+    np.testing.assert_array_equal(found.images, sent.images)
+    np.testing.assert_array_equal(found.targets, sent.targets)
