@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from ns_ray.errors import first_line
 from ns_ray.images import Normalize, Preprocess
 from ns_ray.models import bf16_is_faster, cpu_has_bf16
 
@@ -143,7 +144,7 @@ def choose(
     except Exception as error:  # a missing package, an operator it lacks, a graph it can't trace
         if runtime == "openvino":
             raise
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         return torch_choice(f"torch: OpenVINO cannot take this model ({reason})")
     reference = eager if not torch_bf16 else TorchForward(model, preprocess, device, False)
     difference, agreement = _compare(reference(few), fast(few))

@@ -41,7 +41,7 @@ class ServeSettings(Settings):
     serve: ServeConfig
 
 
-def serve(config: ServeConfig, host: str, port: int, ingress: Ingress) -> None:
+def serve_model(config: ServeConfig, host: str, port: int, ingress: Ingress) -> None:
     """Serve until SIGINT or SIGTERM; then answer what was accepted, and end.
 
     Raises:

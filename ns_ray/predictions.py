@@ -10,7 +10,7 @@ import json
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
-from typing import Any, Literal, TextIO, get_args
+from typing import Any, Literal, TextIO
 
 import numpy as np
 import pyarrow as pa
@@ -50,7 +50,7 @@ def predict(
     paths: Sequence[str],
     *,
     top_k: int,
-    format: str,
+    format: Format,
     out: str | None,
     config: PredictConfig,
 ) -> int:
@@ -63,8 +63,6 @@ def predict(
         ConfigError: a wrong option.
         DataError: no image could be used, or a source is missing.
     """
-    if format not in get_args(Format):
-        raise ConfigError(f"--format {format!r} must be one of {', '.join(get_args(Format))}")
     if top_k < 1:
         raise ConfigError(f"--top-k {top_k} must be at least 1")
     if format == "parquet" and out is None:

@@ -54,8 +54,9 @@ ROWS: tuple[frozenset[str], ...] = (
 PLAIN = ROWS[0] | ROWS[1] | ROWS[2]
 """Values and contracts: importable without torch and ray."""
 
-LIGHT = PLAIN | {"report"}
-"""Importable without torch and ray: a report is made again on any machine."""
+LIGHT = PLAIN | {"report", "commands", "launch", "run"}
+"""Importable without torch and ray: a report is made again on any machine, and what a command says
+of its options, or of a mistake in them, is said at once."""
 
 RAY_BELOW_THE_STAGES = {"packing", "ingest", "inference", "loader", "loop"}
 MAY_IMPORT_RAY = (

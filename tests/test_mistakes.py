@@ -143,16 +143,16 @@ def test_images_that_cannot_be_used(
 def test_the_command_itself_says_it_in_one_line(config: Path) -> None:
     done = start(["-m", "ns_ray.run"], config, "--set", "train.epoch=3")
     assert done.returncode == CONFIG
-    assert done.stderr == ""
-    assert done.stdout.count("\n") == 1
-    assert "did you mean 'epochs'?" in done.stdout
+    assert done.stdout == ""
+    assert done.stderr.count("\n") == 1
+    assert "did you mean 'epochs'?" in done.stderr
 
 
 def test_debug_shows_where_it_comes_from(config: Path) -> None:
     done = start(["-m", "ns_ray.run"], config, "--set", "train.epoch=3", "--debug")
     assert done.returncode == CONFIG
     assert "Traceback" in done.stderr
-    assert "did you mean 'epochs'?" in done.stdout
+    assert "error:" in done.stderr.splitlines()[-1]
 
 
 def test_the_config_of_these_tests_has_no_mistake(
@@ -242,3 +242,22 @@ def test_seeds_are_whole_numbers_with_commas_between_them(seeds: str, tmp_path: 
     assert done.output == (
         f"error: --seeds {seeds!r} must be whole numbers with commas between them, such as 0,1,2\n"
     )
+
+
+@pytest.mark.parametrize(
+    ("options", "seeds"), [([], [0, 1, 2]), (["--seeds", "7"], [7]), (["--seeds", "3,1"], [3, 1])]
+)
+def test_every_seed_reaches_the_ablation(
+    options: list[str], seeds: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[int] = []
+
+    def compare(names: list[str], *_: Any, **given: Any) -> None:
+        assert names == ["noise", "init"]
+        seen.extend(given["seeds"])
+
+    monkeypatch.setattr("ns_ray.ablate.ablate", compare)
+    grids = ["noise", "init", "--recipe", "ablation-digits", "--out", str(tmp_path)]
+    done = CliRunner().invoke(app, ["ablate", *grids, *options])
+    assert done.exit_code == 0, done.output
+    assert seen == seeds

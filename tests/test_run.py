@@ -168,9 +168,9 @@ def test_other_settings_under_the_same_name_are_refused(whole: Whole) -> None:
     before = times(whole.root)
     refused = start([*PROGRAM], whole.config, "--set", "train.lr=0.01")
     assert refused.returncode == 2
-    assert "train.lr: 0.05 -> 0.01" in refused.stdout
-    assert "--overwrite" in refused.stdout
-    assert refused.stdout.count("\n") == 1
+    assert "train.lr: 0.05 -> 0.01" in refused.stderr
+    assert "--overwrite" in refused.stderr
+    assert refused.stderr.count("\n") == 1
     assert times(whole.root) == before
 
 

@@ -10,13 +10,16 @@ from functools import wraps
 from typing import ParamSpec
 
 import typer
+from rich.console import Console
 from rich.text import Text
 
 from ns_ray import __version__, storage
 from ns_ray.errors import FaultError, NsRayError, first_line
-from ns_ray.log import console, say
 
 INTERRUPTED = 130
+
+console = Console(stderr=True, highlight=False, markup=False, emoji=False, soft_wrap=True)
+"""What goes wrong is said on standard error: standard output may go to another program."""
 
 P = ParamSpec("P")
 
@@ -32,10 +35,10 @@ def door(command: Callable[P, int | None]) -> Callable[P, None]:
         except NsRayError as error:
             if options.get("debug"):
                 traceback.print_exception(error)
-            console.print(Text.assemble(("error:", "red"), f" {error}"), soft_wrap=True)
+            console.print(Text.assemble(("error:", "red"), f" {error}"))
             code = error.exit_code
         except KeyboardInterrupt:
-            say("interrupted; the same command continues")
+            console.print("interrupted; the same command continues")
             code = INTERRUPTED
         raise typer.Exit(code)
 
@@ -79,5 +82,5 @@ def _write(error: Exception, folder: str | None) -> str:
             temporary.write(text)
         return f"in {temporary.name}"
     except OSError:  # a full disk
-        console.print(text, soft_wrap=True)
+        console.print(text)
         return "above"

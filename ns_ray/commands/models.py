@@ -7,6 +7,7 @@ import typer
 from ns_ray import storage
 from ns_ray.commands.options import Bundle, Debug, Out, Set
 from ns_ray.config import ModelConfig, PredictConfig, Settings
+from ns_ray.launch import Ingress, ServeSettings, serve_model
 from ns_ray.log import say
 from ns_ray.settings import parse_sections
 
@@ -92,18 +93,16 @@ def serve(
         ),
     ] = None,
     ingress: Annotated[
-        Literal["auto", "haproxy", "proxy"],
+        Ingress,
         typer.Option(help="haproxy is faster, on Linux; proxy is Ray Serve's own."),
     ] = "auto",
     set_: Set = None,
     debug: Debug = False,
 ) -> None:
     """Serve a model over HTTP from this machine: POST images to /predict, or try the page at /."""
-    from ns_ray import launch
-
     given = {"bundle": bundle, "api_key_file": api_key_file}
-    settings = parse_sections(launch.ServeSettings, set_, serve=given)
-    launch.serve(settings.serve, host, port, ingress)
+    settings = parse_sections(ServeSettings, set_, serve=given)
+    serve_model(settings.serve, host, port, ingress)
 
 
 def swap(

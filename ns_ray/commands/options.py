@@ -26,7 +26,10 @@ Recipe = Annotated[
 Set = Annotated[
     list[str] | None,
     typer.Option(
-        "--set", metavar="A.B=C", help="Change one setting; as often as needed.", show_default=False
+        "--set",
+        metavar="A.B=C",
+        help="Change one setting, as often as needed: docs/configuration.md.",
+        show_default=False,
     ),
 ]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]

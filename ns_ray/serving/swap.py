@@ -9,7 +9,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from ns_ray.errors import ConfigError, StageError
+from ns_ray.errors import ConfigError, StageError, first_line
 
 DASHBOARD = "http://127.0.0.1:8265"
 DEPLOYMENT = "classifier"
@@ -101,7 +101,7 @@ def _client(address: str | None) -> Any:
         client = ServeSubmissionClient(place)
         client.get_serve_details()
     except (ConnectionError, RuntimeError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = first_line(error)
         raise ConfigError(
             f"Ray's dashboard does not answer at {place} ({reason}); set --address http://HEAD:8265"
         ) from None
