@@ -223,6 +223,8 @@ def test_the_model_is_swapped_under_load(
 
     ns_ray = [sys.executable, "-m", "ns_ray"]
     assert "is no bundle" in run([*ns_ray, "swap", "--bundle", "/nowhere"], environ, 2)
+    wrong = [*ns_ray, "swap", "--bundle", str(bundles[1]), "--application", "other"]
+    assert "there is no application 'other'" in run(wrong, environ, 2)
     assert "no other bundle" in run([*ns_ray, "swap", "--previous"], environ, 2)
     with Load(one) as load:
         time.sleep(1)

@@ -1,4 +1,8 @@
-"""A trained model over HTTP, on Ray Serve."""
+"""A trained model over HTTP, on Ray Serve.
+
+A bundle and settings come in; out goes an application whose replicas answer POSTs of encoded images
+with their most probable classes. It knows the predictor, and nothing of corpora, runs or training.
+"""
 
 from typing import TYPE_CHECKING
 

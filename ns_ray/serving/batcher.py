@@ -1,10 +1,10 @@
 """Images in, probabilities out, in batches that form while the model is busy.
 
-Bytes are decoded by a few threads; decoded images wait in one queue; one thread takes what is
-there and what is being decoded, runs the model, and hands the answers to the event loop. Nobody
-waits for images that nobody has sent: a lone image has the model at once
-(docs/decisions/0020-own-batcher.md). A caller that goes away cancels its future, and its image
-is skipped. Knows nothing about HTTP or Ray.
+A few threads decode. What is decoded waits in one queue. One thread runs the model: it takes what
+is in the queue and what is still being decoded, and hands the answers to the event loop. It never
+waits for images that nobody has sent, so a lone image has the model at once
+(docs/decisions/0020-own-batcher.md). A caller that goes away cancels its future, and its image is
+skipped. Knows nothing about HTTP or Ray.
 """
 
 import asyncio
@@ -33,7 +33,7 @@ Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 
 @dataclass(slots=True)
 class _Image:
-    """One image on its way; `pixels` is set by the thread that decoded it, if it could."""
+    """One image on its way. The thread that decodes it sets `pixels`, unless it is broken."""
 
     data: bytes | None
     loop: asyncio.AbstractEventLoop
@@ -90,7 +90,7 @@ class Batcher:
 
     async def predict(self, images: Sequence[bytes | ImageError]) -> list[Any]:
         """In the order of the images: probabilities, float32 [classes], or the ImageError that says
-        why there are none. A caller that gives up takes its images along.
+        why there are none. When the caller is cancelled, so are its images.
 
         Raises:
             Exception: the model failed.
@@ -151,9 +151,9 @@ class Batcher:
                 self._infer(batch)
 
     def _collect(self, first: _Image) -> list[_Image]:
-        """The images in the queue, and those that are being decoded: a forward pass of all of them
-        takes less time than two, and half of the time where threads that decode don't get into the
-        way of those of the model. Without images that nobody waits for."""
+        """The images in the queue and those that are being decoded, up to the largest batch;
+        without those that nobody waits for now. One forward pass of all takes less time than two,
+        and threads that decode would get into the model's way meanwhile."""
         batch: list[_Image] = []
         self._take(first, batch)
         until = time.monotonic() + PATIENCE

@@ -1,7 +1,7 @@
-"""The service as a Ray Serve application: `ns_ray.serving:build_app`.
+"""The replicas as a Ray Serve application.
 
-Which bundle is served can be changed without restarting a replica: `user_config` in a config that
-is deployed again (docs/serving.md).
+`user_config` names the bundle. When a config with another one is deployed, the replicas exchange
+their model and go on (docs/serving.md).
 """
 
 import asyncio
@@ -23,14 +23,14 @@ from ns_ray.serving.settings import ServeConfig
 MAX_CPUS = 8
 """Most CPUs of a replica where the settings don't say: more threads add little to one forward."""
 MANY = 100_000
-"""Requests that Serve lets through to a replica at once: the replica counts images itself, and
-refuses in its own words what doesn't fit."""
+"""Requests that Serve lets through to a replica at once: so many that it never refuses one. The
+replica does, by counting images."""
 REPORT_SECONDS = 2.0
 """Between two reports of a replica's totals."""
 
 
 class Classifier:
-    """One replica."""
+    """One replica, as Ray Serve sees it."""
 
     def __init__(self, settings: dict[str, Any]) -> None:
         # Here, where torch is needed: building the application and the board do without.
@@ -94,8 +94,7 @@ class Classifier:
 
 
 def build_app(args: ServeConfig) -> Application:
-    """The application for Ray Serve: `import_path: ns_ray.serving:build_app`, with the settings as
-    `args`. (The annotation is how Serve knows to validate them: it must stay a class.)"""
+    """The application with these settings: see `ns_ray.serving.build_app`."""
     args = args.model_copy(update={"cpus": args.cpus or min(cpus(), MAX_CPUS)})
     resources = {
         "num_cpus": args.cpus,

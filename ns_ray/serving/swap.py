@@ -1,7 +1,7 @@
 """`ns-ray swap`: another bundle for a running application, through the REST interface that
-`serve deploy` uses. Replicas load it aside and exchange it; no request is lost.
+`serve deploy` uses. Replicas load it aside, then exchange it; no request is lost.
 
-The bundle before is kept beside the new one in `user_config`, so that going back needs no memory.
+`user_config` also keeps the bundle before, for `--previous`.
 """
 
 import os
@@ -101,9 +101,9 @@ def _client(address: str | None) -> Any:
         client = ServeSubmissionClient(place)
         client.get_serve_details()
     except (ConnectionError, RuntimeError, ValueError) as error:
-        reason = first_line(error)
         raise ConfigError(
-            f"Ray's dashboard does not answer at {place} ({reason}); set --address http://HEAD:8265"
+            f"Ray's dashboard does not answer at {place} ({first_line(error)}); "
+            "set --address http://HEAD:8265"
         ) from None
     return client
 
