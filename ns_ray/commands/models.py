@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 import typer
 
 from ns_ray import storage
-from ns_ray.commands.options import Bundle, Debug, Out, Set
+from ns_ray.commands.options import Bundle, Debug, Out, set_of
 from ns_ray.config import ModelConfig, PredictConfig, Settings
 from ns_ray.launch import Ingress, ServeSettings, serve_model
 from ns_ray.log import say
@@ -39,7 +39,7 @@ def predict(
         str | None,
         typer.Option(help="File to write; the screen if not given.", show_default=False),
     ] = None,
-    set_: Set = None,
+    set_: Annotated[list[str] | None, set_of(PredictSettings)] = None,
     debug: Debug = False,
 ) -> None:
     """Say what is in images: a table, CSV, JSON or Parquet."""
@@ -96,7 +96,7 @@ def serve(
         Ingress,
         typer.Option(help="haproxy is faster, on Linux; proxy is Ray Serve's own."),
     ] = "auto",
-    set_: Set = None,
+    set_: Annotated[list[str] | None, set_of(ServeSettings)] = None,
     debug: Debug = False,
 ) -> None:
     """Serve a model over HTTP from this machine: POST images to /predict, or try the page at /."""

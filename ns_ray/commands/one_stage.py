@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ns_ray import resources, storage
-from ns_ray.commands.options import Bundle, Config, Data, Debug, Out, Recipe, Set
+from ns_ray.commands.options import Bundle, Config, Data, Debug, Out, Recipe, Set, set_of
 from ns_ray.config import (
     DataConfig,
     EvaluateConfig,
@@ -63,7 +63,12 @@ class EvaluateSettings(Settings):
     resources: ResourcesConfig = ResourcesConfig()
 
 
-def pack(data: Data, out: Out, set_: Set = None, debug: Debug = False) -> None:
+def pack(
+    data: Data,
+    out: Out,
+    set_: Annotated[list[str] | None, set_of(PackSettings)] = None,
+    debug: Debug = False,
+) -> None:
     """Pack images into a corpus: Parquet shards, a manifest, and rejected.parquet."""
     settings = parse_sections(PackSettings, set_, data={"labeled": data})
     with _ray(settings.resources):
@@ -72,7 +77,13 @@ def pack(data: Data, out: Out, set_: Set = None, debug: Debug = False) -> None:
     say(f"{corpus.path}: {corpus.rows:,} images, {rejected:,} rejected")
 
 
-def label(bundle: Bundle, data: Data, out: Out, set_: Set = None, debug: Debug = False) -> None:
+def label(
+    bundle: Bundle,
+    data: Data,
+    out: Out,
+    set_: Annotated[list[str] | None, set_of(LabelSettings)] = None,
+    debug: Debug = False,
+) -> None:
     """Pseudo-label images with a model. The summary is in _DONE.json of the result."""
     settings = parse_sections(LabelSettings, set_, data={"labeled": data})
     place = storage.absolute(out)
@@ -98,7 +109,7 @@ def select(
     labels: Annotated[str, typer.Option(help="Folder of pseudo-labels.", show_default=False)],
     out: Out,
     seed: Annotated[int, typer.Option(help="Decides ties and copies.")] = 0,
-    set_: Set = None,
+    set_: Annotated[list[str] | None, set_of(SelectSettings)] = None,
     debug: Debug = False,
 ) -> None:
     """Choose which pseudo-labeled images train a student, and how many copies of each."""
@@ -135,7 +146,13 @@ def train(
     say(f"{trained.path}: {trained.parameters:,} parameters")
 
 
-def evaluate(bundle: Bundle, data: Data, out: Out, set_: Set = None, debug: Debug = False) -> None:
+def evaluate(
+    bundle: Bundle,
+    data: Data,
+    out: Out,
+    set_: Annotated[list[str] | None, set_of(EvaluateSettings)] = None,
+    debug: Debug = False,
+) -> None:
     """Score a model on labeled images. The scores are in evaluation.json of the result."""
     settings = parse_sections(EvaluateSettings, set_, data={"labeled": data})
     place = storage.absolute(out)

@@ -1,8 +1,10 @@
 """Options that several commands take, and how they are read."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+
+from ns_ray.config import Settings
 
 Bundle = Annotated[
     str, typer.Option(help="A run folder, a bundle, or a timm local-dir.", show_default=False)
@@ -28,8 +30,20 @@ Set = Annotated[
     typer.Option(
         "--set",
         metavar="A.B=C",
-        help="Change one setting, as often as needed: docs/configuration.md.",
+        help="Change one setting, such as train.epochs=20. Can be repeated.",
         show_default=False,
     ),
 ]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+
+
+def set_of(model: type[Settings]) -> Any:
+    """`--set` of a command that takes these sections."""
+    *some, last = model.model_fields
+    names = f"{', '.join(some)} or {last}" if some else last
+    return typer.Option(
+        "--set",
+        metavar="A.B=C",
+        help=f"Change one setting of {names} (docs/configuration.md). Can be repeated.",
+        show_default=False,
+    )
