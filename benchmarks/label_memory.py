@@ -45,7 +45,7 @@ def jpegs(side: int) -> list[bytes]:
 
 def make_corpus(out: str, rows: int, side: int) -> None:
     """Write a packed corpus of `rows` unlabeled images."""
-    from ns_ray import schema, storage
+    from ns_ray import schema, storage, values
 
     files, shards, digest = jpegs(side), [], storage.fingerprint("memory", rows, side)
     for start in range(0, rows, ROWS_PER_SHARD):
@@ -67,8 +67,8 @@ def make_corpus(out: str, rows: int, side: int) -> None:
         name = f"shard-{len(shards):05d}"
         file = schema.part_name(name, digest)
         storage.write_table(storage.join(out, file), table)
-        shards.append(schema.Shard(name, file, table.num_rows, table.nbytes))
-    manifest = schema.corpus_manifest(shards, [], [], {}, "benchmark")
+        shards.append(values.Shard(name, file, table.num_rows, table.nbytes))
+    manifest = values.corpus_manifest(shards, [], [], {}, "benchmark")
     storage.write_json(storage.join(out, "manifest.json"), manifest)
     names = [shard.file for shard in shards]
     facts = {"rows": rows}
@@ -107,7 +107,7 @@ def measure(folder: str, rows: int, model: str, side: int) -> None:
     from ns_ray.config import LabelConfig, ModelConfig, ResourcesConfig
     from ns_ray.models import build
     from ns_ray.pseudo_label import pseudo_label
-    from ns_ray.schema import open_corpus
+    from ns_ray.values import open_corpus
 
     net = build(ModelConfig(model=model, image_size=side), 100)
     names = [str(i) for i in range(100)]

@@ -25,14 +25,14 @@ from ns_ray.runtime import cluster, prepare
 prepare()  # before anything imports Ray
 
 from ns_ray import inference  # noqa: E402
-from ns_ray.bundle import Bundle, save  # noqa: E402
+from ns_ray.bundle import save  # noqa: E402
 from ns_ray.config import LabelConfig, ModelConfig, PredictConfig, ResourcesConfig  # noqa: E402
 from ns_ray.images import encode_png  # noqa: E402
 from ns_ray.models import build  # noqa: E402
 from ns_ray.packing import pack  # noqa: E402
 from ns_ray.pseudo_label import pseudo_label  # noqa: E402
 from ns_ray.resources import Pool  # noqa: E402
-from ns_ray.schema import Corpus  # noqa: E402
+from ns_ray.values import Bundle, Corpus  # noqa: E402
 
 SHARD_SECONDS = 0.2
 

@@ -62,10 +62,9 @@ def ours(bundle: str, corpus: str, precision: str) -> dict[str, Any]:
 
     prepare()
     from ns_ray import resources
-    from ns_ray.bundle import open_bundle
     from ns_ray.config import LabelConfig, PredictConfig, ResourcesConfig
     from ns_ray.pseudo_label import pseudo_label
-    from ns_ray.schema import open_corpus
+    from ns_ray.values import open_bundle, open_corpus
 
     with tempfile.TemporaryDirectory() as out, cluster(ResourcesConfig(), f"{out}/log") as found:
         labels = pseudo_label(

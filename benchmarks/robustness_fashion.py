@@ -28,9 +28,8 @@ def last_student(run: Path) -> int:
 def scored(run: Path, config: RobustnessConfig, machine: Any) -> list[dict[str, Any]]:
     """For teacher and last student: test scores, with `robustness` among them."""
     from ns_ray import resources
-    from ns_ray.bundle import open_bundle
     from ns_ray.robustness.suites import evaluate_robustness
-    from ns_ray.schema import open_corpus
+    from ns_ray.values import open_bundle, open_corpus
 
     places = [run / "gen-00", run / f"gen-{last_student(run):02d}"]
     folder = run / f"robustness-{config.images}"

@@ -27,7 +27,8 @@ import pyarrow as pa
 
 from ns_ray import resources, storage
 from ns_ray.config import SelectConfig
-from ns_ray.schema import PseudoLabels, open_labels, part_name
+from ns_ray.schema import part_name
+from ns_ray.values import PseudoLabels, open_labels
 
 CLASSES = 1000
 MIB = 2**20

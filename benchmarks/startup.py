@@ -86,8 +86,8 @@ def parts(run: str, threads: int) -> dict[str, float]:
     from ns_ray.models import bf16_is_faster, build_noised
     from ns_ray.predictor import Predictor
     from ns_ray.runtime import keep_memory
-    from ns_ray.schema import open_corpus
     from ns_ray.settings import load_recipe
+    from ns_ray.values import open_corpus
 
     keep_memory()
     torch.set_num_threads(threads)

@@ -8,7 +8,6 @@ It is timm's local-dir (`config.json` + `model.safetensors`), so that
 import hashlib
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,26 +25,7 @@ from ns_ray.errors import ConfigError, DataError, first_line
 from ns_ray.images import Preprocess
 from ns_ray.models import build, model_name, parameter_count
 from ns_ray.pretrained import imagenet_synsets, pretrained_classes
-
-PROVENANCE = "ns_ray.json"
-WEIGHTS = "model.safetensors"
-CONFIG = "config.json"
-
-
-@dataclass(frozen=True)
-class Bundle:
-    """What is known of a model folder without loading its weights."""
-
-    path: str
-    classes: tuple[str, ...]
-    architecture: str
-    fingerprint: str
-    provenance: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def parameters(self) -> int:
-        """Number of parameters, where the folder says so."""
-        return int(self.provenance.get("parameters", 0))
+from ns_ray.values import CONFIG, PROVENANCE, WEIGHTS, Bundle, open_bundle
 
 
 def save(
@@ -199,49 +179,6 @@ def _score(value: Any) -> str:
     return "-" if value is None else f"{value:,}" if isinstance(value, int) else str(value)
 
 
-def resolve(path: str) -> str:
-    """The bundle that a user means: a run folder (its best model), or the bundle itself.
-
-    Raises:
-        ConfigError: there is no model.
-    """
-    path = storage.absolute(path)
-    for candidate in (path, storage.join(path, "model"), storage.join(path, "bundle")):
-        if storage.exists(storage.join(candidate, CONFIG)):
-            return candidate
-    raise ConfigError(
-        f"{path} is no bundle: expected config.json and model.safetensors in it (a bundle or a "
-        "timm local-dir), or in its folder model/ (a run)"
-    )
-
-
-def open_bundle(path: str) -> Bundle:
-    """What is known of a bundle, a run's best bundle, or a timm local-dir.
-
-    Raises:
-        ConfigError: there is none.
-        DataError: it is half-written.
-    """
-    path = resolve(path)
-    config = storage.read_json(storage.join(path, CONFIG))
-    provenance: dict[str, Any] = {}
-    if storage.exists(storage.join(path, PROVENANCE)):
-        provenance = storage.read_json(storage.join(path, PROVENANCE))
-        if storage.already(path, str(provenance.get("fingerprint"))) is None:
-            raise DataError(f"{path} is half-written: {PROVENANCE} and _DONE.json disagree")
-    if not storage.exists(storage.join(path, WEIGHTS)):
-        raise DataError(f"{path} has no {WEIGHTS}; pickled weights are not read")
-    names = config.get("label_names") or config.get("pretrained_cfg", {}).get("label_names")
-    count = int(config.get("num_classes") or len(names or ()))
-    return Bundle(
-        path=path,
-        classes=tuple(names) if names else tuple(str(i) for i in range(count)),
-        architecture=str(config.get("architecture", "")),
-        fingerprint=str(provenance.get("fingerprint") or _foreign_fingerprint(config, path)),
-        provenance=provenance,
-    )
-
-
 def class_map(model: Bundle, classes: Sequence[str], where: str) -> np.ndarray[Any, Any]:
     """Index among the model's classes of each class of labeled images. Folders named by ImageNet's
     WordNet ids fit every model with ImageNet's 1000 classes.
@@ -269,13 +206,6 @@ def class_map(model: Bundle, classes: Sequence[str], where: str) -> np.ndarray[A
             f"which knows: {', '.join(known[:20])}"
         )
     return np.array([known.index(name) for name in classes])
-
-
-def _foreign_fingerprint(config: Mapping[str, Any], path: str) -> str:
-    """Changes when somebody else's weights are replaced, without reading them."""
-    fs, inner = storage.filesystem(storage.join(path, WEIGHTS))
-    info = fs.get_file_info(inner)
-    return storage.fingerprint(config, path, info.size, info.mtime_ns)
 
 
 def fetch(config: ModelConfig, out: str) -> Bundle:

@@ -15,7 +15,6 @@ from rich.text import Text
 
 from ns_ray import resources, storage
 from ns_ray.augment import Augment
-from ns_ray.bundle import open_bundle
 from ns_ray.config import LITE, ModelConfig, RunConfig, fixres_config, train_config
 from ns_ray.errors import ConfigError, DataError, ImageError, NsRayError
 from ns_ray.images import decode
@@ -32,6 +31,7 @@ from ns_ray.models import (
 from ns_ray.resources import Machine
 from ns_ray.settings import config_hash
 from ns_ray.sources.items import Listing, ordered
+from ns_ray.values import open_bundle
 
 SAMPLED = 20
 """Images of each source that are decoded."""

@@ -1,41 +1,17 @@
 """Scores a model on a labeled corpus, and keeps its predictions for paired tests."""
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow.compute as pc
 
 from ns_ray import metrics, storage
-from ns_ray.bundle import Bundle, class_map
+from ns_ray.bundle import class_map
 from ns_ray.config import EvaluateConfig, PredictConfig
 from ns_ray.inference import infer
 from ns_ray.resources import Pool
-from ns_ray.schema import Corpus, dense_probs, part_name
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """Scores of one model on one corpus.
-
-    Attributes:
-        path: folder of the predictions.
-        scores: what `metrics.score` returns.
-        keys: keys of the scored images, sorted.
-        correct: whether the model is right about each.
-        seconds: how long it took.
-    """
-
-    path: str
-    scores: dict[str, Any]
-    keys: tuple[str, ...]
-    correct: tuple[bool, ...]
-    seconds: float
-
-    @property
-    def top1(self) -> float:
-        """Accuracy, a fraction."""
-        return float(self.scores["top1"])
+from ns_ray.schema import dense_probs, part_name
+from ns_ray.values import Bundle, Corpus, Evaluation
 
 
 def evaluate(

@@ -15,9 +15,10 @@ import torch
 from torch import nn
 
 from ns_ray import storage
-from ns_ray.bundle import load, open_bundle
+from ns_ray.bundle import load
 from ns_ray.errors import ConfigError, StageError, first_line
 from ns_ray.images import Normalize, Preprocess, smooth_pixels
+from ns_ray.values import open_bundle
 
 INPUT, OUTPUT = "input", "logits"
 OPSET = 18

@@ -26,15 +26,8 @@ from ns_ray.errors import ImageError, NsRayError, StageError
 from ns_ray.log import progress, say
 from ns_ray.metrics import among_classes
 from ns_ray.resources import Pool
-from ns_ray.schema import (
-    REJECTED,
-    REJECTED_PREFIX,
-    Corpus,
-    Shard,
-    labels_table,
-    open_corpus,
-    part_name,
-)
+from ns_ray.schema import REJECTED, REJECTED_PREFIX, labels_table, part_name
+from ns_ray.values import Corpus, Shard, open_corpus
 
 FEW_SHARDS = 4
 """Up to this many shards go through one Ray task: a Ray Data job and its actors take seconds to

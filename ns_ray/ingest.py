@@ -15,24 +15,14 @@ from ns_ray.errors import DataError
 from ns_ray.layout import RunLayout
 from ns_ray.log import say
 from ns_ray.packing import adopt, digests_of, pack, reasons_text
-from ns_ray.schema import Corpus
 from ns_ray.sources import list_source
 from ns_ray.sources.items import Item, Listing, allocate, ordered
+from ns_ray.values import Corpora, Corpus
 
-__all__ = ["Corpora", "adopt", "ingest", "pack", "split"]
+__all__ = ["adopt", "ingest", "pack", "split"]
 
 
 SPLIT_NAMES = frozenset({"train", "val", "valid", "validation", "dev", "test", "unlabeled"})
-
-
-@dataclass(frozen=True)
-class Corpora:
-    """The images of a run, all with the labeled set's class indices."""
-
-    labeled: Corpus
-    unlabeled: Corpus | None
-    validation: Corpus
-    test: Corpus | None
 
 
 def ingest(config: DataConfig, *, seed: int, out: RunLayout, pile: bool = True) -> Corpora:

@@ -112,8 +112,8 @@ def _chosen(ingress: Ingress) -> str:
 
 def _checked(config: ServeConfig) -> ServeConfig:
     """The settings with absolute places; bundle and keys are looked at before anything starts."""
-    from ns_ray.bundle import open_bundle
     from ns_ray.serving.app import read_keys
+    from ns_ray.values import open_bundle
 
     changes: dict[str, Any] = {"bundle": open_bundle(str(config.bundle)).path}
     if config.api_key_file is not None:

@@ -39,7 +39,7 @@ from ns_ray.models import (
     statistics_kept,
 )
 from ns_ray.rows import Sizes
-from ns_ray.schema import Corpus, open_corpus
+from ns_ray.values import Corpus, open_corpus
 
 COMPILE_PAYS_SECONDS = 1800.0
 """torch.compile takes one to three minutes for a forward and a backward pass of the larger models

@@ -22,12 +22,12 @@ import pyarrow as pa
 import ray
 import xxhash
 
-from ns_ray import images, schema, storage
+from ns_ray import images, schema, storage, values
 from ns_ray.errors import DataError, ImageError, NsRayError, StageError
 from ns_ray.log import Meter, progress, say
-from ns_ray.schema import Corpus, Shard, open_corpus
 from ns_ray.sources import list_source
 from ns_ray.sources.items import Item, Listing, Pixels, Range, Row, ordered, read_rows
+from ns_ray.values import Corpus, Shard, open_corpus
 
 SHARD_BYTES = 128 * 2**20
 """A shard is cut off when its images reach this many bytes."""
@@ -182,7 +182,7 @@ def _publish(
     """Write the manifest and `_DONE.json`, then clear up what was only needed to resume."""
     shards = [shard for part in parts for shard in part.shards]
     counts = [sum(part.class_counts.get(name, 0) for part in parts) for name in job.classes]
-    manifest = schema.corpus_manifest(shards, list(job.classes), counts, reasons, listing.name)
+    manifest = values.corpus_manifest(shards, list(job.classes), counts, reasons, listing.name)
     storage.write_json(storage.join(job.out, "manifest.json"), manifest)
     files = [*(shard.file for shard in shards), "manifest.json", "rejected.parquet"]
     storage.publish(

@@ -14,7 +14,7 @@ from rich import box
 from rich.table import Table
 
 from ns_ray import resources
-from ns_ray.bundle import load, open_bundle
+from ns_ray.bundle import load
 from ns_ray.config import (
     ModelConfig,
     RunConfig,
@@ -30,6 +30,7 @@ from ns_ray.ingest import Listings
 from ns_ray.job import lane_sizes, total_steps
 from ns_ray.models import model_name
 from ns_ray.resources import Machine
+from ns_ray.values import open_bundle
 
 MEASURED_MEMORY = 0.4
 """Share of the machine's memory that a measured step may need by its estimate."""

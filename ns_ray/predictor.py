@@ -16,13 +16,14 @@ import numpy as np
 import torch
 
 from ns_ray.augment import Augment, seeded
-from ns_ray.bundle import Bundle, load, open_bundle
+from ns_ray.bundle import load
 from ns_ray.config import NoiseConfig, PredictConfig
 from ns_ray.engines import Choice, Finish, choose
 from ns_ray.errors import DataError, ImageError
 from ns_ray.images import MAX_PIXELS, decode, eval_pixels
 from ns_ray.models import add_noise, noise_in_eval
 from ns_ray.resources import cpus
+from ns_ray.values import Bundle, open_bundle
 
 AHEAD = 2
 """Batches that are decoded before the model asks for them."""

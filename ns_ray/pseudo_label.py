@@ -1,12 +1,11 @@
 """The teacher labels the pile: every image, with its whole probability vector."""
 
 from ns_ray import storage
-from ns_ray.bundle import Bundle
 from ns_ray.config import LabelConfig, NoiseConfig, PredictConfig
 from ns_ray.errors import ConfigError, DataError
 from ns_ray.inference import infer
 from ns_ray.resources import Pool
-from ns_ray.schema import Corpus, PseudoLabels, open_labels
+from ns_ray.values import Bundle, Corpus, PseudoLabels, open_labels
 
 
 def pseudo_label(

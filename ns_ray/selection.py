@@ -24,15 +24,8 @@ from rich.table import Table
 from ns_ray import log, policy, storage
 from ns_ray.config import SelectConfig
 from ns_ray.errors import DataError, NsRayError, StageError
-from ns_ray.schema import (
-    FORMAT,
-    SELECTION,
-    PseudoLabels,
-    Selection,
-    hash_keys,
-    open_selection,
-    part_name,
-)
+from ns_ray.schema import FORMAT, SELECTION, hash_keys, part_name
+from ns_ray.values import PseudoLabels, Selection, open_selection
 
 SMALL_FILES, SMALL_ROWS = 64, 100_000
 """Up to this many label files, or rows, are selected without Ray: starting it costs more."""

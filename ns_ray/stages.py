@@ -4,7 +4,6 @@ from functools import partial
 from typing import Any
 
 from ns_ray import resources
-from ns_ray.bundle import open_bundle
 from ns_ray.config import RunConfig
 from ns_ray.evaluate import evaluate
 from ns_ray.ingest import ingest
@@ -15,6 +14,7 @@ from ns_ray.robustness.suites import evaluate_robustness
 from ns_ray.selection import select
 from ns_ray.selftrain import Stages
 from ns_ray.train import fit
+from ns_ray.values import open_bundle
 
 
 def open_stages(config: RunConfig, machine: Machine, metrics: Metrics | None = None) -> Stages:

@@ -27,8 +27,9 @@ from ns_ray.config import (
 from ns_ray.errors import DataError
 from ns_ray.job import total_steps
 from ns_ray.layout import CONTROL, RunLayout
-from ns_ray.schema import REJECTED_PREFIX, Corpus, open_corpus
+from ns_ray.schema import REJECTED_PREFIX
 from ns_ray.settings import config_hash
+from ns_ray.values import Corpus, open_corpus
 
 State = Literal["done", "in progress", "missing"]
 COLORS: dict[State, str] = {"done": "green", "in progress": "yellow", "missing": "dim"}

@@ -18,13 +18,12 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.util.queue import Empty, Queue
 
 from ns_ray import storage
-from ns_ray.bundle import Bundle, open_bundle
 from ns_ray.config import ModelConfig, TrainConfig, fixres_config
 from ns_ray.errors import NsRayError, StageError
 from ns_ray.job import Job, Tell, lane_sizes, total_steps
 from ns_ray.log import Meter, progress, say
 from ns_ray.resources import Workers
-from ns_ray.schema import Corpus, Selection
+from ns_ray.values import Bundle, Corpus, Selection, open_bundle
 
 MetricsSink = Callable[[int, Mapping[str, float]], None]
 

@@ -12,17 +12,10 @@ from ns_ray import metrics, storage
 from ns_ray.config import RunConfig, SelectConfig
 from ns_ray.images import encode_png
 from ns_ray.layout import RunLayout
-from ns_ray.schema import (
-    CORPUS,
-    REJECTED,
-    Shard,
-    corpus_manifest,
-    labels_table,
-    open_labels,
-    part_name,
-)
+from ns_ray.schema import CORPUS, REJECTED, labels_table, part_name
 from ns_ray.selection import select
 from ns_ray.settings import config_hash, dump
+from ns_ray.values import Shard, corpus_manifest, open_labels
 
 CLASSES = ("cat", "dog & $x$", "<script>alert(1)</script>")
 TEST, VALIDATION, PILE = 40, 30, 60

@@ -23,7 +23,7 @@ ROWS: tuple[frozenset[str], ...] = (
     frozenset(
         {
             *("validation", "noise", "config", "settings", "grids"),
-            *("storage", "schema", "layout", "log", "resources"),
+            *("storage", "schema", "values", "layout", "log", "resources"),
         }
     ),
     frozenset(

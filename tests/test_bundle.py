@@ -11,11 +11,12 @@ import torch
 from timm.models import save_for_hf
 from torch import nn
 
-from ns_ray import bundle, storage
-from ns_ray.bundle import Bundle, card, load, load_weights, open_bundle, save
+from ns_ray import storage, values
+from ns_ray.bundle import card, load, load_weights, save
 from ns_ray.config import ModelConfig, NoiseConfig
 from ns_ray.errors import ConfigError, DataError
 from ns_ray.models import build, build_noised, parameter_count
+from ns_ray.values import Bundle, open_bundle
 
 CLASSES = ("ant", "bee", "cat, the")
 IMAGES = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
@@ -160,24 +161,24 @@ def test_an_unfinished_bundle_is_refused(copy: Path) -> None:
 def test_half_replaced_weights_are_refused(saved: tuple[nn.Module, Bundle], copy: Path) -> None:
     other = copy.parent / "other"
     save(trained(), str(other), classes=CLASSES, fingerprint="other", provenance=FACTS)
-    weights = bytearray((copy / bundle.WEIGHTS).read_bytes())
+    weights = bytearray((copy / values.WEIGHTS).read_bytes())
     weights[-1] ^= 1
-    (copy / bundle.WEIGHTS).write_bytes(weights)
+    (copy / values.WEIGHTS).write_bytes(weights)
     with pytest.raises(DataError, match=r"model\.safetensors is not the file ns_ray\.json names"):
         load(open_bundle(str(copy)))
-    shutil.copy(other / bundle.PROVENANCE, copy)  # killed before _DONE.json of the new one
+    shutil.copy(other / values.PROVENANCE, copy)  # killed before _DONE.json of the new one
     with pytest.raises(DataError, match="is half-written"):
         open_bundle(str(copy))
 
 
 def test_lost_weights_are_a_data_error(copy: Path) -> None:
-    (copy / bundle.WEIGHTS).unlink()
+    (copy / values.WEIGHTS).unlink()
     with pytest.raises(DataError, match=r"has no model\.safetensors"):
         open_bundle(str(copy))
 
 
 def test_a_broken_config_is_a_data_error(copy: Path) -> None:
-    (copy / bundle.CONFIG).write_text("{")
+    (copy / values.CONFIG).write_text("{")
     with pytest.raises(DataError, match="not valid JSON"):
         open_bundle(str(copy))
 
@@ -211,8 +212,8 @@ def test_replaced_weights_make_another_fingerprint(tmp_path: Path) -> None:
     foreign(tmp_path)
     before = open_bundle(str(tmp_path)).fingerprint
     assert open_bundle(str(tmp_path)).fingerprint == before
-    weights = (tmp_path / bundle.WEIGHTS).read_bytes()
-    (tmp_path / bundle.WEIGHTS).write_bytes(weights + b"\0")
+    weights = (tmp_path / values.WEIGHTS).read_bytes()
+    (tmp_path / values.WEIGHTS).write_bytes(weights + b"\0")
     assert open_bundle(str(tmp_path)).fingerprint != before
 
 
@@ -240,7 +241,7 @@ def test_a_pickle_beside_safe_weights_is_not_touched(tmp_path: Path) -> None:
 )
 def test_weights_that_do_not_fit_are_a_data_error(tmp_path: Path, damage: dict[str, Any]) -> None:
     foreign(tmp_path)
-    path = tmp_path / bundle.CONFIG
+    path = tmp_path / values.CONFIG
     path.write_text(json.dumps({**json.loads(path.read_text()), **damage}))
     with pytest.raises(DataError, match="timm cannot load") as caught:
         load(open_bundle(str(tmp_path)))
@@ -249,7 +250,7 @@ def test_weights_that_do_not_fit_are_a_data_error(tmp_path: Path, damage: dict[s
 
 def test_garbage_instead_of_weights_is_a_data_error(tmp_path: Path) -> None:
     foreign(tmp_path)
-    (tmp_path / bundle.WEIGHTS).write_bytes(b"garbage" * 100)
+    (tmp_path / values.WEIGHTS).write_bytes(b"garbage" * 100)
     with pytest.raises(DataError, match="timm cannot load"):
         load(open_bundle(str(tmp_path)))
 

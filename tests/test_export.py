@@ -12,11 +12,12 @@ from broken_files import encoded, jpeg, odd_but_good, picture
 from served import CLASSES, make_bundle, serving
 
 from ns_ray import export as exporting
-from ns_ray.bundle import load, open_bundle
+from ns_ray.bundle import load
 from ns_ray.config import PredictConfig
 from ns_ray.errors import StageError
 from ns_ray.images import eval_pixels
 from ns_ray.predictor import Predictor
+from ns_ray.values import open_bundle
 
 
 @pytest.fixture(scope="module")

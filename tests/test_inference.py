@@ -15,15 +15,15 @@ import torch
 from ray import cloudpickle
 from tiny import COLORS, MODEL, flat_folder
 
-from ns_ray import bundle, inference, storage
-from ns_ray.bundle import Bundle
+from ns_ray import bundle, inference, storage, values
 from ns_ray.config import LabelConfig, ModelConfig
 from ns_ray.errors import DataError, StageError
 from ns_ray.models import build
 from ns_ray.packing import pack
 from ns_ray.pseudo_label import pseudo_label
 from ns_ray.resources import Pool
-from ns_ray.schema import Corpus, PseudoLabels, dense_probs, labels_schema, open_corpus
+from ns_ray.schema import dense_probs, labels_schema
+from ns_ray.values import Bundle, Corpus, PseudoLabels, open_corpus
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -214,7 +214,7 @@ def test_a_damaged_teacher_is_named(
         file.write(b"more")
     monkeypatch.setattr(inference, "FEW_SHARDS", few)
     with pytest.raises(DataError, match=r"model.safetensors is not the file ns_ray.json names"):
-        label(bundle.open_bundle(f"{tmp_path}/bad"), pile, tmp_path / "labels")
+        label(values.open_bundle(f"{tmp_path}/bad"), pile, tmp_path / "labels")
     assert not (tmp_path / "labels" / storage.DONE).exists()
 
 

@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from ns_ray import packing, schema, storage
 from ns_ray.config import DataConfig
 from ns_ray.errors import ConfigError, DataError, StageError
-from ns_ray.ingest import Corpora, ingest, pack, split
+from ns_ray.ingest import ingest, pack, split
 from ns_ray.layout import RunLayout
-from ns_ray.schema import Corpus, open_corpus
 from ns_ray.sources.items import Item, Listing, Row
+from ns_ray.values import Corpora, Corpus, open_corpus
 
 
 def fill(folder: Path, counts: dict[str, int], start: int = 0) -> Path:

@@ -18,7 +18,7 @@ import pytest
 import torch
 from broken_files import encoded, picture
 
-from ns_ray import loader, schema, storage
+from ns_ray import loader, schema, storage, values
 from ns_ray.config import NoiseConfig, TrainConfig
 from ns_ray.errors import DataError
 from ns_ray.job import Job
@@ -34,7 +34,7 @@ from ns_ray.loader import (
 )
 from ns_ray.noise import NoiseName
 from ns_ray.rows import BatchRows, Sizes, batches
-from ns_ray.schema import Corpus, PseudoLabels, Selection, Shard
+from ns_ray.values import Corpus, PseudoLabels, Selection, Shard
 
 # -------------------------------------------------------------------------- examples from disk
 
@@ -65,12 +65,12 @@ def corpus(folder: Path, counts: list[int], labeled: bool = True) -> Corpus:
         storage.write_table(f"{folder}/{file}", pa.Table.from_pylist(rows, schema=schema.CORPUS))
         shards.append(Shard(name, file, count, sum(len(row["image"]) for row in rows)))
     classes = ["a", "b", "c"] if labeled else []
-    manifest = schema.corpus_manifest(shards, classes, [], {}, "test")
+    manifest = values.corpus_manifest(shards, classes, [], {}, "test")
     storage.write_json(f"{folder}/manifest.json", manifest)
     storage.publish(
         str(folder), stage="pack", fingerprint="f" * 12, files=[], facts={}, inputs={}, seconds=0
     )
-    return schema.open_corpus(str(folder))
+    return values.open_corpus(str(folder))
 
 
 def probs_of(key: str) -> np.ndarray:
@@ -91,7 +91,7 @@ def pseudo_labels(folder: Path, images: Corpus, drop: str = "") -> PseudoLabels:
         files.append(file)
     facts = {"corpus": images.path, "classes": ["a", "b", "c"], "rows": images.rows}
     publish(folder, "label", files, facts)
-    return schema.open_labels(str(folder))
+    return values.open_labels(str(folder))
 
 
 def selection(
@@ -123,7 +123,7 @@ def selection(
         **facts,
     }
     publish(folder, "select", files, facts)
-    return schema.open_selection(str(folder))
+    return values.open_selection(str(folder))
 
 
 def publish(folder: Path, stage: str, files: list[str], facts: dict[str, Any]) -> None:

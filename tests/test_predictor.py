@@ -15,13 +15,14 @@ import torch
 from broken_files import broken, encoded, jpeg, odd_but_good, picture
 from PIL import Image
 
-from ns_ray.bundle import load, open_bundle, save
+from ns_ray.bundle import load, save
 from ns_ray.config import ModelConfig, NoiseConfig, PredictConfig
 from ns_ray.engines import Choice, TorchForward
 from ns_ray.errors import ConfigError, ImageError
 from ns_ray.images import eval_pixels
 from ns_ray.models import build_noised
 from ns_ray.predictor import NoisedPredictor, Predictor
+from ns_ray.values import open_bundle
 
 CLASSES = ("ant", "bee", "cat", "dog")
 FP32 = PredictConfig(precision="fp32")

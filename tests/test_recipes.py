@@ -9,8 +9,8 @@ from ns_ray.job import Job, lane_sizes
 from ns_ray.loop import Learner
 from ns_ray.losses import mixed_loss
 from ns_ray.models import statistics_kept
-from ns_ray.schema import Corpus, Shard
 from ns_ray.settings import load_recipe, recipe_names
+from ns_ray.values import Corpus, Shard
 
 PUBLISHED = {
     "efficientnet-b0": (5.3, 0.39),

@@ -20,7 +20,7 @@ from ns_ray import report, storage
 from ns_ray.commands import app, execute
 from ns_ray.report import gallery, words
 from ns_ray.report.facts import kept_precision, open_run
-from ns_ray.schema import Shard
+from ns_ray.values import Shard
 
 Open = Callable[..., Page]
 

@@ -15,7 +15,7 @@ import yaml
 from tiny import COLORS, LONELY, MODEL, Whole, start
 
 from ns_ray import storage
-from ns_ray.schema import open_corpus, open_labels, open_selection
+from ns_ray.values import open_corpus, open_labels, open_selection
 
 pytestmark = pytest.mark.slow
 

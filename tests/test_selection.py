@@ -10,16 +10,9 @@ import pytest
 from ns_ray import log, selection, storage
 from ns_ray.config import SelectConfig
 from ns_ray.errors import DataError, StageError
-from ns_ray.schema import (
-    SELECTION,
-    PseudoLabels,
-    Selection,
-    labels_table,
-    open_labels,
-    open_selection,
-    part_name,
-)
+from ns_ray.schema import SELECTION, labels_table, part_name
 from ns_ray.selection import select, selection_table
+from ns_ray.values import PseudoLabels, Selection, open_labels, open_selection
 
 CLASSES = ("cat", "dog", "emu")
 

@@ -11,15 +11,13 @@ from typing import Any
 import pytest
 
 from ns_ray import evaluate, ingest, pseudo_label, selection, storage, train
-from ns_ray.bundle import Bundle
 from ns_ray.config import RunConfig, validate
 from ns_ray.errors import DataError
-from ns_ray.evaluate import Evaluation
 from ns_ray.layout import RunLayout
 from ns_ray.robustness import suites
-from ns_ray.schema import Corpus, PseudoLabels, Selection, Shard
 from ns_ray.selftrain import Stages, robustness_summary, self_train
 from ns_ray.settings import config_hash
+from ns_ray.values import Bundle, Corpus, Evaluation, PseudoLabels, Selection, Shard
 
 IMAGES = 40
 CLASSES = ("a", "b")

@@ -14,7 +14,7 @@ from broken_files import encoded, picture
 from tiny import COLORS, folder_per_class
 
 from ns_ray import storage
-from ns_ray.bundle import Bundle, class_map, save
+from ns_ray.bundle import class_map, save
 from ns_ray.config import EvaluateConfig, ModelConfig, RobustnessConfig
 from ns_ray.errors import ConfigError, DataError
 from ns_ray.evaluate import evaluate
@@ -28,7 +28,7 @@ from ns_ray.robustness import pictures
 from ns_ray.robustness.corruptions import STANDARD, corrupt
 from ns_ray.robustness.pictures import released_units, video
 from ns_ray.robustness.suites import evaluate_robustness
-from ns_ray.schema import Corpus
+from ns_ray.values import Bundle, Corpus
 
 CONFIG = RobustnessConfig(images=7, sequences=2, severities=(1, 3), epsilons=(4,), pgd_steps=2)
 HERE = Pool(actors=1, cpus=1, gpus=0, in_process=True)

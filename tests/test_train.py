@@ -12,14 +12,14 @@ from safetensors.torch import load_file
 from tiny import COLORS, MODEL, RUN, flat_folder, folder_per_class, processes
 
 from ns_ray import loader, schema, storage, train
-from ns_ray.bundle import load, open_bundle
+from ns_ray.bundle import load
 from ns_ray.config import ModelConfig, NoiseConfig, SelectConfig, TrainConfig, fixres_config
 from ns_ray.errors import ConfigError, StageError
 from ns_ray.packing import pack
 from ns_ray.resources import Workers
 from ns_ray.rows import Sizes, batches
-from ns_ray.schema import Corpus, Selection, open_labels
 from ns_ray.selection import select
+from ns_ray.values import Corpus, Selection, open_bundle, open_labels
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 

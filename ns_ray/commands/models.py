@@ -122,8 +122,8 @@ def swap(
     debug: Debug = False,
 ) -> None:
     """Change the model of a server on a cluster (serve deploy), without losing a request."""
-    from ns_ray.bundle import resolve
     from ns_ray.serving.swap import swap as change
+    from ns_ray.values import resolve
 
     now, before = change(
         None if bundle is None else resolve(bundle),

@@ -24,11 +24,11 @@ from ns_ray.errors import ConfigError
 from ns_ray.layout import RunLayout
 from ns_ray.log import say
 from ns_ray.resources import Machine, Pool
-from ns_ray.schema import Corpus
 from ns_ray.settings import load_either, parse_sections
+from ns_ray.values import Corpus
 
 if TYPE_CHECKING:
-    from ns_ray.bundle import Bundle as Model
+    from ns_ray.values import Bundle as Model
 
 
 class PackSettings(Settings):
@@ -88,8 +88,8 @@ def label(
     settings = parse_sections(LabelSettings, set_, data={"labeled": data})
     place = storage.absolute(out)
     with _inference(settings.data, settings.resources, place, labeled=False) as (pile, pool):
-        from ns_ray.bundle import open_bundle
         from ns_ray.pseudo_label import pseudo_label
+        from ns_ray.values import open_bundle
 
         labels = pseudo_label(
             settings.label,
@@ -114,9 +114,9 @@ def select(
 ) -> None:
     """Choose which pseudo-labeled images train a student, and how many copies of each."""
     settings = parse_sections(SelectSettings, set_)
-    from ns_ray.schema import open_labels
     from ns_ray.selection import in_process
     from ns_ray.selection import select as select_rows
+    from ns_ray.values import open_labels
 
     place = storage.absolute(out)
     found = open_labels(labels)
@@ -161,7 +161,7 @@ def evaluate(
         corpus,
         pool,
     ):
-        from ns_ray.bundle import open_bundle
+        from ns_ray.values import open_bundle
 
         scores = _scores(settings, open_bundle(bundle), corpus, pool, place)
     storage.write_json(storage.join(place, "evaluation.json"), scores)
@@ -194,8 +194,8 @@ def _scores(
 
 def _fit(settings: RunConfig, machine: Machine, out: str, selection: str | None) -> "Model":
     from ns_ray.ingest import ingest
-    from ns_ray.schema import open_selection
     from ns_ray.train import fit
+    from ns_ray.values import open_selection
 
     model = settings.teacher if selection is None else settings.students[0]
     if model.bundle is not None:

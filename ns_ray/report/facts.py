@@ -13,15 +13,8 @@ import yaml
 from ns_ray import storage
 from ns_ray.errors import ConfigError, DataError
 from ns_ray.layout import CONTROL, RunLayout
-from ns_ray.schema import (
-    REJECTED_PREFIX,
-    Corpus,
-    PseudoLabels,
-    Selection,
-    open_corpus,
-    open_labels,
-    open_selection,
-)
+from ns_ray.schema import REJECTED_PREFIX
+from ns_ray.values import Corpus, PseudoLabels, Selection, open_corpus, open_labels, open_selection
 
 Array = np.ndarray[Any, Any]
 SPLITS = ("labeled", "unlabeled", "validation", "test")

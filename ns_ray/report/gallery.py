@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 from ns_ray import images, storage
 from ns_ray.errors import ImageError
 from ns_ray.report.facts import Array, Lesson, Model, Predictions, Run, matched
-from ns_ray.schema import Corpus, Shard
+from ns_ray.values import Corpus, Shard
 
 SHOWN = 12
 """Pictures in a gallery."""

@@ -17,7 +17,7 @@ from ns_ray.errors import DataError
 from ns_ray.images import Preprocess, decode, eval_pixels
 from ns_ray.robustness.corruptions import FAMILY, SIZES, STANDARD, corrupt
 from ns_ray.robustness.scores import PERTURBATIONS
-from ns_ray.schema import open_corpus
+from ns_ray.values import open_corpus
 
 EXTRA_PERTURBATIONS = ("speckle_noise", "gaussian_blur", "spatter", "shear")
 

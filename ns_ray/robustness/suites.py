@@ -15,7 +15,7 @@ import numpy as np
 import ray
 
 from ns_ray import storage
-from ns_ray.bundle import Bundle, class_map, open_bundle
+from ns_ray.bundle import class_map
 from ns_ray.config import EvaluateConfig, PredictConfig, RobustnessConfig
 from ns_ray.errors import DataError, StageError
 from ns_ray.inference import explain
@@ -25,7 +25,8 @@ from ns_ray.robustness import scores
 from ns_ray.robustness.corruptions import check_installed, constants_for
 from ns_ray.robustness.pictures import Unit, names_of, released_units
 from ns_ray.robustness.work import END, Job, Make, Row, Scorer, make
-from ns_ray.schema import Corpus, hash_keys
+from ns_ray.schema import hash_keys
+from ns_ray.values import Bundle, Corpus, open_bundle
 
 FEW_PICTURES = 20_000
 """Up to this many pictures, times models, are done in the driver's process where that is on the

@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ns_ray.bundle import load, open_bundle
+from ns_ray.bundle import load
 from ns_ray.config import PredictConfig, RobustnessConfig
 from ns_ray.images import eval_pixels, resampling
 from ns_ray.robustness.pictures import Unit, encoded, shown
 from ns_ray.robustness.scores import flip_rate
+from ns_ray.values import open_bundle
 
 Row = dict[str, Any]
 """unit, model (an index), name, level, value (mistakes, flips or hits), count."""

@@ -16,7 +16,7 @@ from collections import Counter
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
-from ns_ray import schema, storage
+from ns_ray import storage, values
 from ns_ray.errors import DataError, nearest
 from ns_ray.sources.files import (
     IMAGE_ENDINGS,
@@ -162,7 +162,7 @@ def _left_out(source: str, infos: list[File]) -> tuple[str, ...]:
 
 
 def _corpus(source: str, path: str) -> Listing:
-    corpus = schema.open_corpus(path)
+    corpus = values.open_corpus(path)
     items: list[Item] = []
     for shard in corpus.shards:
         file = storage.join(corpus.path, shard.file)

@@ -1,0 +1,290 @@
+"""What one step hands to the next, as light frozen values: read from a folder's JSON files, without
+an image or a weight."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+
+from ns_ray import storage
+from ns_ray.errors import ConfigError, DataError
+from ns_ray.schema import FORMAT, REJECTED_PREFIX, shard_of
+
+PROVENANCE = "ns_ray.json"
+WEIGHTS = "model.safetensors"
+CONFIG = "config.json"
+"""Files of a bundle."""
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One Parquet file of a corpus."""
+
+    name: str
+    file: str
+    rows: int
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """A packed image set. `classes` is empty for an unlabeled one."""
+
+    path: str
+    fingerprint: str
+    shards: tuple[Shard, ...]
+    classes: tuple[str, ...] = ()
+    class_counts: tuple[int, ...] = ()
+    rejected: dict[str, int] = field(default_factory=dict)
+    """Rejected images by reason."""
+
+    @property
+    def rows(self) -> int:
+        """Number of images."""
+        return sum(shard.rows for shard in self.shards)
+
+    def read(self, shard: Shard, columns: list[str] | None = None) -> pa.Table:
+        """Rows of one shard."""
+        return storage.read_table(storage.join(self.path, shard.file), columns)
+
+    def scan(self, columns: list[str]) -> Iterator[tuple[Shard, pa.Table]]:
+        """Every shard with some of its columns, in order."""
+        for shard in self.shards:
+            yield shard, self.read(shard, columns)
+
+
+def open_corpus(path: str) -> Corpus:
+    """A published corpus; a `pointer.json` (an adopted corpus) is followed.
+
+    Raises:
+        DataError: there is none, it is unfinished, or its format is newer than this program.
+    """
+    path = storage.absolute(path)
+    pointer = storage.join(path, "pointer.json")
+    if storage.exists(pointer):
+        return open_corpus(str(storage.read_json(pointer)["corpus"]))
+    done = storage.published(path)
+    manifest = storage.join(path, "manifest.json")
+    if done is None or not storage.exists(manifest):
+        raise DataError(f"{path} is not a packed corpus: it has no manifest.json and _DONE.json")
+    raw = storage.read_json(manifest)
+    if int(raw.get("format", 0)) > FORMAT:
+        raise DataError(f"{manifest} has format {raw['format']}; this ns-ray reads up to {FORMAT}")
+    return Corpus(
+        path=path,
+        fingerprint=done.fingerprint,
+        shards=tuple(Shard(**shard) for shard in raw["shards"]),
+        classes=tuple(raw.get("classes") or ()),
+        class_counts=tuple(raw.get("class_counts") or ()),
+        rejected={str(k): int(v) for k, v in raw.get("rejected", {}).items()},
+    )
+
+
+def corpus_manifest(
+    shards: list[Shard],
+    classes: list[str],
+    class_counts: list[int],
+    rejected: dict[str, int],
+    source: str,
+) -> dict[str, Any]:
+    """The contents of `manifest.json`."""
+    return {
+        "format": FORMAT,
+        "rows": sum(shard.rows for shard in shards),
+        "classes": classes,
+        "class_counts": class_counts,
+        "rejected": rejected,
+        "source": source,
+        "shards": [vars(shard) for shard in shards],
+    }
+
+
+@dataclass(frozen=True)
+class Corpora:
+    """The images of a run, all with the labeled set's class indices."""
+
+    labeled: Corpus
+    unlabeled: Corpus | None
+    validation: Corpus
+    test: Corpus | None
+
+
+@dataclass(frozen=True)
+class PseudoLabels:
+    """A teacher's probabilities for a corpus: one Parquet file per corpus shard."""
+
+    path: str
+    fingerprint: str
+    corpus: str
+    classes: tuple[str, ...]
+    files: dict[str, str]
+    """Corpus shard name -> file."""
+    rows: int
+    seconds: float = 0.0
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    def read(self, shard: str, columns: list[str] | None = None) -> pa.Table:
+        """Pseudo-labels of one corpus shard."""
+        return storage.read_table(storage.join(self.path, self.files[shard]), columns)
+
+
+def open_labels(path: str) -> PseudoLabels:
+    """Published pseudo-labels.
+
+    Raises:
+        DataError: there are none, or labeling has not finished.
+    """
+    path = storage.absolute(path)
+    done = storage.published(path)
+    if done is None or done.stage != "label":
+        raise DataError(f"{path} holds no finished pseudo-labels (no _DONE.json of `label`)")
+    return PseudoLabels(
+        path=path,
+        fingerprint=done.fingerprint,
+        corpus=str(done.facts["corpus"]),
+        classes=tuple(done.facts["classes"]),
+        files={
+            shard_of(name): name
+            for name in done.files
+            if name.endswith(".parquet") and not name.startswith(REJECTED_PREFIX)
+        },
+        rows=int(done.facts["rows"]),
+        seconds=done.seconds,
+        facts=done.facts,
+    )
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The pseudo-labeled rows that train a student, and how many copies of each."""
+
+    path: str
+    fingerprint: str
+    labels: str
+    """Folder of the pseudo-labels it was made from."""
+    corpus: str
+    files: dict[str, str]
+    counts: dict[str, int]
+    """Corpus shard name -> rows, copies counted."""
+    kept: int
+    copies: int
+    """Rows, copies counted."""
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    def read(self, shard: str, columns: list[str] | None = None) -> pa.Table:
+        """Selected rows of one corpus shard."""
+        return storage.read_table(storage.join(self.path, self.files[shard]), columns)
+
+
+def open_selection(path: str) -> Selection:
+    """A published selection.
+
+    Raises:
+        DataError: there is none, or selecting has not finished.
+    """
+    path = storage.absolute(path)
+    done = storage.published(path)
+    if done is None or done.stage != "select":
+        raise DataError(f"{path} holds no finished selection (no _DONE.json of `select`)")
+    return Selection(
+        path=path,
+        fingerprint=done.fingerprint,
+        labels=str(done.facts["labels"]),
+        corpus=str(done.facts["corpus"]),
+        files={shard_of(name): name for name in done.files if name.endswith(".parquet")},
+        counts={str(k): int(v) for k, v in done.facts["counts"].items()},
+        kept=int(done.facts["kept"]),
+        copies=int(done.facts["copies"]),
+        facts=done.facts,
+    )
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """What is known of a model folder without loading its weights."""
+
+    path: str
+    classes: tuple[str, ...]
+    architecture: str
+    fingerprint: str
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def parameters(self) -> int:
+        """Number of parameters, where the folder says so."""
+        return int(self.provenance.get("parameters", 0))
+
+
+def resolve(path: str) -> str:
+    """The bundle that a user means: a run folder (its best model), or the bundle itself.
+
+    Raises:
+        ConfigError: there is no model.
+    """
+    path = storage.absolute(path)
+    for candidate in (path, storage.join(path, "model"), storage.join(path, "bundle")):
+        if storage.exists(storage.join(candidate, CONFIG)):
+            return candidate
+    raise ConfigError(
+        f"{path} is no bundle: expected config.json and model.safetensors in it (a bundle or a "
+        "timm local-dir), or in its folder model/ (a run)"
+    )
+
+
+def open_bundle(path: str) -> Bundle:
+    """What is known of a bundle, a run's best bundle, or a timm local-dir.
+
+    Raises:
+        ConfigError: there is none.
+        DataError: it is half-written.
+    """
+    path = resolve(path)
+    config = storage.read_json(storage.join(path, CONFIG))
+    provenance: dict[str, Any] = {}
+    if storage.exists(storage.join(path, PROVENANCE)):
+        provenance = storage.read_json(storage.join(path, PROVENANCE))
+        if storage.already(path, str(provenance.get("fingerprint"))) is None:
+            raise DataError(f"{path} is half-written: {PROVENANCE} and _DONE.json disagree")
+    if not storage.exists(storage.join(path, WEIGHTS)):
+        raise DataError(f"{path} has no {WEIGHTS}; pickled weights are not read")
+    names = config.get("label_names") or config.get("pretrained_cfg", {}).get("label_names")
+    count = int(config.get("num_classes") or len(names or ()))
+    return Bundle(
+        path=path,
+        classes=tuple(names) if names else tuple(str(i) for i in range(count)),
+        architecture=str(config.get("architecture", "")),
+        fingerprint=str(provenance.get("fingerprint") or _foreign_fingerprint(config, path)),
+        provenance=provenance,
+    )
+
+
+def _foreign_fingerprint(config: Mapping[str, Any], path: str) -> str:
+    """Changes when somebody else's weights are replaced, without reading them."""
+    fs, inner = storage.filesystem(storage.join(path, WEIGHTS))
+    info = fs.get_file_info(inner)
+    return storage.fingerprint(config, path, info.size, info.mtime_ns)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Scores of one model on one corpus.
+
+    Attributes:
+        path: folder of the predictions.
+        scores: what `metrics.score` returns.
+        keys: keys of the scored images, sorted.
+        correct: whether the model is right about each.
+        seconds: how long it took.
+    """
+
+    path: str
+    scores: dict[str, Any]
+    keys: tuple[str, ...]
+    correct: tuple[bool, ...]
+    seconds: float
+
+    @property
+    def top1(self) -> float:
+        """Accuracy, a fraction."""
+        return float(self.scores["top1"])
