@@ -98,3 +98,12 @@ def test_small_work_does_not_wait_for_ray(
     call("evaluate", "--bundle", work / "teacher", *data, "--out", tmp_path / "scores")
     assert open_labels(str(labels)).rows == PILE
     assert (tmp_path / "scores" / "evaluation.json").exists()
+
+
+def test_a_model_is_fetched_and_another_exported(work: Path, tmp_path: Path) -> None:
+    lite = ("--model", "tf_efficientnet_lite0", "--pretrained", "efficientnet-lite")
+    text = call("fetch", *lite, "--out", tmp_path / "lite0")
+    assert "tf_efficientnet_lite0, 1,000 classes" in text
+    text = call("export", "--bundle", work / "teacher", "--out", tmp_path / "model.onnx")
+    assert "top-1 agrees on 100%" in text
+    assert (tmp_path / "model.onnx").stat().st_size > 1_000_000
