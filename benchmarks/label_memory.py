@@ -47,7 +47,8 @@ def make_corpus(out: str, rows: int, side: int) -> None:
     """Write a packed corpus of `rows` unlabeled images."""
     from ns_ray import schema, storage, values
 
-    files, shards, digest = jpegs(side), [], storage.fingerprint("memory", rows, side)
+    shards: list[values.Shard] = []
+    files, digest = jpegs(side), storage.fingerprint("memory", rows, side)
     for start in range(0, rows, ROWS_PER_SHARD):
         table = pa.Table.from_pylist(
             [

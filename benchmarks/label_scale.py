@@ -24,7 +24,7 @@ from ns_ray.runtime import cluster, prepare
 
 prepare()  # before anything imports Ray
 
-from ns_ray import inference  # noqa: E402
+from ns_ray import inference, storage  # noqa: E402
 from ns_ray.bundle import save  # noqa: E402
 from ns_ray.config import LabelConfig, ModelConfig, PredictConfig, ResourcesConfig  # noqa: E402
 from ns_ray.images import encode_png  # noqa: E402
@@ -32,6 +32,7 @@ from ns_ray.models import build  # noqa: E402
 from ns_ray.packing import pack  # noqa: E402
 from ns_ray.pseudo_label import pseudo_label  # noqa: E402
 from ns_ray.resources import Pool  # noqa: E402
+from ns_ray.schema import part_name  # noqa: E402
 from ns_ray.values import Bundle, Corpus  # noqa: E402
 
 SHARD_SECONDS = 0.2
@@ -42,8 +43,8 @@ class Waiting(inference.ShardPredictor):
 
     def _label(self, name: str, table: Any) -> tuple[int, int]:
         time.sleep(SHARD_SECONDS)
-        path = inference.storage.join(self._out, inference.part_name(name, self._fingerprint))
-        inference.storage.write_bytes(path, b"")
+        path = storage.join(self._out, part_name(name, self._fingerprint))
+        storage.write_bytes(path, b"")
         return table.num_rows, 0
 
 

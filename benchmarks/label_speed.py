@@ -22,6 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -186,7 +187,12 @@ def main() -> None:
     args = parser.parse_args()
     if args.side:
         side, *rest = args.side
-        sides = {"plain": plain, "ours": ours, "limit": limit, "agreement": agreement}
+        sides: dict[str, Callable[..., Any]] = {
+            "plain": plain,
+            "ours": ours,
+            "limit": limit,
+            "agreement": agreement,
+        }
         numbers = [int(value) if value.isdigit() else value for value in rest]
         print(json.dumps(sides[side](*numbers)))
         return

@@ -22,7 +22,7 @@ from ns_ray.resources import cpus
 TOP_K = 5
 
 
-class Api(LitAPI):
+class Api(LitAPI):  # type: ignore[misc]  # LitServe has no types
     """One model; bytes in, classes out."""
 
     def __init__(self, bundle: str, kind: str, threads: int, **options: Any) -> None:

@@ -89,7 +89,7 @@ def wait_ready(url: str, process: "subprocess.Popen[bytes]", seconds: float = 18
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         if process.poll() is not None:
-            raise RuntimeError(f"{process.args} ended with {process.returncode}")
+            raise RuntimeError(f"{process.args!r} ended with {process.returncode}")
         try:
             with urllib.request.urlopen(url, timeout=2):
                 return
@@ -230,7 +230,7 @@ def summary(found: dict[str, list[Any]], limit_rate: float) -> None:
     """Ratios of our faster ingress to the best settings of each LitServe side."""
 
     def rate(name: str, c: int) -> float:
-        return statistics.median([r[str(c)]["rps"] for r in found[name]] or [0.0])
+        return float(statistics.median([r[str(c)]["rps"] for r in found[name]] or [0.0]))
 
     for kind in LITSERVE:
         names = [n for n in found if n.startswith(f"LitServe {kind}") and found[n]]

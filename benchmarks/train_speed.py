@@ -21,6 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from typing import Any
 
 from machine import machine
@@ -219,7 +220,8 @@ def main() -> None:
     if args.side:
         side, *rest = args.side
         numbers = [int(value) if value.isdigit() else value for value in rest]
-        print(json.dumps({"bare": bare, "timm": timm_loop, "ours": ours}[side](*numbers)))
+        sides: dict[str, Callable[..., Any]] = {"bare": bare, "timm": timm_loop, "ours": ours}
+        print(json.dumps(sides[side](*numbers)))
         return
 
     from photos import write

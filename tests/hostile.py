@@ -77,7 +77,8 @@ def _bomb(rng: random.Random) -> Attack:
     Image.fromarray(np.zeros((8, 8), np.uint8)).save(buffer, "TIFF")
     data = bytearray(buffer.getvalue())
     for at in range(len(data) - 12):
-        if data[at : at + 2] in (b"\x00\x01", b"\x01\x01") and data[at + 2 : at + 4] == b"\x04\x00":
+        tag, kind = bytes(data[at : at + 2]), bytes(data[at + 2 : at + 4])
+        if tag in (b"\x00\x01", b"\x01\x01") and kind == b"\x04\x00":
             data[at + 8 : at + 12] = (60_000).to_bytes(4, "little")
     return Attack("bomb", request(bytes(data), "image/tiff"))
 

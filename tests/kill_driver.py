@@ -11,7 +11,8 @@ from typing import Any
 
 from tiny import processes
 
-from ns_ray import log, run, runtime, storage
+from ns_ray import log, runtime, storage
+from ns_ray.commands import run_app
 
 runtime.prepare()  # before anything imports ray
 
@@ -37,7 +38,7 @@ def die_while_labeling() -> None:
             if args[-1] == "gen-01 label" and shards == SHARDS:
                 die()
 
-    inference._run = counts
+    inference._run = counts  # type: ignore[assignment]
 
 
 def die_while_selecting() -> None:
@@ -48,7 +49,7 @@ def die_while_selecting() -> None:
         if "/gen-01/selection/" in path:
             die()
 
-    storage.write_table = write_table
+    storage.write_table = write_table  # type: ignore[assignment]
 
 
 def die_while_training() -> None:
@@ -83,4 +84,4 @@ if __name__ == "__main__":
         "train": die_while_training,
         "evaluate": die_while_evaluating,
     }[moment]()
-    run.app()
+    run_app()

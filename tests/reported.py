@@ -1,6 +1,6 @@
 """A finished run whose files are written by hand: nothing is trained, every number is known."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,8 @@ from ns_ray.selection import select
 from ns_ray.settings import config_hash, dump
 from ns_ray.values import Shard, corpus_manifest, open_labels
 
+Array = np.ndarray[Any, Any]
+
 CLASSES = ("cat", "dog & $x$", "<script>alert(1)</script>")
 TEST, VALIDATION, PILE = 40, 30, 60
 WRONG = {"gen-00": 12, "gen-01": 8, "gen-02": 2, "control": 10}
@@ -30,8 +32,14 @@ def config(folder: Path, name: str, **changes: Any) -> RunConfig:
     """Settings of the run."""
     model = {"model": "test_resnet"}
     plain = {"labeled": "somewhere", "test": "elsewhere"}
-    settings = {"name": name, "storage": str(folder), "data": plain, "teacher": model}
-    return RunConfig(**settings, students=(model, model), control=True, **changes)
+    settings: dict[str, Any] = {
+        "name": name,
+        "storage": str(folder),
+        "data": plain,
+        "teacher": model,
+    }
+    settings |= {"students": (model, model), "control": True, **changes}
+    return RunConfig.model_validate(settings)
 
 
 def keys_of(split: str, rows: int) -> list[str]:
@@ -90,11 +98,11 @@ def write_probs(out: str, stage: str, keys: list[str], probs: Any, facts: Any) -
     _publish(out, stage, files, facts)
 
 
-def answers(rows: int, wrong: int, sure: float | Sequence[float] = SURE) -> Any:
+def answers(rows: int, wrong: int, sure: float | Array = SURE) -> Any:
     """Probabilities [rows, 3]: the first ones for the next class, the others for the right one."""
     shift = np.arange(rows) < wrong
     probs = np.zeros((rows, 3), np.float32)
-    top = np.broadcast_to(np.float32(sure), rows)
+    top = np.broadcast_to(np.asarray(sure, np.float32), rows)
     probs[:] = ((1 - top) / 2)[:, None]
     probs[np.arange(rows), (np.arange(rows) + shift) % 3] = top
     return probs
@@ -148,7 +156,7 @@ def write_model(layout: RunLayout, g: int | str, plain: bool) -> dict[str, Any]:
     for split, rows in (("test", TEST), ("validation", VALIDATION)):
         out = storage.join(layout.evaluation(g), split)
         write_probs(out, "evaluate", keys_of(split, rows), answers(rows, wrong), {})
-    of = {"validation": scores(VALIDATION, wrong), "test": scores(TEST, wrong)}
+    of: dict[str, Any] = {"validation": scores(VALIDATION, wrong), "test": scores(TEST, wrong)}
     if plain:  # as a program without these figures leaves it
         for split in of.values():
             for name in ("top1_interval", "confusion", "reliability"):
@@ -197,8 +205,8 @@ def write_run(folder: Path, name: str = "made", *, plain: bool = False, **change
     """
     settings = config(folder, name, **changes)
     layout = RunLayout.of(settings)
-    for split, rows in (("labeled", 12), ("test", TEST), ("validation", VALIDATION)):
-        write_corpus(layout.corpus(split), split, rows, labeled=True)
+    for split, count in (("labeled", 12), ("test", TEST), ("validation", VALIDATION)):
+        write_corpus(layout.corpus(split), split, count, labeled=True)
     write_corpus(layout.corpus("unlabeled"), "unlabeled", PILE, labeled=False, rejected=4)
     rows = [write_model(layout, g, plain) for g in (0, 1, 2)]
     for g in (1, 2):

@@ -27,7 +27,7 @@ NAMED = {
     *("balancing", "joint-vs-finetune", "batch-ratio", "init", "models"),
 }
 
-GRID = {
+GRID: dict[str, Any] = {
     "title": "soft or hard",
     "paper": "made up.",
     "columns": ["B0"],
@@ -109,7 +109,7 @@ RESULTS = [
 
 
 def test_the_table_has_mean_and_spread_differences_by_seed_and_the_paper_s_row() -> None:
-    grid = Grid(**GRID)
+    grid = Grid.model_validate(GRID)
     titles, rows = tables.cells(grid, RESULTS)
     assert titles[-2:] == ["against Soft targets", "paper: B0"]
     assert rows[0] == ["Soft targets", "3", "25.0 ± 0.0", "50.0 ± 0.0", "82.0 ± 2.0", "", "78.1"]
@@ -131,10 +131,10 @@ def test_the_csv_has_every_single_result() -> None:
 
 
 def test_the_plot_names_every_arm() -> None:
-    image = tables.plot("mine", Grid(**GRID), RESULTS)
+    image = tables.plot("mine", Grid.model_validate(GRID), RESULTS)
     assert ET.fromstring(image).tag.endswith("svg")
     for arm in GRID["arms"]:
-        assert f">{arm['name']}</text>".encode() in image  # type: ignore[index]
+        assert f">{arm['name']}</text>".encode() in image
 
 
 # -------------------------------------------------------------------------------------------- runs
@@ -194,7 +194,7 @@ def test_an_ablation_shares_what_arms_have_in_common_and_goes_on_where_it_was(
 
     # Meanwhile the grid has got an arm that cannot work.
     sure = {"name": "sure", "set": ["select.threshold=1.0"]}
-    arms = [*GRID["arms"], sure]  # type: ignore[misc]
+    arms = [*GRID["arms"], sure]
     (small / "mine.yaml").write_text(yaml.safe_dump({**GRID, "arms": arms}))
     with pytest.raises(StageError, match=r"1 of 4 runs failed.*mine-sure-4"):
         ablate([str(small / "mine.yaml")], load, out=str(out), seeds=[4], jobs=2)

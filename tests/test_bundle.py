@@ -51,7 +51,8 @@ def copy(saved: tuple[nn.Module, Bundle], tmp_path: Path) -> Path:
 
 def logits(model: nn.Module) -> torch.Tensor:
     with torch.no_grad():
-        return model.eval()(IMAGES)
+        found: torch.Tensor = model.eval()(IMAGES)
+    return found
 
 
 # ------------------------------------------------------------------------------- what is saved
@@ -189,7 +190,7 @@ def test_a_broken_config_is_a_data_error(copy: Path) -> None:
 def foreign(folder: Path, safe: bool = True, **config: Any) -> nn.Module:
     """A local-dir as timm makes it."""
     torch.manual_seed(1)
-    model = timm.create_model("test_resnet", num_classes=3)
+    model: nn.Module = timm.create_model("test_resnet", num_classes=3)
     save_for_hf(model, str(folder), model_config=config, safe_serialization=safe)
     return model.eval()
 
@@ -259,13 +260,14 @@ def test_garbage_instead_of_weights_is_a_data_error(tmp_path: Path) -> None:
 
 
 def test_starting_from_a_bundle(saved: tuple[nn.Module, Bundle]) -> None:
+    model: Any
     model, made = saved
     config = ModelConfig(model="test_resnet", image_size=32)
     same = build(config, 3)
     load_weights(same, made.path)
     torch.testing.assert_close(logits(same), logits(model))
 
-    more = build(config, 5)
+    more: Any = build(config, 5)
     classifier = more.get_classifier().weight.clone()
     load_weights(more, made.path)
     assert torch.equal(more.get_classifier().weight, classifier)

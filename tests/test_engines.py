@@ -150,7 +150,11 @@ def test_a_compiled_model_sees_one_batch_size(monkeypatch: pytest.MonkeyPatch) -
     seen: list[int] = []
 
     def compiled(plain: nn.Module, mode: str) -> Any:
-        return lambda images: seen.append(len(images)) or plain(images)
+        def forward(images: torch.Tensor) -> Any:
+            seen.append(len(images))
+            return plain(images)
+
+        return forward
 
     monkeypatch.setattr(torch, "compile", compiled)
     forward = TorchForward(model, spec, CPU, bf16=False, compiled_for=10)

@@ -443,7 +443,7 @@ def test_class_lists_are_checked(tmp_path: Path, capsys: pytest.CaptureFixture[s
 
 def test_unusable_settings_are_named(tmp_path: Path) -> None:
     train = fill(tmp_path / "train", {"a": 6, "b": 6})
-    for settings, message in [
+    mistakes: list[tuple[dict[str, Any], str]] = [
         ({"labeled": str(tmp_path / "gone")}, r"data.labeled=.*no such file or folder"),
         ({"labeled": str(fill(tmp_path / "one", {"a": 3}))}, "has one class only, 'a'"),
         ({"labeled": str(train / "a")}, "data.labeled=.* no labels; it needs a folder per class"),
@@ -451,7 +451,8 @@ def test_unusable_settings_are_named(tmp_path: Path) -> None:
         ({"labeled": str(train), "unlabeled": []}, r"data.unlabeled=\[\]"),
         ({"labeled": str(train), "unlabeled": "nope"}, "data.unlabeled.0='nope'"),
         ({"labeled": str(fill(tmp_path / "all/train", {"a": 2}).parent)}, "all/train"),
-    ]:
+    ]
+    for settings, message in mistakes:
         with pytest.raises(DataError, match=message):
             run(tmp_path, **settings)
     corpora = ingest(

@@ -46,7 +46,7 @@ def corpus(folder: Path, counts: list[int], labeled: bool = True) -> Corpus:
     shards, number = [], itertools.count()
     for s, count in enumerate(counts):
         name = f"shard-{s:05d}"
-        rows = []
+        rows: list[dict[str, Any]] = []
         for _ in range(count):
             n = next(number)
             data = encoded(picture(n, 20, 16), "PNG")
@@ -76,7 +76,8 @@ def corpus(folder: Path, counts: list[int], labeled: bool = True) -> Corpus:
 def probs_of(key: str) -> np.ndarray:
     n = int(key[1:])
     values = np.array([1.0 + n, 2.0, 3.0 * (n % 2)])
-    return (values / values.sum()).astype(np.float32)
+    found: np.ndarray = (values / values.sum()).astype(np.float32)
+    return found
 
 
 def pseudo_labels(folder: Path, images: Corpus, drop: str = "") -> PseudoLabels:

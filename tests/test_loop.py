@@ -1,10 +1,11 @@
 """What a training worker does besides the steps themselves."""
 
+import time
+
 import pytest
 import torch
 from torch import nn
 
-from ns_ray import loop
 from ns_ray.config import TrainConfig
 from ns_ray.loop import Compiling
 
@@ -36,7 +37,7 @@ def test_a_long_training_is_compiled(
 
     now = 0.0
     monkeypatch.setattr(torch.cuda, "synchronize", lambda _device: None)
-    monkeypatch.setattr(loop.time, "monotonic", lambda: now)
+    monkeypatch.setattr(time, "monotonic", lambda: now)
     train = TrainConfig.model_validate({"compile": setting})
     compiling = Compiling(Model(), train, 20_000, 10_000, 1, device)
     left = []

@@ -13,8 +13,8 @@ import typer
 from tiny import flat_folder, folder_per_class, start, write_config
 from typer.testing import CliRunner
 
-from ns_ray import errors, run, runtime, status
-from ns_ray.commands import app
+from ns_ray import errors, runtime, status
+from ns_ray.commands import app, run_app
 from ns_ray.errors import StageError
 from ns_ray.resources import Machine
 
@@ -73,7 +73,7 @@ def bare_machine(monkeypatch: pytest.MonkeyPatch) -> None:
 def mistake(config: Path, settings: list[str]) -> tuple[int, str]:
     """Exit code and the line that a user reads."""
     arguments = [word for setting in settings for word in ("--set", setting)]
-    done = CliRunner().invoke(run.app, ["--config", str(config), *arguments])
+    done = CliRunner().invoke(run_app, ["--config", str(config), *arguments])
     assert isinstance(done.exception, SystemExit), done.exception
     *_, last = done.output.splitlines()
     assert done.output.count("error:") == 1

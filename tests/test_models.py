@@ -126,7 +126,8 @@ def test_stochastic_depth_drops_whole_rows_and_scales_the_others() -> None:
 def test_dropout_acts_before_the_classifier_and_keeps_the_mean() -> None:
     model, _ = noised(0.4, 0.0)
     seen: list[torch.Tensor] = []
-    classifier = model.get_classifier()
+    network: Any = model  # timm's methods have no types
+    classifier = network.get_classifier()
     classifier.register_forward_hook(lambda _m, inputs, _o: seen.append(inputs[0]))
     model.train()
     torch.manual_seed(0)
@@ -345,6 +346,9 @@ def test_a_model_that_cannot_recompute_says_so() -> None:
 class Tiny(nn.Module):
     """One parameter, one float buffer, one integer buffer."""
 
+    mean: torch.Tensor
+    count: torch.Tensor
+
     def __init__(self) -> None:
         super().__init__()
         self.w = nn.Parameter(torch.zeros(2))
@@ -382,7 +386,7 @@ def test_the_decay_ramps_up_to_its_setting() -> None:
 def test_a_short_training_does_not_average_its_first_weights() -> None:
     model, ema = average(0.9999)
     with torch.no_grad():
-        model.w += 1.0
+        model.w.add_(1.0)
     for step in range(50):
         ema.update(model, step=step)
     torch.testing.assert_close(ema.module.w.data, torch.ones(2))

@@ -18,7 +18,8 @@ Array = np.ndarray[Any, Any]
 def distributions(seed: int, rows: int, classes: int) -> Array:
     rng = np.random.default_rng(seed)
     values = rng.random((rows, classes)) ** 6
-    return (values / values.sum(axis=1, keepdims=True)).astype(np.float32)
+    found: Array = (values / values.sum(axis=1, keepdims=True)).astype(np.float32)
+    return found
 
 
 def keys(rows: int) -> pa.Array:

@@ -116,7 +116,7 @@ def test_no_balancing_keeps_all_above_the_threshold_once(tmp_path: Path) -> None
 def test_a_band_of_confidence(tmp_path: Path) -> None:
     probs = make_probs(500)
     labels = make_labels(tmp_path / "labels", probs)
-    band = {"threshold": 0.5, "max_confidence": 0.8}
+    band: dict[str, Any] = {"threshold": 0.5, "max_confidence": 0.8}
     confidence = probs.max(axis=1)
     inside = (confidence > np.float32(0.5)) & (confidence <= np.float32(0.8))
     expected = {f"image-{i}" for i in np.flatnonzero(inside)}

@@ -345,7 +345,7 @@ def test_the_control_arm_is_the_last_student_without_pseudo_labels(tmp_path: Pat
     assert len(result["generations"]) == 2
 
     fakes = Fakes([20, 25])
-    raw = {"name": "fake", "storage": str(tmp_path), "data": {"labeled": "l"}}
+    raw: dict[str, Any] = {"name": "fake", "storage": str(tmp_path), "data": {"labeled": "l"}}
     raw |= {"teacher": {"model": "big"}, "students": [student], "control": True}
     config = validate(RunConfig, raw)
     self_train(config, RunLayout.of(config), fakes.stages())

@@ -298,7 +298,7 @@ def test_a_model_s_own_training_settings() -> None:
 
 def test_settings_cannot_be_changed_afterwards() -> None:
     with pytest.raises(ValueError, match="frozen"):
-        settings().seed = 3  # type: ignore[misc]
+        settings().seed = 3
 
 
 def test_validate_says_where_it_comes_from() -> None:

@@ -59,7 +59,7 @@ def test_an_interrupted_write_leaves_the_old_file(
         def write(self, data: Any) -> int:
             raise error
 
-    class Disk(pafs.LocalFileSystem):
+    class Disk(pafs.LocalFileSystem):  # type: ignore[misc]  # pyarrow has no types
         def open_output_stream(self, target: str, *_args: Any, **_kwargs: Any) -> Any:
             Path(target).write_bytes(b"ha")
             return HalfWritten()

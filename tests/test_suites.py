@@ -18,13 +18,14 @@ from ns_ray.bundle import class_map, save
 from ns_ray.config import EvaluateConfig, ModelConfig, RobustnessConfig
 from ns_ray.errors import ConfigError, DataError
 from ns_ray.evaluate import evaluate
+from ns_ray.images import eval_pixels
 from ns_ray.ingest import pack
 from ns_ray.metrics import among_classes
 from ns_ray.models import build
 from ns_ray.predictor import Predictor
 from ns_ray.pretrained import imagenet_synsets
 from ns_ray.resources import Pool
-from ns_ray.robustness import pictures
+from ns_ray.robustness import pictures, work
 from ns_ray.robustness.corruptions import STANDARD, corrupt
 from ns_ray.robustness.pictures import released_units, video
 from ns_ray.robustness.suites import evaluate_robustness
@@ -89,7 +90,7 @@ def test_a_job_on_actors_finds_what_one_process_finds(
     # One number by hand: the same pictures, corrupted by their keys, through the predictor.
     unit, *_ = [u for u in _units(images) if u.suite == "corruptions" and len(u.keys) > 1]
     canvas = pictures.CANVAS["cifar"]
-    clean = [pictures.eval_pixels(d, canvas, False) for d in pictures.encoded(images.path, unit)]
+    clean = [eval_pixels(d, canvas, False) for d in pictures.encoded(images.path, unit)]
     shown = [
         corrupt(pixels, "contrast", 3, constants="cifar", key=key, seed=0)
         for key, pixels in zip(unit.keys, clean, strict=True)
@@ -109,8 +110,13 @@ def test_a_job_on_actors_finds_what_one_process_finds(
     made: list[int] = []
     from ns_ray.robustness import suites
 
-    real: Callable[..., Any] = suites.make
-    monkeypatch.setattr(suites, "make", lambda i, job: (made.append(i), real(i, job))[1])
+    real: Callable[..., Any] = work.make
+
+    def make(i: int, job: Any) -> Any:
+        made.append(i)
+        return real(i, job)
+
+    monkeypatch.setattr(suites, "make", make)
     assert run(images, models, there) == here
     assert made == [int(last.name[:5])]
     assert run(images, models, there) == here  # published: nothing is done

@@ -242,7 +242,12 @@ def test_a_diverging_training_names_the_setting_and_is_not_retried(
 ) -> None:
     attempts = []
     trainer = train._trainer
-    monkeypatch.setattr(train, "_trainer", lambda *args: attempts.append(0) or trainer(*args))
+
+    def counted(*args: Any) -> Any:
+        attempts.append(0)
+        return trainer(*args)
+
+    monkeypatch.setattr(train, "_trainer", counted)
     with pytest.raises(StageError, match=r"train\.lr \(1e\+30\)") as caught:
         fit(data, tmp_path, lr=1e30)
     assert "\n" not in str(caught.value)
