@@ -1,17 +1,13 @@
 """The HTTP contract: what clients send, and what they get back."""
 
-import asyncio
 import re
-import socket
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from broken_files import bomb, broken, encoded, jpeg, odd_but_good, picture
-from hostile import request
 from served import CLASSES, JSON, Server, b64, form, make_bundle, serving
 
 from ns_ray.config import PredictConfig
@@ -353,32 +349,6 @@ def test_the_pages_load_nothing_from_elsewhere(server: Server) -> None:
         assert page.headers["content-type"].startswith("text/html")
         assert "default-src 'none'" in page.headers["content-security-policy"]
         assert not re.search(rb"(src|href)\s*=\s*[\"']?(https?:)?//", page.body)
-
-
-def wait_until(done: Callable[[], bool]) -> None:
-    end = time.monotonic() + 60
-    while not done():
-        assert time.monotonic() < end
-        time.sleep(0.01)
-
-
-def test_a_model_exchanged_while_a_body_arrives_costs_no_request(tmp_path: Path) -> None:
-    first, second = make_bundle(tmp_path / "1"), make_bundle(tmp_path / "2", generation=2, seed=2)
-    with serving(first) as server:
-        replica, loop = server.replica, server.loop
-        assert replica is not None
-        assert replica.model is not None
-        assert loop is not None
-        old, whole = replica.model.batcher, request(jpeg(1))
-        with socket.create_connection(("127.0.0.1", server.port), 60) as connection:
-            connection.sendall(whole[:-100])
-            wait_until(lambda: replica.totals.body_bytes > 0)
-            asyncio.run_coroutine_threadsafe(replica.load(str(second)), loop).result(60)
-            wait_until(lambda: not old._thread.is_alive())
-            connection.sendall(whole[-100:])
-            answer = connection.recv(10_000)
-        assert answer.startswith(b"HTTP/1.1 200")
-        assert b"x-model-version: tiny-gen-02-" in answer.lower()
 
 
 def test_one_class_of_a_thousand(tmp_path: Path) -> None:

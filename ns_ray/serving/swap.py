@@ -47,7 +47,10 @@ def swap(
         if bundle is None:
             raise ConfigError(f"application {app!r} has had no other bundle; give --bundle")
     changed = {"bundle": bundle, "previous": current.get("bundle")}
-    client.deploy_applications(config_with(details, app, changed))
+    try:
+        client.deploy_applications(config_with(details, app, changed))
+    except (OSError, RuntimeError) as error:
+        raise ConfigError(f"Ray's dashboard refuses the change: {first_line(error)}") from None
     _wait(client, app, timeout)
     return str(bundle), changed["previous"]
 
@@ -100,7 +103,7 @@ def _client(address: str | None) -> Any:
     try:
         client = ServeSubmissionClient(place)
         client.get_serve_details()
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError) as error:
         raise ConfigError(
             f"Ray's dashboard does not answer at {place} ({first_line(error)}); "
             "set --address http://HEAD:8265"
@@ -113,7 +116,11 @@ def _wait(client: Any, app: str, timeout: float) -> None:
     status, message = "", ""
     while time.monotonic() - start < timeout:
         time.sleep(POLL_SECONDS)
-        found = client.get_serve_details()["applications"].get(app, {})
+        try:
+            found = client.get_serve_details()["applications"].get(app, {})
+        except (OSError, RuntimeError) as error:  # the dashboard may be restarting
+            status, message = "unknown", first_line(error)
+            continue
         deployment = found.get("deployments", {}).get(DEPLOYMENT, {})
         status = str(deployment.get("status", found.get("status")))
         message = str(deployment.get("message") or found.get("message") or "")
