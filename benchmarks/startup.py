@@ -83,7 +83,7 @@ def parts(run: str, threads: int) -> dict[str, float]:
     from ns_ray.config import train_config
     from ns_ray.images import decode
     from ns_ray.losses import mixed_loss
-    from ns_ray.models import bf16_is_faster, build_noised
+    from ns_ray.models import build_noised, precision_for
     from ns_ray.predictor import Predictor
     from ns_ray.runtime import keep_memory
     from ns_ray.settings import load_recipe
@@ -113,7 +113,7 @@ def parts(run: str, threads: int) -> dict[str, float]:
         labels = torch.randint(0, 10, (train.batch_size,))
         rest = images - train.batch_size
         targets = torch.full((rest, 10), 0.1) if rest else None
-        half = bf16_is_faster(model, torch.device("cpu"))
+        half = precision_for("auto", model, torch.device("cpu")) == "bf16"
         for step in range(count + 5):
             if step == 5:
                 start = time.perf_counter()

@@ -93,7 +93,9 @@ class TrainConfig(Settings):
     accumulate: int = Field(default=1, ge=1)
     """Forward passes per optimizer step; each takes its share of the batch."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """auto: bf16 on CUDA, fp32 elsewhere (depthwise backward passes are slow in bf16 on CPUs)."""
+    """auto: bf16 where the machine that begins the training is faster with it (GPUs, and CPUs that
+    have it, but for depthwise convolutions), else fp32. A training keeps it wherever it goes on;
+    the bundle says what it was. Set it to compare runs of different machines."""
     grad_checkpointing: bool = False
     """Keep only what goes into each block for the backward pass and compute the rest again: a
     third more work, a fraction of the memory."""

@@ -21,10 +21,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ns_ray.config import ModelConfig, TrainConfig
 from ns_ray.models import (
-    bf16_is_faster,
     build_noised,
     freeze,
     parameter_count,
+    precision_for,
     recompute_activations,
 )
 
@@ -229,9 +229,7 @@ def measured_rate(
     if device.type == "cpu":
         rows = max(2, min(rows, int(MEASURED_FLOPS / (3 * cost.flops))))
     size = image_size(model)
-    bf16 = train.precision == "bf16" or (
-        train.precision == "auto" and bf16_is_faster(model, device)
-    )
+    bf16 = precision_for(train.precision, model, device) == "bf16"
     images = torch.zeros(rows, 3, size, size, device=device)
 
     def label() -> None:

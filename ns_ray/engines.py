@@ -19,10 +19,9 @@ from torch import nn
 
 from ns_ray.errors import first_line
 from ns_ray.images import Normalize, Preprocess
-from ns_ray.models import bf16_is_faster, cpu_has_bf16
+from ns_ray.models import Precision, cpu_has_bf16, precision_for
 
 Runtime = Literal["auto", "torch", "openvino"]
-Precision = Literal["auto", "fp32", "bf16"]
 Forward = Callable[[np.ndarray[Any, Any]], np.ndarray[Any, Any]]
 """uint8 pixels [n, size, size, 3] -> float32 probabilities [n, classes]."""
 Finish = Callable[[], np.ndarray[Any, Any]]
@@ -103,8 +102,7 @@ def choose(
     """The forward pass for a job.
 
     Args:
-        model: a timm model in eval mode, on the CPU.
-        preprocess: its preprocessing.
+        model, preprocess: a timm model in eval mode, on the CPU, and how its images are made.
         device: where to run.
         pixels: a batch of real images, uint8 [n, size, size, 3], to measure and compare with.
         threads: CPU threads.
@@ -113,22 +111,21 @@ def choose(
         runtime: auto, or the one to use whatever it costs.
         precision: auto (bf16 where the runtime is faster with it on this hardware), fp32, or bf16.
     """
-    torch_bf16 = precision == "bf16" or (precision == "auto" and bf16_is_faster(model, device))
+    name = precision_for(precision, model, device)
+    torch_bf16 = name == "bf16"
     precision = ("bf16" if cpu_has_bf16() else "fp32") if precision == "auto" else precision
     eager = TorchForward(model, preprocess, device, torch_bf16)
+    exact = TorchForward(model, preprocess, device, bf16=False) if torch_bf16 else eager
     few = pixels[:FEW] if device.type == "cpu" else pixels
     rate = _rate(eager, few) if images is None or images > len(pixels) else 0.0
     rates = {"torch": round(rate, 1)} if rate else {}
     seconds = float("inf") if images is None else images / rate if rate else 0.0
 
     def torch_choice(why: str, forward: Forward = eager) -> Choice:
-        difference = agreement = None
+        compared: tuple[float | None, float | None] = (None, None)
         if torch_bf16:
-            difference, agreement = _compare(
-                TorchForward(model, preprocess, device, False)(pixels), forward(pixels)
-            )
-        name = "bf16" if torch_bf16 else "fp32"
-        return Choice(forward, "torch", name, difference, agreement, rates, why)
+            compared = _compare(exact(pixels), forward(pixels))
+        return Choice(forward, "torch", name, *compared, rates, why)
 
     if runtime == "torch":
         return torch_choice("torch, as asked for")
@@ -140,19 +137,36 @@ def choose(
     if runtime == "auto" and seconds < 2 * CONVERSION_SECONDS:
         return torch_choice("")
     try:
-        fast, rates["openvino"] = _converted(model, preprocess, threads, precision, pixels)
+        choice = _on_openvino(model, preprocess, threads, precision, pixels, rates, exact)
     except Exception as error:  # a missing package, an operator it lacks, a graph it can't trace
         if runtime == "openvino":
             raise
-        reason = first_line(error)
-        return torch_choice(f"torch: OpenVINO cannot take this model ({reason})")
-    reference = eager if not torch_bf16 else TorchForward(model, preprocess, device, False)
-    difference, agreement = _compare(reference(few), fast(few))
-    if difference > TOLERANCE[precision]:
-        return torch_choice(f"torch: OpenVINO's probabilities differ by {difference:.2g}")
+        return torch_choice(f"torch: OpenVINO cannot take this model ({first_line(error)})")
+    if choice.difference is not None and choice.difference > TOLERANCE[precision]:
+        return torch_choice(f"torch: OpenVINO's probabilities differ by {choice.difference:.2g}")
     if runtime == "auto" and rates["openvino"] < rate:
         return torch_choice("torch: it is faster than OpenVINO here")
-    gain = f", {rates['openvino'] / rate:.1f} times torch" if rate else ""
+    return choice
+
+
+def _on_openvino(
+    model: nn.Module,
+    preprocess: Preprocess,
+    threads: int,
+    precision: str,
+    pixels: np.ndarray[Any, Any],
+    rates: dict[str, float],
+    reference: Forward,
+) -> Choice:
+    """The model on OpenVINO: measured, which is added to `rates`, and compared with a reference.
+
+    Raises:
+        Exception: of many kinds, when the model cannot be converted.
+    """
+    fast, rates["openvino"] = _converted(model, preprocess, threads, precision, pixels)
+    few = pixels[:FEW]
+    difference, agreement = _compare(reference(few), fast(few))
+    gain = f", {rates['openvino'] / rates['torch']:.1f} times torch" if "torch" in rates else ""
     note = f"OpenVINO {precision}{gain}"
     return Choice(fast, "openvino", precision, difference, agreement, rates, note)
 

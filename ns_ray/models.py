@@ -8,7 +8,7 @@ about data or Ray.
 import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 import timm
 import torch
@@ -22,6 +22,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from ns_ray.config import LITE, ModelConfig, NoiseConfig
 from ns_ray.errors import ConfigError, first_line, nearest
 from ns_ray.pretrained import load_lite
+
+Precision = Literal["auto", "fp32", "bf16"]
 
 
 class LiveRows:
@@ -296,12 +298,20 @@ def statistics_kept(norms: list[_BatchNorm]) -> Iterator[None]:
         norm.momentum = momentum
 
 
-def bf16_is_faster(model: nn.Module, device: torch.device) -> bool:
-    """Whether to compute in bfloat16 where the user has no wish: on CUDA, and on CPUs that
-    multiply it natively, but for depthwise convolutions, whose backward pass is slower in it there
-    (docs/performance.md)."""
+def precision_for(
+    wish: Precision, model: nn.Module, device: torch.device
+) -> Literal["fp32", "bf16"]:
+    """What a model computes in on a device: what is wished for, or for `auto` the faster one."""
+    if wish == "auto":
+        return "bf16" if _bf16_is_faster(model, device) else "fp32"
+    return wish
+
+
+def _bf16_is_faster(model: nn.Module, device: torch.device) -> bool:
+    """On GPUs and CPUs that multiply it natively; on CPUs not for depthwise convolutions, whose
+    backward pass is slower in it there (docs/performance.md)."""
     if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported())
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if device.type != "cpu" or any(
         isinstance(m, nn.Conv2d) and m.groups == m.in_channels > 1 for m in model.modules()
     ):

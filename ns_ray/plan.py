@@ -231,12 +231,13 @@ class _Planner:
         return self._rates.get(name)
 
     def _replayed(self, model: str, train: str, rows: int, groups: int) -> Cost:
+        config = TrainConfig.model_validate_json(train)
         return training_cost(
             ModelConfig.model_validate_json(model),
-            TrainConfig.model_validate_json(train),
+            config,
             classes=self._counts.classes,
             rows=rows,
-            bf16=self._on_gpu,
+            bf16=self._on_gpu if config.precision == "auto" else config.precision == "bf16",
             workers=self._config.resources.num_workers,
             trained_groups=groups,
         )

@@ -112,7 +112,10 @@ def fit(
 def _fine_tuning(job: Job, model: ModelConfig, train: TrainConfig, start: str, rows: int) -> Job:
     """What comes after a training: fewer layers, larger and clean labeled images."""
     assert model.fixres is not None
-    before = float(open_bundle(start).provenance.get("seconds", 0.0))
+    trained = open_bundle(start).provenance
+    before = float(trained.get("seconds", 0.0))
+    if train.precision == "auto":  # one training, one precision
+        train = train.model_copy(update={"precision": trained["precision"]})
     steps = total_steps(train, rows)
     return replace(
         job,

@@ -34,7 +34,7 @@ ROWS: tuple[frozenset[str], ...] = (
     ),
     frozenset({"job", "engines", "bundle", "predictor"}),
     frozenset({"sources", "packing", "ingest"}),
-    frozenset({"inference", "loader", "loop"}),
+    frozenset({"inference", "loader", "learner", "loop"}),
     STAGES,
     frozenset(
         {
@@ -63,7 +63,7 @@ MAY_IMPORT_RAY = (
     STAGES | RAY_BELOW_THE_STAGES | {"robustness", "serving", "runtime", "launch", "commands"}
 )
 
-NOT_FOR_SERVING = STAGES | {"inference", "loader", "loop", "sources", "packing", "ingest"}
+NOT_FOR_SERVING = STAGES | RAY_BELOW_THE_STAGES | {"learner", "sources"}
 """A server needs the predictor and nothing that trains or packs."""
 
 HEAVY = {"torch", "torchvision", "timm", "ray"}

@@ -340,7 +340,7 @@ def test_a_model_that_cannot_recompute_says_so() -> None:
         freeze(Tiny(), 1)
 
 
-# -------------------------------------------------------------------- averaged weights (loop.py)
+# -------------------------------------------------------------------- averaged weights (learner.py)
 
 
 class Tiny(nn.Module):
@@ -357,18 +357,18 @@ class Tiny(nn.Module):
 
 
 def average(decay: float) -> tuple[Tiny, ModelEmaV3]:
-    """As ns_ray/loop.py makes it."""
+    """As ns_ray/learner.py makes it."""
     model = Tiny()
     return model, ModelEmaV3(model, decay=decay, use_warmup=True, warmup_gamma=9, warmup_power=1)
 
 
-def test_loop_makes_the_average_that_is_tested_here() -> None:
+def test_the_learner_makes_the_average_that_is_tested_here() -> None:
     import inspect
 
-    from ns_ray import loop
+    from ns_ray import learner
 
     arguments = "decay=train.ema_decay, use_warmup=True, warmup_gamma=9, warmup_power=1"
-    assert arguments in inspect.getsource(loop.Learner)
+    assert arguments in inspect.getsource(learner.Learner)
 
 
 def test_the_decay_ramps_up_to_its_setting() -> None:

@@ -8,9 +8,9 @@ import torch
 from ns_ray.config import ModelConfig, RunConfig, TrainConfig, fixres_config, train_config
 from ns_ray.cost import forward_cost, training_cost
 from ns_ray.job import Job, lane_sizes
-from ns_ray.loop import Learner
-from ns_ray.losses import mixed_loss
-from ns_ray.models import statistics_kept
+from ns_ray.learner import Learner
+from ns_ray.loader import DeviceBatch
+from ns_ray.rows import Sizes
 from ns_ray.settings import load_recipe, recipe_names
 from ns_ray.values import Corpus, Shard
 
@@ -80,19 +80,10 @@ def test_its_student_learns_for_two_steps(name: str) -> None:
     for step in (7000, 7001):
         learner.schedule.step_update(step)
         learner.optimizer.zero_grad(set_to_none=True)
-        logits = learner.model(torch.randn(4, 3, 64, 64))
-        targets = torch.full((2, 10), 0.1)
-        loss, _, _ = mixed_loss(
-            logits,
-            torch.tensor([0, 1]),
-            targets,
-            weight=train.unlabeled_ratio,
-            label_smoothing=train.label_smoothing,
-        )
-        with statistics_kept(learner.recomputed_norms):
-            torch.autograd.backward(loss)
-        learner.optimizer.step()
-        learner.ema.update(learner.model, step=step)
+        pixels = torch.randint(0, 256, (4, 64, 64, 3), dtype=torch.uint8)
+        batch = DeviceBatch(pixels, torch.tensor([0, 1]), torch.full((2, 10), 0.1))
+        loss, _, _ = learner.backward(learner.model, batch, Sizes(2, 2, 64))
+        learner.update(step)
         assert torch.isfinite(loss)
     assert torch.isfinite(weights).all()
     assert not torch.equal(weights, before)

@@ -1,6 +1,7 @@
 """Training on a real, small cluster: shared among workers, killed, and gone wrong."""
 
-from dataclasses import dataclass, field
+import platform
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -298,6 +299,77 @@ def test_fine_tuning_changes_the_last_layers_only_and_goes_on_when_stopped(
     assert next(iter(again.rows)) == STEPS + 3
     for name, weights in again.weights.items():
         assert torch.equal(weights, whole.weights[name]), name
+
+
+def bf16_machine(monkeypatch: pytest.MonkeyPatch, has: bool) -> None:
+    """From here on the CPU multiplies bfloat16 itself, or does not."""
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": has}, raising=False)
+
+
+def stop_after_half(step: int) -> None:
+    if step == STEPS // 2 + 1:
+        raise RuntimeError("stopped")
+
+
+HERE = Workers(count=1, cpus=1.0, gpus=0.0, loaders=0, in_process=True)
+
+
+def test_a_training_keeps_the_precision_it_was_begun_with_on_another_machine(
+    data: Data,
+    ray_local: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    bf16_machine(monkeypatch, has=True)
+    whole = fit(data, tmp_path / "whole", HERE)
+    with pytest.raises(StageError, match="stopped"):
+        fit(data, tmp_path / "moved", HERE, on_row=stop_after_half)
+    bf16_machine(monkeypatch, has=False)
+    moved = fit(data, tmp_path / "moved", HERE)
+    assert "going on in bf16, as begun, though fp32 is faster" in capsys.readouterr().out
+    for name, weights in moved.weights.items():
+        assert torch.equal(weights, whole.weights[name]), name
+    assert open_bundle(moved.out).provenance["precision"] == "bf16"
+    assert open_bundle(fit(data, tmp_path / "new", HERE).out).provenance["precision"] == "fp32"
+
+
+def test_what_weights_depend_on_besides_the_settings_is_published(
+    data: Data, ray_local: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bf16_machine(monkeypatch, has=False)
+    with pytest.raises(StageError, match="stopped"):
+        fit(data, tmp_path, HERE, on_row=stop_after_half)
+    trained = fit(data, tmp_path, replace(HERE, cpus=2.0))
+    machine = {"device": platform.machine(), "workers": 1}
+    assert open_bundle(trained.out).provenance["made_on"] == [
+        {"from_step": 0, **machine, "threads": 1},
+        {"from_step": STEPS // 2, **machine, "threads": 2},
+    ]
+    card = (Path(trained.out) / "README.md").read_text()
+    for name, value in {**machine, "precision": "fp32"}.items():
+        assert f"| {name} | {value} |\n" in card
+
+
+def test_fine_tuning_keeps_the_precision_of_the_training(
+    data: Data, ray_local: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fixres = {"image_size": 48, "epochs": 1, "lr": 0.1, "trained_groups": 2}
+
+    def move(step: int) -> None:
+        if step == STEPS + 1:
+            raise RuntimeError("stopped")
+        bf16_machine(monkeypatch, has=step < STEPS)
+
+    bf16_machine(monkeypatch, has=True)
+    with pytest.raises(StageError, match="stopped"):
+        fit(data, tmp_path, HERE, on_row=move, fixres=fixres)
+    (tmp_path / "checkpoints").rename(tmp_path / "moved")
+    for file in (tmp_path / "moved").glob("*/fixres.pt"):
+        file.unlink()
+    (tmp_path / "moved").rename(tmp_path / "checkpoints")
+    tuned = fit(data, tmp_path, HERE, fixres=fixres)
+    assert open_bundle(tuned.out).provenance["precision"] == "bf16"
 
 
 def test_fine_tuning_goes_on_with_the_last_learning_rate_of_a_step_schedule() -> None:
