@@ -30,7 +30,7 @@ from ns_ray.models import (
 )
 from ns_ray.resources import Machine
 from ns_ray.settings import config_hash
-from ns_ray.sources.items import Listing, ordered
+from ns_ray.sources.listing import Listing
 from ns_ray.values import open_bundle
 
 SAMPLED = 20
@@ -91,7 +91,7 @@ def _images(config: RunConfig, name: str, listing: Listing) -> Iterator[Finding]
     Raises:
         DataError: more of them than `data.max_rejected` cannot be.
     """
-    sample = ordered(listing.items, config.seed)[:SAMPLED]
+    sample = listing.sample(SAMPLED, config.seed)
     reasons: list[str] = []
     for item in sample:
         try:
@@ -110,7 +110,7 @@ def _images(config: RunConfig, name: str, listing: Listing) -> Iterator[Finding]
     bad = f", {len(reasons)} cannot be read ({reasons[0]})" if reasons else ", all can be read"
     yield Finding(
         f"data.{name}",
-        f"{len(listing.items):,} images{classes}; {len(sample)} tried{bad}",
+        f"{listing.rows:,} images{classes}; {len(sample)} tried{bad}",
     )
 
 

@@ -10,13 +10,15 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from ns_ray import storage
+from ns_ray.adopting import adopt, digests_of
 from ns_ray.config import DataConfig
 from ns_ray.errors import DataError
 from ns_ray.layout import RunLayout
 from ns_ray.log import say
-from ns_ray.packing import adopt, digests_of, pack, reasons_text
+from ns_ray.packing import pack, reasons_text
 from ns_ray.sources import list_source
-from ns_ray.sources.items import Item, Listing, allocate, ordered
+from ns_ray.sources.items import allocate
+from ns_ray.sources.listing import Listing, Ranks
 from ns_ray.values import Corpora, Corpus
 
 __all__ = ["adopt", "ingest", "pack", "split"]
@@ -44,26 +46,16 @@ def ingest(config: DataConfig, *, seed: int, out: RunLayout, pile: bool = True) 
         StageError: packing was interrupted by a fault of the machine or the storage.
     """
     found = list_all(config, seed=seed, pile=pile)
-    labeled, unlabeled, validation, test = (
-        found.labeled,
-        found.unlabeled,
-        found.validation,
-        found.test,
-    )
-    pack_it = partial(_adopt_or_pack, config, classes=labeled.classes, seed=seed, out=out)
-    validation_corpus = pack_it("validation", validation)
-    test_corpus = None if test is None else pack_it("test", test)
-    leaks = digests_of([c for c in (validation_corpus, test_corpus) if c is not None])
-    labeled_corpus = pack_it("labeled", labeled, excluded=leaks)
-    _check_classes(labeled_corpus, config)
-    return Corpora(
-        labeled=labeled_corpus,
-        unlabeled=None
-        if unlabeled is None
-        else pack_it("unlabeled", unlabeled, classes=(), excluded=leaks),
-        validation=validation_corpus,
-        test=test_corpus,
-    )
+    pack_it = partial(_adopt_or_pack, config, classes=found.labeled.classes, seed=seed, out=out)
+    validation = pack_it("validation", found.validation)
+    test = None if found.test is None else pack_it("test", found.test)
+    leaks = digests_of([corpus for corpus in (validation, test) if corpus is not None])
+    labeled = pack_it("labeled", found.labeled, excluded=leaks)
+    _check_classes(labeled, config)
+    unlabeled = None
+    if found.unlabeled is not None:
+        unlabeled = pack_it("unlabeled", found.unlabeled, classes=(), excluded=leaks)
+    return Corpora(labeled, unlabeled, validation, test)
 
 
 @dataclass(frozen=True)
@@ -91,21 +83,19 @@ def list_all(config: DataConfig, *, seed: int, pile: bool = True) -> Listings:
     size = config.validation_size if config.validation is None else None
     train, held, rest = split(labeled, labels=config.labels, validation_size=size, seed=seed)
     if config.validation is None:
-        validation = replace(labeled, items=held, corpus=None)
+        validation = held
     else:
         validation = _scored(config.validation, "data.validation", labeled.classes)
     test = _scored(config.test, "data.test", labeled.classes) if config.test else None
-    unlabeled = _pile(config, labeled, rest) if pile else None
-    whole = len(train) == len(labeled.items)
-    labeled = replace(labeled, items=train, corpus=labeled.corpus if whole else None)
-    return Listings(labeled, unlabeled, validation, test)
+    unlabeled = _pile(config, rest) if pile else None
+    return Listings(train, unlabeled, validation, test)
 
 
 def split(
     listing: Listing, *, labels: int | None, validation_size: float | None, seed: int
-) -> tuple[list[Item], list[Item], list[Item]]:
+) -> tuple[Listing, Listing, Listing]:
     """Labeled images as (training, validation, rest), stratified; the validation images don't
-    depend on `labels`.
+    depend on `labels`. No row of a packed corpus is read.
 
     Args:
         listing: images that all have a label.
@@ -117,10 +107,7 @@ def split(
     Raises:
         DataError: more is asked for than there is.
     """
-    groups: dict[str, list[Item]] = {name: [] for name in listing.classes}
-    for item in ordered(listing.items, seed):
-        groups[str(item.label)].append(item)
-    sizes = [len(groups[name]) for name in listing.classes]
+    sizes = [listing.counts[name] for name in listing.classes]
     held = [0] * len(sizes)
     if validation_size is not None:
         held = _held_out(listing, sizes, validation_size)
@@ -133,14 +120,12 @@ def split(
                 f"(what {listing.name!r} has besides validation images)"
             )
         drawn = allocate(left, labels, 1, left)
-    train: list[Item] = []
-    validation: list[Item] = []
-    rest: list[Item] = []
-    for name, start, count in zip(listing.classes, held, drawn, strict=True):
-        validation += groups[name][:start]
-        train += groups[name][start : start + count]
-        rest += groups[name][start + count :]
-    return train, validation, rest
+    starts = [h + d for h, d in zip(held, drawn, strict=True)]
+    validation: Ranks = tuple((0, h) for h in held)
+    train: Ranks = tuple(zip(held, starts, strict=True))
+    rest: Ranks = tuple(zip(starts, sizes, strict=True))
+    parts = listing.taken([train, validation, rest], seed)
+    return parts[0], parts[1], parts[2]
 
 
 def _held_out(listing: Listing, sizes: list[int], validation_size: float) -> list[int]:
@@ -168,29 +153,28 @@ def _labeled(source: str, setting: str) -> Listing:
     listing = list_source(source, setting=setting)
     for note in listing.notes:
         say(f"{setting}: {note}")
-    items = [item for item in listing.items if item.label is not None]
+    count = sum(listing.counts.values())
     if "train" in listing.classes and {*listing.classes} <= SPLIT_NAMES:
         raise DataError(
             f"{setting}={source!r} holds the folders {', '.join(listing.classes)}, which are parts "
             f"of a set rather than classes; name one of them, such as {setting}={source}/train"
         )
-    if not items:
+    if not count:
         raise DataError(
-            f"{setting}={source!r} holds {len(listing.items):,} images but no labels; it needs a "
+            f"{setting}={source!r} holds {listing.rows:,} images but no labels; it needs a "
             f"folder per class, or a table with a column `label`"
         )
-    if len(items) == len(listing.items):
+    if count == listing.rows:
         return listing
-    say(
-        f"{setting}: {len(listing.items) - len(items):,} images of {source} have no label, left out"
-    )
-    return replace(listing, items=items, corpus=None)
+    say(f"{setting}: {listing.rows - count:,} images of {source} have no label, left out")
+    every: Ranks = tuple((0, listing.counts[name]) for name in listing.classes)
+    return listing.taken([every], 0)[0]
 
 
 def _scored(source: str, setting: str, classes: tuple[str, ...]) -> Listing:
     """Validation or test images, checked against the classes of the labeled set."""
     listing = _labeled(source, setting)
-    present = {item.label for item in listing.items}
+    present = {name for name, count in listing.counts.items() if count}
     unknown = [name for name in listing.classes if name in present and name not in classes]
     if unknown:
         raise DataError(
@@ -209,7 +193,7 @@ def _some(names: Sequence[str]) -> str:
     return f"the {noun} {shown}" + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
-def _pile(config: DataConfig, labeled: Listing, rest: list[Item]) -> Listing:
+def _pile(config: DataConfig, rest: Listing) -> Listing:
     """All unlabeled sources as one listing; keys of several get the source's index in front."""
     parts: list[Listing] = []
     for i, source in enumerate(config.unlabeled):
@@ -217,9 +201,8 @@ def _pile(config: DataConfig, labeled: Listing, rest: list[Item]) -> Listing:
             parts.append(list_source(source, setting=f"data.unlabeled.{i}"))
             for note in parts[-1].notes:
                 say(f"data.unlabeled.{i}: {note}")
-        elif rest:
-            name = f"rest of {labeled.name}"
-            parts.append(replace(labeled, name=name, items=rest, corpus=None))
+        elif rest.rows:
+            parts.append(replace(rest, name=f"rest of {rest.name}"))
         elif len(config.unlabeled) > 1:
             say("data.unlabeled: `rest` is empty, as data.labels leaves nothing over")
     if not parts:
@@ -227,13 +210,18 @@ def _pile(config: DataConfig, labeled: Listing, rest: list[Item]) -> Listing:
             f"data.unlabeled={list(config.unlabeled)} gives no unlabeled images: name a source of "
             f"them, or set data.labels below the number of labeled images, so that a rest is left"
         )
-    if len(parts) == 1:
-        return parts[0]
-    items = [
-        replace(item, key=f"{i}/{item.key}") for i, part in enumerate(parts) for item in part.items
-    ]
-    mark = storage.fingerprint(*(part.fingerprint for part in parts))
-    return Listing(", ".join(part.name for part in parts), items, (), mark)
+    return parts[0] if len(parts) == 1 else _together(parts)
+
+
+def _together(parts: Sequence[Listing]) -> Listing:
+    named = list(enumerate(parts))
+    return Listing(
+        name=", ".join(part.name for part in parts),
+        items=[replace(item, key=f"{i}/{item.key}") for i, part in named for item in part.items],
+        classes=(),
+        fingerprint=storage.fingerprint(*(part.fingerprint for part in parts)),
+        packed=tuple(replace(rows, prefix=f"{i}/") for i, part in named for rows in part.packed),
+    )
 
 
 def _check_classes(corpus: Corpus, config: DataConfig) -> None:

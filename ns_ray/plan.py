@@ -51,10 +51,10 @@ class Counts:
         """Those that the sources list."""
         return cls(
             classes=len(found.labeled.classes),
-            labeled=len(found.labeled.items),
-            unlabeled=len(found.unlabeled.items) if found.unlabeled else 0,
-            validation=len(found.validation.items),
-            test=len(found.test.items) if found.test else 0,
+            labeled=found.labeled.rows,
+            unlabeled=found.unlabeled.rows if found.unlabeled else 0,
+            validation=found.validation.rows,
+            test=found.test.rows if found.test else 0,
         )
 
 

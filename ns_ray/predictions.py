@@ -67,9 +67,11 @@ def predict(
         raise ConfigError(f"--top-k {top_k} must be at least 1")
     if format == "parquet" and out is None:
         raise ConfigError("--format parquet needs --out FILE; the others can go to the screen")
-    items = [item for path in paths for item in list_source(path, setting="PATH").items]
-    predictor = Predictor(bundle, config=config, images=len(items))
-    rows = _rows(predictor, items, top_k, shown=out is not None)
+    listings = [list_source(path, setting="PATH") for path in paths]
+    total = sum(listing.rows for listing in listings)
+    predictor = Predictor(bundle, config=config, images=total)
+    items = itertools.chain.from_iterable(listing.each() for listing in listings)
+    rows = _rows(predictor, items, total, top_k, shown=out is not None)
     counted = _Counted(rows)
     if out is None:
         _write(counted, format, sys.stdout)
@@ -79,10 +81,10 @@ def predict(
         text = io.StringIO()
         _write(counted, format, text)
         storage.write_bytes(storage.absolute(out), text.getvalue().encode())
-    if counted.bad == len(items):
-        raise DataError(f"none of the {len(items):,} images could be used: {counted.last}")
+    if counted.bad == total:
+        raise DataError(f"none of the {total:,} images could be used: {counted.last}")
     if out is not None:
-        say(f"{out}: {len(items) - counted.bad:,} images, {counted.bad:,} could not be used")
+        say(f"{out}: {total - counted.bad:,} images, {counted.bad:,} could not be used")
     return counted.bad
 
 
@@ -101,11 +103,10 @@ class _Counted:
 
 
 def _rows(
-    predictor: Predictor, items: list[Item], top_k: int, shown: bool
+    predictor: Predictor, items: Iterator[Item], total: int, top_k: int, shown: bool
 ) -> Iterator[dict[str, Any]]:
-    with progress("predict", len(items)) if shown else nullcontext() as meter:
-        for start in range(0, len(items), CHUNK):
-            chunk = items[start : start + CHUNK]
+    with progress("predict", total) if shown else nullcontext() as meter:
+        while chunk := list(itertools.islice(items, CHUNK)):
             yield from _chunk_rows(predictor, chunk, top_k)
             if meter is not None:
                 meter.add(len(chunk))

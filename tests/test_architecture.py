@@ -33,7 +33,7 @@ ROWS: tuple[frozenset[str], ...] = (
         }
     ),
     frozenset({"job", "engines", "bundle", "predictor"}),
-    frozenset({"sources", "packing", "ingest"}),
+    frozenset({"sources", "spans", "chunks", "packing", "adopting", "ingest"}),
     frozenset({"inference", "loader", "learner", "loop"}),
     STAGES,
     frozenset(
@@ -63,7 +63,8 @@ MAY_IMPORT_RAY = (
     STAGES | RAY_BELOW_THE_STAGES | {"robustness", "serving", "runtime", "launch", "commands"}
 )
 
-NOT_FOR_SERVING = STAGES | RAY_BELOW_THE_STAGES | {"learner", "sources"}
+PACKING = {"sources", "spans", "chunks", "adopting"}
+NOT_FOR_SERVING = STAGES | RAY_BELOW_THE_STAGES | PACKING | {"learner"}
 """A server needs the predictor and nothing that trains or packs."""
 
 HEAVY = {"torch", "torchvision", "timm", "ray"}

@@ -11,12 +11,14 @@ from broken_files import jpeg, write_pile
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ns_ray import packing, schema, storage
+from ns_ray import chunks, packing, schema, spans, storage
 from ns_ray.config import DataConfig
 from ns_ray.errors import ConfigError, DataError, StageError
-from ns_ray.ingest import ingest, pack, split
+from ns_ray.ingest import adopt, ingest, pack, split
 from ns_ray.layout import RunLayout
-from ns_ray.sources.items import Item, Listing, Row
+from ns_ray.sources import list_source
+from ns_ray.sources.items import Item, Row
+from ns_ray.sources.listing import Listing
 from ns_ray.values import Corpora, Corpus, open_corpus
 
 
@@ -139,7 +141,7 @@ def test_an_unfinished_packing_continues(tmp_path: Path, monkeypatch: pytest.Mon
     good, bad = write_pile(tmp_path / "pile", good=40)
     out = str(tmp_path / "out")
     done: list[int] = []
-    work = packing._pack_chunk
+    work = chunks.pack_chunk
 
     def interrupted(job: Any, index: int, items: list[Item]) -> Any:
         if len(done) == 3:
@@ -147,7 +149,7 @@ def test_an_unfinished_packing_continues(tmp_path: Path, monkeypatch: pytest.Mon
         done.append(index)
         return work(job, index, items)
 
-    monkeypatch.setattr(packing, "_pack_chunk", interrupted)
+    monkeypatch.setattr(packing, "pack_chunk", interrupted)
     with pytest.raises(StageError, match=r"storage is gone.*same command continues"):
         pack(str(tmp_path / "pile"), out=out, rows_per_shard=10, max_rejected=0.5)
     with pytest.raises(DataError, match="not a packed corpus"):
@@ -160,7 +162,7 @@ def test_an_unfinished_packing_continues(tmp_path: Path, monkeypatch: pytest.Mon
         again.append(index)
         return work(job, index, items)
 
-    monkeypatch.setattr(packing, "_pack_chunk", counted)
+    monkeypatch.setattr(packing, "pack_chunk", counted)
     corpus = pack(str(tmp_path / "pile"), out=out, rows_per_shard=10, max_rejected=0.5)
     assert not set(done) & set(again)
     assert len(done) + len(again) == len(corpus.shards) == 7
@@ -233,7 +235,7 @@ def test_files_that_were_missing_are_looked_for_again(tmp_path: Path) -> None:
 def test_a_shard_of_large_images_is_cut_off(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(packing, "SHARD_BYTES", 5000)
+    monkeypatch.setattr(chunks, "SHARD_BYTES", 5000)
     source = fill(tmp_path / "set", {"a": 12})
     corpus = pack(str(source), out=str(tmp_path / "out"), rows_per_shard=6)
     names = [shard.name for shard in corpus.shards]
@@ -281,8 +283,8 @@ def listing_of(sizes: list[int]) -> Listing:
     return Listing("set", items, tuple(f"{c:02d}" for c in range(len(sizes))), "f")
 
 
-def per_class(items: list[Item]) -> Counter[str | None]:
-    return Counter(item.label for item in items)
+def per_class(listing: Listing) -> Counter[str | None]:
+    return Counter(item.label for item in listing.items)
 
 
 @given(st.lists(st.integers(2, 60), min_size=2, max_size=8), st.data(), st.integers(0, 5))
@@ -293,8 +295,8 @@ def test_a_split_is_exact_stratified_and_complete(
     held = data.draw(st.integers(len(sizes), sum(sizes) - len(sizes)))
     labels = data.draw(st.integers(len(sizes), sum(sizes) - held))
     train, validation, rest = split(listing, labels=labels, validation_size=float(held), seed=seed)
-    assert (len(train), len(validation)) == (labels, held)
-    everything = [item.key for part in (train, validation, rest) for item in part]
+    assert (train.rows, validation.rows) == (labels, held)
+    everything = [item.key for part in (train, validation, rest) for item in part.items]
     assert sorted(everything) == sorted(item.key for item in listing.items)
     assert len(per_class(train)) == len(per_class(validation)) == len(sizes)
 
@@ -306,9 +308,9 @@ def test_validation_images_do_not_depend_on_the_number_of_labels() -> None:
     assert few[1] == many[1]
     assert per_class(few[1]) == {"00": 4, "01": 2}
     assert per_class(few[0]) == {"00": 4, "01": 2}
-    assert {item.key for item in few[0]} <= {item.key for item in many[0]}
+    assert {item.key for item in few[0].items} <= {item.key for item in many[0].items}
     assert split(listing, labels=6, validation_size=0.1, seed=1)[1] != few[1]
-    assert many[2] == []
+    assert many[2].rows == 0
 
 
 def test_a_class_with_one_image_keeps_it_for_training(capsys: pytest.CaptureFixture[str]) -> None:
@@ -424,6 +426,122 @@ def test_a_packed_corpus_is_adopted_when_nothing_must_change(tmp_path: Path) -> 
     corpora = run(tmp_path, **settings | {"validation": only_b.path})
     assert corpora.validation.classes == ("a", "b")
     assert corpora.validation.class_counts == (0, 2)
+
+
+def spoil(corpus: Corpus) -> None:
+    """Leave nothing of the shards to read."""
+    for shard in corpus.shards:
+        storage.write_bytes(f"{corpus.path}/{shard.file}", b"not Parquet")
+
+
+def test_a_packed_corpus_is_listed_by_its_manifest(tmp_path: Path) -> None:
+    source = fill(tmp_path / "set", {"a": 6, "b": 3})
+    (source / "cover.jpg").write_bytes(jpeg(99))
+    packed = pack(str(source), out=str(tmp_path / "packed"))
+    spoil(packed)
+    listing = list_source(packed.path)
+    assert (listing.rows, listing.classes) == (10, ("a", "b"))
+    assert listing.counts == {"a": 6, "b": 3}
+    assert listing.corpus == packed
+    parts = split(listing, labels=4, validation_size=3.0, seed=0)
+    assert [part.rows for part in parts] == [4, 3, 2]
+    assert [part.counts for part in parts] == [{"a": 3, "b": 1}, {"a": 2, "b": 1}, {"a": 1, "b": 1}]
+    found = adopt(listing, out=str(tmp_path / "pointer"), classes=(), excluded=frozenset())
+    assert found == packed
+
+
+def test_a_part_of_a_packed_corpus_is_that_of_its_source(tmp_path: Path) -> None:
+    source = fill(tmp_path / "set", {"a": 40, "b": 25})
+    packed = pack(str(source), out=str(tmp_path / "packed"), rows_per_shard=7, seed=3)
+    settings = {"labels": 20, "validation_size": 0.2, "rows_per_shard": 9}
+    listed = run(tmp_path / "1", labeled=str(source), **settings)
+    again = run(tmp_path / "2", labeled=packed.path, **settings)
+    assert listed.unlabeled is not None
+    assert again.unlabeled is not None
+    for one, other in [
+        (listed.labeled, again.labeled),
+        (listed.validation, again.validation),
+        (listed.unlabeled, again.unlabeled),
+    ]:
+        assert {row["key"]: row for row in rows(one)} == {row["key"]: row for row in rows(other)}
+        assert (one.classes, one.class_counts) == (other.classes, other.class_counts)
+        assert all(shard.rows <= 9 for shard in other.shards)
+        assert len(other.shards) <= len(packed.shards)
+
+
+def test_images_without_labels_are_left_out_of_a_labeled_corpus(tmp_path: Path) -> None:
+    train = fill(tmp_path / "train", {"a": 6, "b": 6})
+    (train / "cover.jpg").write_bytes(jpeg(99))
+    val = fill(tmp_path / "val", {"a": 2, "b": 2}, start=100)
+    packed = pack(str(train), out=str(tmp_path / "packed"))
+    settings = {"labeled": packed.path, "validation": str(val), "unlabeled": packed.path}
+    corpora = run(tmp_path, **settings)
+    assert keys(corpora.labeled) == keys(packed) - {"cover.jpg"}
+    assert corpora.unlabeled == packed
+
+
+def test_a_run_goes_on_without_reading_the_packed_corpora_again(tmp_path: Path) -> None:
+    train = pack(str(fill(tmp_path / "train", {"a": 9, "b": 6})), out=str(tmp_path / "p/train"))
+    val = fill(tmp_path / "val", {"a": 2, "b": 2}, start=300)
+    pile = pack(str(fill(tmp_path / "pile", {"x": 5}, 100)), out=str(tmp_path / "p/pile"))
+    leaky = fill(tmp_path / "leaky", {"x": 5}, start=200)
+    (leaky / "x/leak.jpg").write_bytes((val / "a/000.jpg").read_bytes())
+    other = pack(str(leaky), out=str(tmp_path / "p/leaky"))
+    everything: dict[str, dict[str, Any]] = {
+        "adopted": {"labeled": train.path, "unlabeled": pile.path},
+        "leaking": {"labeled": train.path, "unlabeled": other.path, "validation": str(val)},
+        "drawn": {"labeled": train.path, "labels": 4},
+        "several": {"labeled": train.path, "labels": 4, "unlabeled": ["rest", pile.path]},
+    }
+    first = {name: run(tmp_path / name, **kind) for name, kind in everything.items()}
+    for corpus in (train, pile, other):
+        spoil(corpus)
+    for name, kind in everything.items():
+        assert run(tmp_path / name, **kind) == first[name], name
+    assert first["adopted"].unlabeled == pile
+    leaking, several = first["leaking"].unlabeled, first["several"].unlabeled
+    assert leaking is not None
+    assert several is not None
+    assert rejected(leaking) == {"x/leak.jpg": "leak"}
+    assert {key for key in keys(several) if key[0] == "1"} == {f"1/x/{i:03d}.jpg" for i in range(5)}
+
+
+@pytest.mark.ray
+def test_a_leak_is_found_and_left_out_in_tasks(
+    tmp_path: Path, ray_local: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(packing, "INLINE_BYTES", 0)
+    monkeypatch.setattr(spans, "SCAN_ROWS", 4)
+    train = fill(tmp_path / "train", {"a": 9, "b": 6})
+    source = fill(tmp_path / "pile", {"x": 20}, start=100)
+    clean = pack(str(source), out=str(tmp_path / "clean"), rows_per_shard=3)
+    (source / "x/leak.jpg").write_bytes((train / "a/003.jpg").read_bytes())
+    leaky = pack(str(source), out=str(tmp_path / "leaky"), rows_per_shard=3)
+    test = fill(tmp_path / "test", {"b": 1}, start=300)
+    (test / "a").mkdir()
+    (test / "a/1.jpg").write_bytes((train / "a/003.jpg").read_bytes())
+    val = fill(tmp_path / "val", {"a": 1, "b": 1}, start=400)
+    labeled = pack(str(train), out=str(tmp_path / "p")).path
+    settings = {"labeled": labeled, "validation": str(val), "test": str(test)}
+    found = run(tmp_path / "1", **settings, unlabeled=clean.path)
+    assert found.unlabeled == clean
+    assert rejected(found.labeled) == {"a/003.jpg": "leak"}
+    found = run(tmp_path / "2", **settings, unlabeled=leaky.path)
+    assert found.unlabeled is not None
+    assert rejected(found.unlabeled) == {"x/leak.jpg": "leak"}
+    assert keys(found.unlabeled) == keys(clean)
+
+
+def test_a_corpus_that_lost_a_shard_says_so(tmp_path: Path) -> None:
+    packed = pack(str(fill(tmp_path / "set", {"a": 9, "b": 6})), out=str(tmp_path / "packed"))
+    spoil(packed)
+    with pytest.raises(DataError, match=r"shard-00000.*is no shard of a packed corpus"):
+        run(tmp_path, labeled=packed.path, labels=4)
+    pq.write_table(
+        pa.Table.from_pylist([], schema.CORPUS), f"{packed.path}/{packed.shards[0].file}"
+    )
+    with pytest.raises(DataError, match=r"packed: the shards hold other labels than manifest"):
+        run(tmp_path, labeled=packed.path, labels=4)
 
 
 def test_class_lists_are_checked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,6 +13,7 @@ from typer.testing import CliRunner, Result
 from ns_ray import plan
 from ns_ray.commands import app
 from ns_ray.config import RunConfig, validate
+from ns_ray.packing import pack
 from ns_ray.plan import Counts, Plan, make_plan
 from ns_ray.resources import Machine
 from ns_ray.status import status
@@ -59,6 +60,15 @@ def test_a_good_config_can_start(ask: Ask, tmp_path: Path) -> None:
     assert "50 images; 20 tried" in result.output
     assert "test_resnet, 0.4 M parameters" in result.output
     assert not list((tmp_path / "runs").iterdir())  # the file that was tried is gone
+
+
+def test_packed_corpora_are_tried_too(ask: Ask, images: Path, tmp_path: Path) -> None:
+    labeled = pack(str(images / "labeled"), out=str(tmp_path / "labeled"), rows_per_shard=50)
+    pile = pack(str(images / "pile"), out=str(tmp_path / "pile"), rows_per_shard=30)
+    result = ask("check", data__labeled=labeled.path, data__unlabeled=[pile.path])
+    assert result.exit_code == 0, result.output
+    assert "30 images in 3 classes; 20 tried, all can be read" in result.output
+    assert "50 images; 20 tried, all can be read" in result.output
 
 
 def test_everything_that_is_wrong_is_said_at_once(ask: Ask, images: Path, tmp_path: Path) -> None:

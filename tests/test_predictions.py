@@ -11,6 +11,7 @@ from served import CLASSES, make_bundle
 from typer.testing import CliRunner
 
 from ns_ray.commands import app
+from ns_ray.packing import pack
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +54,13 @@ def test_csv_and_parquet_hold_the_same_rows(folder: Path, pile: Path, tmp_path: 
     assert bad["filename"].endswith("cut.jpg")
     assert bad["error"].startswith("truncated")
     assert [row["rank"] for row in table if row["error"] is None] == [1, 2] * 3
+
+
+def test_a_packed_corpus_is_a_source_too(folder: Path, pile: Path, tmp_path: Path) -> None:
+    packed = pack(str(pile), out=str(tmp_path / "packed"), max_rejected=0.5, rows_per_shard=2)
+    code, text = predict(folder, packed.path, "--top-k", "1", "--out", str(tmp_path / "csv"))
+    assert code == 0, text
+    assert "3 images, 0 could not be used" in text
 
 
 def test_json_is_in_the_words_of_the_server(folder: Path, pile: Path) -> None:

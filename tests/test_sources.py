@@ -20,7 +20,8 @@ from scipy.io import savemat
 from ns_ray.errors import DataError
 from ns_ray.images import decode
 from ns_ray.sources import list_source
-from ns_ray.sources.items import Listing, allocate, natural, ordered
+from ns_ray.sources.items import allocate, natural, ordered
+from ns_ray.sources.listing import Listing
 from ns_ray.sources.named import FASHION_CLASSES
 
 

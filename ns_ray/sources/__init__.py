@@ -14,7 +14,6 @@ import os
 from collections import Counter
 
 import pyarrow.fs as pafs
-import pyarrow.parquet as pq
 
 from ns_ray import storage, values
 from ns_ray.errors import DataError, nearest
@@ -28,7 +27,8 @@ from ns_ray.sources.files import (
     stamp,
     walk,
 )
-from ns_ray.sources.items import Item, Listing, Row, classes_of, natural
+from ns_ray.sources.items import Item, classes_of, natural
+from ns_ray.sources.listing import Listing, Packed
 from ns_ray.sources.named import NAMED_SETS, named
 from ns_ray.sources.tables import tables
 from ns_ray.sources.tars import tars
@@ -50,7 +50,7 @@ def list_source(source: str, *, setting: str = "data") -> Listing:
         listing = _list(source, f"{setting}={source!r}")
     except OSError as error:
         raise DataError(f"{setting}={source!r} cannot be read: {error}") from None
-    if not listing.items:
+    if not listing.rows:
         raise DataError(
             f"{setting}={source!r} holds no images; files ending in {', '.join(IMAGE_ENDINGS)} "
             f"(in any case, not hidden) count as images"
@@ -163,22 +163,4 @@ def _left_out(source: str, infos: list[File]) -> tuple[str, ...]:
 
 def _corpus(source: str, path: str) -> Listing:
     corpus = values.open_corpus(path)
-    items: list[Item] = []
-    for shard in corpus.shards:
-        file = storage.join(corpus.path, shard.file)
-        fs, inner = storage.filesystem(file)
-        with pq.ParquetFile(inner, filesystem=fs) as parquet:
-            for group in range(parquet.num_row_groups):
-                table = parquet.read_row_group(group, columns=["key", "label", "uri"])
-                for row, value in enumerate(table.to_pylist()):
-                    label = value["label"]
-                    items.append(
-                        Item(
-                            key=value["key"],
-                            uri=value["uri"],
-                            label=None if label is None else corpus.classes[label],
-                            size=shard.bytes // max(shard.rows, 1),
-                            place=Row(file, "image", group, row),
-                        )
-                    )
-    return Listing(source, items, corpus.classes, corpus.fingerprint, corpus=corpus.path)
+    return Listing(source, [], corpus.classes, corpus.fingerprint, packed=(Packed(corpus),))

@@ -1,4 +1,4 @@
-"""One image of a source that is not read yet, and listings of them."""
+"""One image of a source that is not read yet."""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -74,23 +74,6 @@ class Item:
             return read_rows([self.place])[0]
         flat = np.frombuffer(self.place.data, dtype=np.uint8)
         return images.encode_png(flat.reshape(self.place.shape))
-
-
-@dataclass(frozen=True)
-class Listing:
-    """Everything in a source, or a part of it."""
-
-    name: str
-    """The source as the user wrote it."""
-    items: list[Item]
-    classes: tuple[str, ...]
-    """In the order of their indices. Empty: the source has no labels."""
-    fingerprint: str
-    """Changes with names, sizes and times of change, or with the contents of a table."""
-    notes: tuple[str, ...] = ()
-    """What a person should know about it."""
-    corpus: str | None = None
-    """Folder of the packed corpus that the source is."""
 
 
 def natural(name: str) -> tuple[Any, ...]:

@@ -12,7 +12,8 @@ import xxhash
 
 from ns_ray import storage
 from ns_ray.errors import DataError
-from ns_ray.sources.items import Item, Listing, Pixels, allocate, ordered
+from ns_ray.sources.items import Item, Pixels, allocate, ordered
+from ns_ray.sources.listing import Listing
 
 NAMED_SETS = ("digits", "fashion-mnist", "cifar10", "svhn")
 

@@ -15,7 +15,8 @@ import xxhash
 from ns_ray import storage
 from ns_ray.errors import DataError
 from ns_ray.sources.files import File, base_of, stamp
-from ns_ray.sources.items import Item, Listing, Row, classes_of
+from ns_ray.sources.items import Item, Row, classes_of
+from ns_ray.sources.listing import Listing
 
 PATH_COLUMNS = ("image_path", "file_name", "filename", "image", "path", "uri")
 LABEL_COLUMNS = ("label", "class")

@@ -8,7 +8,8 @@ from typing import Any
 from ns_ray import storage
 from ns_ray.errors import DataError
 from ns_ray.sources.files import IMAGE_ENDINGS, File, base_of, hidden, stamp
-from ns_ray.sources.items import Item, Listing, Range, classes_of
+from ns_ray.sources.items import Item, Range, classes_of
+from ns_ray.sources.listing import Listing
 from ns_ray.sources.tables import LABEL_COLUMNS, column_named, label_of
 
 
