@@ -140,6 +140,27 @@ def test_images_that_cannot_be_used(
     assert says.format(images) in line
 
 
+@pytest.mark.parametrize("verb", ["label", "evaluate"])
+def test_a_wrong_bundle_is_found_before_images_are_packed(
+    verb: str, images: Path, tmp_path: Path, no_ray: None
+) -> None:
+    places = ["--data", str(images / "labeled"), "--out", str(tmp_path / "out")]
+    done = CliRunner().invoke(app, [verb, "--bundle", str(tmp_path / "nothing"), *places])
+    assert done.exit_code == CONFIG, done.output
+    assert done.output.startswith(f"error: {tmp_path}/nothing is no bundle")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_missing_selection_is_found_before_anything_is_packed(
+    config: Path, tmp_path: Path, no_ray: None
+) -> None:
+    places = ["--selection", str(tmp_path / "nothing"), "--out", str(tmp_path / "out")]
+    done = CliRunner().invoke(app, ["train", "--config", str(config), *places])
+    assert done.exit_code == DATA, done.output
+    assert done.output.startswith(f"error: {tmp_path}/nothing ")
+    assert not (tmp_path / "out").exists()
+
+
 def test_the_command_itself_says_it_in_one_line(config: Path) -> None:
     done = start(["-m", "ns_ray.run"], config, "--set", "train.epoch=3")
     assert done.returncode == CONFIG

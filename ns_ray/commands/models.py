@@ -10,6 +10,7 @@ from ns_ray.config import ModelConfig, PredictConfig, Settings
 from ns_ray.launch import Ingress, ServeSettings, serve_model
 from ns_ray.log import say
 from ns_ray.settings import parse_sections
+from ns_ray.values import resolve
 
 Previous = Annotated[bool, typer.Option("--previous", help="Go back to the bundle before.")]
 
@@ -123,7 +124,6 @@ def swap(
 ) -> None:
     """Change the model of a server on a cluster (serve deploy), without losing a request."""
     from ns_ray.serving.swap import swap as change
-    from ns_ray.values import resolve
 
     now, before = change(
         None if bundle is None else resolve(bundle),

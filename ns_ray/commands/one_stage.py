@@ -13,6 +13,7 @@ from ns_ray.config import (
     DataConfig,
     EvaluateConfig,
     LabelConfig,
+    ModelConfig,
     PredictConfig,
     ResourcesConfig,
     RunConfig,
@@ -25,10 +26,11 @@ from ns_ray.layout import RunLayout
 from ns_ray.log import say
 from ns_ray.resources import Machine, Pool
 from ns_ray.settings import load_either, parse_sections
-from ns_ray.values import Corpus
+from ns_ray.values import Bundle as Model
+from ns_ray.values import Corpus, Selection, open_bundle, open_labels, open_selection
 
 if TYPE_CHECKING:
-    from ns_ray.values import Bundle as Model
+    from ns_ray.sources.listing import Listing
 
 
 class PackSettings(Settings):
@@ -86,14 +88,13 @@ def label(
 ) -> None:
     """Pseudo-label images with a model. The summary is in _DONE.json of the result."""
     settings = parse_sections(LabelSettings, set_, data={"labeled": data})
-    place = storage.absolute(out)
+    teacher, place = open_bundle(bundle), storage.absolute(out)
     with _inference(settings.data, settings.resources, place, labeled=False) as (pile, pool):
         from ns_ray.pseudo_label import pseudo_label
-        from ns_ray.values import open_bundle
 
         labels = pseudo_label(
             settings.label,
-            open_bundle(bundle),
+            teacher,
             pile,
             pool=pool,
             out=place,
@@ -114,12 +115,10 @@ def select(
 ) -> None:
     """Choose which pseudo-labeled images train a student, and how many copies of each."""
     settings = parse_sections(SelectSettings, set_)
+    found, place = open_labels(labels), storage.absolute(out)
     from ns_ray.selection import in_process
     from ns_ray.selection import select as select_rows
-    from ns_ray.values import open_labels
 
-    place = storage.absolute(out)
-    found = open_labels(labels)
     with nullcontext() if in_process(found) else _ray(settings.resources):
         chosen = select_rows(settings.select, found, seed=seed, out=place)
     say(f"{place}: {chosen.kept:,} images, {chosen.copies:,} with copies")
@@ -141,8 +140,14 @@ def train(
 ) -> None:
     """Train one model on labeled images and, if given, on selected pseudo-labeled ones."""
     settings = load_either(config, recipe, set_)
+    chosen = None if selection is None else open_selection(selection)
+    model = settings.teacher if chosen is None else settings.students[0]
+    if model.bundle is not None:
+        raise ConfigError(
+            f"teacher.bundle={model.bundle}: there is nothing to train; set a `model`"
+        )
     with _ray(settings.resources) as machine:
-        trained = _fit(settings, machine, storage.absolute(out), selection)
+        trained = _fit(settings, model, chosen, machine, storage.absolute(out))
     say(f"{trained.path}: {trained.parameters:,} parameters")
 
 
@@ -155,21 +160,19 @@ def evaluate(
 ) -> None:
     """Score a model on labeled images. The scores are in evaluation.json of the result."""
     settings = parse_sections(EvaluateSettings, set_, data={"labeled": data})
-    place = storage.absolute(out)
+    model, place = open_bundle(bundle), storage.absolute(out)
     robustness = settings.evaluate.robustness is not None
     with _inference(settings.data, settings.resources, place, labeled=True, ray=robustness) as (
         corpus,
         pool,
     ):
-        from ns_ray.values import open_bundle
-
-        scores = _scores(settings, open_bundle(bundle), corpus, pool, place)
+        scores = _scores(settings, model, corpus, pool, place)
     storage.write_json(storage.join(place, "evaluation.json"), scores)
     say(f"{place}: top-1 {scores['top1']:.4f} on {scores['rows']:,} images")
 
 
 def _scores(
-    settings: EvaluateSettings, model: "Model", corpus: Corpus, pool: Pool, place: str
+    settings: EvaluateSettings, model: Model, corpus: Corpus, pool: Pool, place: str
 ) -> dict[str, Any]:
     """What evaluation.json holds."""
     from ns_ray.evaluate import evaluate as score
@@ -192,23 +195,19 @@ def _scores(
     return scores
 
 
-def _fit(settings: RunConfig, machine: Machine, out: str, selection: str | None) -> "Model":
+def _fit(
+    settings: RunConfig, model: ModelConfig, chosen: Selection | None, machine: Machine, out: str
+) -> Model:
     from ns_ray.ingest import ingest
     from ns_ray.train import fit
-    from ns_ray.values import open_selection
 
-    model = settings.teacher if selection is None else settings.students[0]
-    if model.bundle is not None:
-        raise ConfigError(
-            f"teacher.bundle={model.bundle}: there is nothing to train; set a `model`"
-        )
     layout = RunLayout(storage.join(out, "work"))
     data = ingest(settings.data, seed=settings.seed, out=layout, pile=False)
     return fit(
         model,
         train_config(settings.train, model),
         labeled=data.labeled,
-        pseudo=open_selection(selection) if selection else None,
+        pseudo=chosen,
         seed=settings.seed,
         workers=resources.workers(settings.resources, machine),
         max_failures=settings.resources.max_failures,
@@ -259,7 +258,7 @@ def _inference(
         yield corpus, resources.pool(config, machine)
 
 
-def _packed(config: DataConfig, source: Any, out: str, *, labeled: bool) -> Corpus:
+def _packed(config: DataConfig, source: "str | Listing", out: str, *, labeled: bool) -> Corpus:
     from ns_ray.ingest import pack
 
     return pack(
