@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import timm
 import torch
-import yaml
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from timm.data import resolve_model_data_config
 from timm.models import save_for_hf
 from torch import nn
@@ -101,17 +101,14 @@ def card(
         for key, value in facts.items()
         if isinstance(value, str | int | float) and key not in ("weights_sha256",)
     )
-    head: dict[str, Any] = {
-        "library_name": "timm",
-        "pipeline_tag": "image-classification",
-        "tags": ["image-classification", "timm", "noisy-student"],
-    }
     scores = {name: found for name, found in (row or {}).get("scores", {}).items() if found}
-    if scores:
-        name = str(facts.get("run", "model"))
-        head["model-index"] = [{"name": name, "results": _results(scores)}]
-    return (
-        f"---\n{yaml.safe_dump(head, sort_keys=False, allow_unicode=True)}---\n"
+    head = ModelCardData(
+        library_name="timm",
+        pipeline_tag="image-classification",
+        tags=["image-classification", "timm", "noisy-student"],
+        **_results(str(facts.get("run", "model")), scores),
+    )
+    body = (
         f"# {facts.get('model', 'model')}, {facts.get('role', 'trained')} of run "
         f"{facts.get('run', '?')}\n\n"
         f"Classifies an image into {len(classes)} classes: {shown}.\n"
@@ -121,6 +118,7 @@ def card(
         + _robustness_table((row or {}).get("robustness") or {})
         + f"| | |\n|---|---|\n{rows}\n"
     )
+    return str(ModelCard(f"---\n{head}\n---\n{body}"))
 
 
 def scored_card(path: str, row: Mapping[str, Any]) -> str:
@@ -130,20 +128,22 @@ def scored_card(path: str, row: Mapping[str, Any]) -> str:
     return card(bundle.classes, facts, row)
 
 
-def _results(scores: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Scores as Hugging Face's model-index has them."""
-    return [
-        {
-            "task": {"type": "image-classification"},
-            "dataset": {"name": split, "type": "image-classification"},
-            "metrics": [
-                {"type": "accuracy" if name == "top1" else name, "value": scores[split][name]}
-                for name in scores[split]
-                if name not in ("rows", "top1_interval")
-            ],
-        }
-        for split in scores
+def _results(run: str, scores: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Scores as Hugging Face's model-index has them; nothing for a model without scores."""
+    results = [
+        EvalResult(
+            task_type="image-classification",
+            dataset_type="image-classification",
+            dataset_name=split,
+            dataset_split=split,  # what tells results apart
+            metric_type="accuracy" if name == "top1" else name,
+            metric_value=value,
+        )
+        for split, found in scores.items()
+        for name, value in found.items()
+        if name not in ("rows", "top1_interval")
     ]
+    return {"model_name": run, "eval_results": results} if results else {}
 
 
 def _scores_table(scores: Mapping[str, Mapping[str, Any]]) -> str:

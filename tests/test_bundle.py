@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import timm
 import torch
+from huggingface_hub import ModelCard
 from timm.models import save_for_hf
 from torch import nn
 
@@ -283,6 +284,19 @@ def test_starting_from_another_architecture_is_a_config_error(
     other = build(ModelConfig(model="test_vit", image_size=32), 3)
     with pytest.raises(ConfigError, match="don't fit this model"):
         load_weights(other, saved[1].path)
+
+
+def test_hugging_face_reads_the_card() -> None:
+    scores = {"validation": {"rows": 30, "top1": 0.5, "ece": 0.125}, "test": {"top1": 0.75}}
+    head: Any = ModelCard(card(CLASSES, FACTS, {"scores": scores})).data
+    assert head.library_name == "timm"
+    found = [(r.dataset_name, r.metric_type, r.metric_value) for r in head.eval_results]
+    assert found == [
+        *(("validation", "accuracy", 0.5), ("validation", "ece", 0.125)),
+        ("test", "accuracy", 0.75),
+    ]
+    unscored: Any = ModelCard(card(CLASSES, FACTS)).data
+    assert unscored.to_dict().keys() == {"library_name", "pipeline_tag", "tags"}
 
 
 def test_the_card_says_how_robust_a_model_is() -> None:

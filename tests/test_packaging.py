@@ -56,6 +56,21 @@ def test_the_wheel_says_what_it_is(wheel: Path) -> None:
     assert "ns-ray = ns_ray.commands:main" in archive.read(f"{info}/entry_points.txt").decode()
 
 
+@pytest.mark.parametrize(
+    "what",
+    [
+        ["ns_ray", "docs", "serve"],
+        # Scripts of the repository may import what only developers install.
+        ["tests", "benchmarks", "--ignore", "DEP002,DEP004"],
+    ],
+    ids=["package", "scripts"],
+)
+def test_what_is_imported_is_declared_and_what_is_declared_is_imported(what: list[str]) -> None:
+    command = [sys.executable, "-m", "deptry", "--no-ansi", *what]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+
+
 def test_the_citation_names_this_version() -> None:
     assert f"\nversion: {ns_ray.__version__}\n" in (ROOT / "CITATION.cff").read_text()
 

@@ -2,12 +2,12 @@
 
 import fnmatch
 import os
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 import pyarrow.fs as pafs
 import xxhash
+from braceexpand import braceexpand
 
 from ns_ray import storage
 
@@ -49,18 +49,12 @@ def hidden(relative: str) -> bool:
 
 
 def braces(pattern: str) -> list[str]:
-    """`a-{00..02}.tar` -> a-00.tar, a-01.tar, a-02.tar; `{x,y}` likewise."""
-    match = re.search(r"\{([^{}]*)\}", pattern)
-    if match is None:
+    """`a-{00..02}.tar` -> a-00.tar, a-01.tar, a-02.tar; `{x,y}` likewise, as in a shell. Braces
+    that don't pair are part of a name."""
+    try:
+        return list(braceexpand(pattern, escape=False))
+    except ValueError:
         return [pattern]
-    span = re.fullmatch(r"(\d+)\.\.(\d+)", match[1])
-    if span:
-        width = len(span[1])
-        choices = [f"{i:0{width}d}" for i in range(int(span[1]), int(span[2]) + 1)]
-    else:
-        choices = match[1].split(",")
-    head, tail = pattern[: match.start()], pattern[match.end() :]
-    return [full for choice in choices for full in braces(f"{head}{choice}{tail}")]
 
 
 def glob(pattern: str) -> list[File]:
