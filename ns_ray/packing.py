@@ -67,7 +67,7 @@ def pack(
         source: what the user named, or a listing of it.
         out: folder or URI of the corpus.
         classes: names in the order of their indices; None: the source's own; empty: no labels.
-        seed: decides the order of the images.
+        seed: decides the order of the images; rows of packed corpora keep theirs.
         rows_per_shard: most images in a shard; one of 128 MiB is cut off earlier.
         max_pixels: reject larger images.
         max_rejected: fraction of the images that may be rejected, leaks not counted.

@@ -355,6 +355,14 @@ def test_the_corpora_of_a_run(tmp_path: Path) -> None:
     )
 
 
+def test_what_earlier_versions_packed_stays_valid(tmp_path: Path) -> None:
+    settings = {"labeled": "digits", "test": "digits:test", "labels": 100, "validation_size": 97}
+    corpora = run(tmp_path, **settings)
+    assert corpora.test is not None
+    found = (corpora.validation.fingerprint, corpora.test.fingerprint)
+    assert found == ("04135c7464db", "2a7703940ac7"), "every run would pack and train again"
+
+
 def test_leaks_are_left_out_of_training_and_pile(tmp_path: Path) -> None:
     train = fill(tmp_path / "train", {"a": 6, "b": 6})
     test = fill(tmp_path / "test", {"a": 2, "b": 2}, start=100)
