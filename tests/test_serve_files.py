@@ -19,7 +19,7 @@ from test_cluster_files import check_manifest
 from ns_ray.config import validate
 from ns_ray.errors import ConfigError
 from ns_ray.serving import ServeConfig, build_app
-from ns_ray.serving.metrics import Totals, render
+from ns_ray.serving.totals import Totals, render
 
 SERVE = Path(__file__).resolve().parent.parent / "serve"
 

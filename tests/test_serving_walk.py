@@ -19,7 +19,7 @@ from ns_ray import engines, images, predictor
 from ns_ray import serving as package
 
 PACKAGE = package.__name__
-MODULES = ("settings", "metrics", "batcher", "requests", "responses", "replica", "app")
+MODULES = ("settings", "totals", "batcher", "requests", "responses", "replica", "app")
 """Each imports only from those before it."""
 RAYS = ("deployment", "swap")
 """What Ray Serve sees: they import the others, and nobody imports them."""
@@ -29,7 +29,7 @@ WALK = (
     f"{PACKAGE}.batcher",
     predictor.__name__,
     f"{PACKAGE}.responses",
-    f"{PACKAGE}.metrics",
+    f"{PACKAGE}.totals",
 )
 
 Call = tuple[str, str]
@@ -75,20 +75,20 @@ def post(server: Server, protocol: str) -> int:
 
 @pytest.mark.parametrize("protocol", ["predict", "infer"])
 def test_a_post_passes_six_modules_and_none_twice(tmp_path: Path, protocol: str) -> None:
-    app, requests, batcher, model, responses, metrics = WALK
+    app, requests, batcher, model, responses, totals = WALK
     calls: list[Call] = []
     folder = make_bundle(tmp_path)
     with following(calls), serving(folder) as server:
         calls.clear()  # of loading the model
         assert post(server, protocol) == 200
         end = time.monotonic() + 30
-        while (app, metrics) not in calls:  # counted after the answer is on its way
+        while (app, totals) not in calls:  # counted after the answer is on its way
             assert time.monotonic() < end, calls
             time.sleep(0.01)
         walked = list(calls)
 
     inside = [call for call in walked if call[0] in WALK and call[1].startswith(PACKAGE)]
-    assert inside == [(app, requests), (app, batcher), (app, responses), (app, metrics)]
+    assert inside == [(app, requests), (app, batcher), (app, responses), (app, totals)]
     # The batcher asks the predictor twice, for pixels in a thread that decodes and for
     # probabilities in the model's; nobody else asks it.
     assert {caller for caller, called in walked if called == model} == {batcher}

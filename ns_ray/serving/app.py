@@ -27,7 +27,6 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ns_ray import __version__
 from ns_ray.errors import ImageError
-from ns_ray.serving.metrics import MAX_LABELS, Totals, render
 from ns_ray.serving.replica import Model, Replica
 from ns_ray.serving.requests import (
     INPUT,
@@ -38,6 +37,7 @@ from ns_ray.serving.requests import (
     predict_question,
 )
 from ns_ray.serving.responses import Found, failure, infer_answer, predict_answer
+from ns_ray.serving.totals import MAX_LABELS, Totals, render
 
 log = logging.getLogger("ray.serve")
 

@@ -17,8 +17,8 @@ from starlette.applications import Starlette
 from ns_ray.config import validate
 from ns_ray.errors import ConfigError
 from ns_ray.resources import WORKER_ENVIRONMENT, cpus
-from ns_ray.serving.metrics import Board, Totals
 from ns_ray.serving.settings import ServeConfig
+from ns_ray.serving.totals import Board, Totals
 
 MAX_CPUS = 8
 """Most CPUs of a replica where the settings don't say: more threads add little to one forward."""

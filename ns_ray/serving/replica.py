@@ -12,8 +12,8 @@ from ns_ray.images import smooth_pixels
 from ns_ray.predictor import Predictor
 from ns_ray.resources import cpus
 from ns_ray.serving.batcher import Batcher
-from ns_ray.serving.metrics import Totals
 from ns_ray.serving.settings import ServeConfig
+from ns_ray.serving.totals import Totals
 
 WARM_UP = 16
 """Images of the first forward pass, on which a runtime is chosen and compared with torch."""

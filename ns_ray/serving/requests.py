@@ -18,8 +18,8 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
 from ns_ray.errors import ImageError, nearest
-from ns_ray.serving.metrics import Totals
 from ns_ray.serving.settings import ServeConfig
+from ns_ray.serving.totals import Totals
 
 RAW = ("application/octet-stream", "application/x-image", "binary/octet-stream")
 """Content types, beside image/*, whose body is the file itself."""
@@ -38,7 +38,7 @@ class Question:
     Attributes:
         images: encoded files, or why one is none; at least one.
         top_k: how many classes.
-        batch: whether the answer of /predict is a list of answers.
+        several: whether the answer of /predict is a list of answers.
         model: name of the model,
         id: of the request, and
         outputs: names of the outputs, in the Open Inference Protocol.
@@ -46,7 +46,7 @@ class Question:
 
     images: Sequence[bytes | ImageError]
     top_k: int
-    batch: bool = True
+    several: bool = True
     model: str = ""
     id: str | None = None
     outputs: Sequence[str] = OUTPUTS
@@ -174,7 +174,7 @@ async def predict_question(request: Request, body: bytes, config: ServeConfig) -
         )
     if not body:
         raise HTTPException(400, "the body is empty; it must be an image file")
-    return Question([body], _top_k(None, request, config), batch=False)
+    return Question([body], _top_k(None, request, config), several=False)
 
 
 async def _from_json(request: Request, body: bytes, config: ServeConfig) -> Question:
@@ -187,7 +187,7 @@ async def _from_json(request: Request, body: bytes, config: ServeConfig) -> Ques
     top_k = _top_k(parameters.get("top_k"), request, config)
     inputs = parsed.get("inputs")
     if isinstance(inputs, str):
-        return Question(await _files([inputs], "inputs", config), top_k, batch=False)
+        return Question(await _files([inputs], "inputs", config), top_k, several=False)
     if not isinstance(inputs, list):
         raise HTTPException(422, "inputs must be a base64 string, or a list of them")
     if not inputs:
@@ -242,7 +242,7 @@ def _from_form(request: Request, body: bytes, config: ServeConfig) -> Question:
     if not files:
         raise HTTPException(422, 'the form has no field "file" with an image')
     top_k = _top_k(given[-1] if given else None, request, config)
-    return Question(files, top_k, batch=len(files) > 1)
+    return Question(files, top_k, several=len(files) > 1)
 
 
 async def infer_question(request: Request, body: bytes, config: ServeConfig) -> Question:

@@ -25,7 +25,7 @@ def predict_answer(
 ) -> Response:
     """The answer of /predict: the classes of the only image, or one entry for each of several."""
     headers = {"X-Model-Version": version}
-    if question.batch:
+    if question.several:
         entries = [
             {"error": str(item)}
             if isinstance(item, ImageError)
@@ -47,23 +47,23 @@ def infer_answer(
     Raises:
         HTTPException: 400 or 413 for the first image that cannot be used.
     """
-    rows = []
+    answers = []
     for i, item in enumerate(found):
         if isinstance(item, ImageError):
             raise HTTPException(_status(item), f"inputs[0].data[{i}]: {item}")
-        rows.append(rank(item, classes, question.top_k))
+        answers.append(rank(item, classes, question.top_k))
     outputs = [
         {
             "name": name,
             "datatype": "BYTES" if name == "label" else "FP32",
-            "shape": [len(rows), len(rows[0])],
-            "data": [entry[name] for row in rows for entry in row],
+            "shape": [len(answers), len(answers[0])],
+            "data": [entry[name] for answer in answers for entry in answer],
         }
         for name in question.outputs
     ]
     named = {} if question.id is None else {"id": question.id}
-    answer = {"model_name": question.model, "model_version": version, **named, "outputs": outputs}
-    return JSONResponse(answer, headers={"X-Model-Version": version})
+    content = {"model_name": question.model, "model_version": version, **named, "outputs": outputs}
+    return JSONResponse(content, headers={"X-Model-Version": version})
 
 
 def rank(
