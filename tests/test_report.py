@@ -73,6 +73,25 @@ def test_the_verdict_is_a_question_and_an_answer(made: Path) -> None:
     assert words.outcome(run) in plain(text_of(made))
 
 
+def test_the_report_says_what_computed_the_weights(tmp_path: Path) -> None:
+    root = write_run(tmp_path)
+
+    def train(folder: str, **facts: object) -> None:
+        (root / folder / "bundle").mkdir()
+        (root / folder / "bundle" / "ns_ray.json").write_text(json.dumps(facts))
+
+    train("gen-00", precision="bf16", device="NVIDIA H100", workers=2)
+    invoke(str(root))
+    assert "Trained in bf16 on NVIDIA H100 with 2 workers." in plain(text_of(root))
+    train("gen-01", precision="fp32", device="x86_64", workers=1)
+    train("gen-02", precision="fp32", device="x86_64", workers=1)
+    invoke(str(root))
+    assert (
+        "Trained in generation 0: bf16 on NVIDIA H100 with 2 workers; generation 1, generation 2: "
+        "fp32 on x86_64 with 1 worker."
+    ) in plain(text_of(root))
+
+
 @pytest.mark.parametrize(
     ("change", "beginning"),
     [

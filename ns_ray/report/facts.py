@@ -136,8 +136,12 @@ class Run:
     @property
     def commit(self) -> str | None:
         """Commit of the program that trained the best model, where it is known."""
-        path = storage.join(self.layout.root, self.best.folder, "bundle", "ns_ray.json")
-        return storage.read_json(path).get("git_sha") if storage.exists(path) else None
+        return self.provenance(self.best).get("git_sha")
+
+    def provenance(self, model: Model) -> dict[str, Any]:
+        """What its bundle says of where it came from; empty where it lies elsewhere."""
+        path = storage.join(self.layout.root, model.folder, "bundle", "ns_ray.json")
+        return dict(storage.read_json(path)) if storage.exists(path) else {}
 
     @property
     def teacher(self) -> Model:

@@ -380,6 +380,7 @@ def stages(run: Run) -> dict[str, Any]:
             for row in rows
         ],
         "total": sum(row["total"] for row in rows),
+        "trained": words.trained(run),
     }
 
 

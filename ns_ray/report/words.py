@@ -149,6 +149,21 @@ def outcome(run: Run) -> str:
     return f"{answer}: {text}."
 
 
+def trained(run: Run) -> str:
+    """`bf16 on NVIDIA H100 with 2 workers`, for each model where they differ: what the weights
+    depend on besides the settings. Empty where it is not known."""
+    found: dict[str, list[str]] = {}
+    for model in run.models:
+        facts = run.provenance(model)
+        if "precision" in facts:
+            many = "1 worker" if facts["workers"] == 1 else f"{facts['workers']:,} workers"
+            text = f"{facts['precision']} on {facts['device']} with {many}"
+            found.setdefault(text, []).append(model.name)
+    if len(found) < 2:
+        return "".join(found)
+    return "; ".join(f"{', '.join(names)}: {text}" for text, names in found.items())
+
+
 def _rows(run: Run, model: Model) -> str:
     rows = model.of(run.split).get("rows") or run.result["data"].get(run.split)
     return count(rows)
