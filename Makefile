@@ -3,6 +3,7 @@
 #   make demo     the main job on the embedded data set
 #   make test     all tests                    make fast    those that take seconds
 #   make check    format, lint, types, architecture, packaging
+#   make coverage all tests, and the lines of ns_ray that they run
 #   make bench    the short benchmarks      make schema  regenerate the configuration docs
 #
 # Another interpreter: make PYTHON=python3.12 demo
@@ -17,7 +18,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test fast check bench schema clean
+.PHONY: help install demo test coverage fast check bench schema clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -39,6 +40,12 @@ demo: $(INSTALLED)
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest --durations=15 $(PYTEST_ARGS)
+
+coverage: $(INSTALLED)
+	rm -rf build/coverage && mkdir -p build/coverage
+	PYTHONPATH=$(CURDIR)/tests $(BIN)/python -m coverage run -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m coverage combine --quiet
+	$(BIN)/python -m coverage report --sort=cover
 
 fast: $(INSTALLED)
 	$(BIN)/python -m pytest -m 'not slow and not ray and not gpu' $(PYTEST_ARGS)

@@ -6,7 +6,9 @@
 Photographs of about 500 x 375 pixels; ImageNet weights where they can be had. Sides, each in
 processes of its own, in turn:
 
-- plain: timm + DataLoader with two workers, channels_last, bf16 autocast, timm's transform;
+- plain: timm + DataLoader with two workers, channels_last, timm's transform, and bf16 autocast or
+  fp32, whichever this processor is measured to do faster (without bf16 instructions, bf16 takes ten
+  times as long);
 - ours: `pseudo_label` on a packed corpus through Ray Data, start-up given apart;
 - limit: 1 / (1 / forward alone + 1 / decode alone), each on all cores, of the runtime that ours
   chose.
@@ -28,11 +30,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from machine import machine
+from machine import forward_rates, machine
 
 
 def plain(bundle: str, folder: str, images: int, rounds: int) -> dict[str, Any]:
-    """Images/s of the plain loop, some times over `images` images, after a warm-up."""
+    """Images/s of the plain loop, some times over `images` images, after a warm-up, in the faster
+    precision; and images/s of its forward pass in both."""
     import timm
     import torch
     from timm.data import ImageDataset, create_transform, resolve_model_data_config
@@ -42,11 +45,13 @@ def plain(bundle: str, folder: str, images: int, rounds: int) -> dict[str, Any]:
     model = model.to(memory_format=torch.channels_last)
     transform = create_transform(**resolve_model_data_config(model), is_training=False)
     dataset = ImageDataset(folder, transform=transform)
+    forward = forward_rates(model)
+    best = max(forward, key=lambda precision: forward[precision])
     rates = []
     for _ in range(rounds):
         loader = DataLoader(Subset(dataset, range(images)), batch_size=64, num_workers=2)
         done, start = 0, 0.0
-        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=best == "bf16"):
             for batch, _ in loader:
                 model(batch.to(memory_format=torch.channels_last)).softmax(dim=1)
                 if not start:  # the first batch is not counted: workers start during it
@@ -54,7 +59,7 @@ def plain(bundle: str, folder: str, images: int, rounds: int) -> dict[str, Any]:
                 else:
                     done += len(batch)
         rates.append(done / (time.perf_counter() - start))
-    return {"rates": rates}
+    return {"rates": rates, "precision": best, "forward": forward}
 
 
 def ours(bundle: str, corpus: str, precision: str) -> dict[str, Any]:
@@ -214,20 +219,22 @@ def main() -> None:
             corpus = pack(folder, out=f"{work}/corpus", classes=(), rows_per_shard=rows).path
         few, rounds = str(args.plain_images), str(args.rounds)
         # In turn, and the limit on both sides of ours: shared machines change their speed.
-        rates, found, limits = [], {}, {}
+        loops, found, limits = [], {}, {}
         for precision in ("auto", "fp32"):
-            rates += apart("plain", bundle, folder, few, rounds)["rates"]
+            loops.append(apart("plain", bundle, folder, few, rounds))
             before = apart("limit", bundle, folder, precision, rounds)
             found[precision] = apart("ours", bundle, corpus, precision)
             after = apart("limit", bundle, folder, precision, rounds)
             limits[precision] = {k: statistics.median(before[k] + after[k]) for k in before}
         agree = apart("agreement", bundle, folder)
 
+    rates = [rate for loop in loops for rate in loop["rates"]]
     base = statistics.median(rates)
+    used = " or ".join(sorted({loop["precision"] for loop in loops}))
     print(f"\nMachine: {machine()}; {args.model}, {args.images:,} JPEGs of about 500 x 375\n")
     print("| | images/s | against plain | against the limit |\n|---|---:|---:|---:|")
     spread = f"{min(rates):.0f} to {max(rates):.0f}"
-    print(f"| plain: timm + DataLoader, bf16, channels_last ({spread}) | {base:.0f} | 1.0 | |")
+    print(f"| plain: timm + DataLoader, {used}, channels_last ({spread}) | {base:.0f} | 1.0 | |")
     for precision, facts in found.items():
         both = limits[precision]
         top = 1 / (1 / both["forward"] + 1 / both["decode"])
@@ -238,6 +245,9 @@ def main() -> None:
             f"| limit, {name}: forward {both['forward']:.0f}, decode {both['decode']:.0f} "
             f"| {top:.0f} | {top / base:.1f} | 1.00 |"
         )
+    for loop in loops:
+        alone = ", ".join(f"{p} {rate:.0f}" for p, rate in loop["forward"].items())
+        print(f"\nplain, forward pass alone in images/s: {alone}")
     for facts in found.values():
         print(
             f"\nours, {facts['engine']['precision']}: {facts['start_seconds']:.1f} s from the call "
