@@ -11,15 +11,12 @@ goes on where it was.
 """
 
 import tempfile
-import threading
 import time
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ns_ray import ablation_table as tables
 from ns_ray import log, resources, storage
@@ -30,9 +27,7 @@ from ns_ray.grids import Arm, Grid, arm_config, load_grid
 from ns_ray.layout import RunLayout
 from ns_ray.resources import Machine
 from ns_ray.settings import config_hash
-
-if TYPE_CHECKING:
-    from ns_ray.selftrain import Stages
+from ns_ray.sharing import Shared, SharedStages
 
 
 @dataclass(frozen=True)
@@ -150,7 +145,7 @@ def _run_or_say(planned: Planned, *, say: Callable[[str], None], **inputs: Any) 
 
 
 def _run_one(
-    planned: Planned, *, out: str, shared: "Shared", share: Machine, say: Callable[[str], None]
+    planned: Planned, *, out: str, shared: Shared, share: Machine, say: Callable[[str], None]
 ) -> None:
     """Run an arm to its end and leave its result."""
     from ns_ray.selftrain import self_train
@@ -159,9 +154,8 @@ def _run_one(
     start, config = time.monotonic(), planned.config
     log.say(f"== {config.name}")
     layout = _layout(config, out)
-    stages = shared.stages(open_stages(config, share), config.name)
-    result = self_train(config, layout, stages)
-    storage.write_json(layout.result, result)
+    stages = SharedStages(open_stages(config, share), shared, config.name)
+    storage.write_json(layout.result, self_train(config, layout, stages).result)
     got = _measured(planned, out)
     score = f"validation {got.validation:.4f}"
     score += "" if got.test is None else f", test {got.test:.4f}"
@@ -201,76 +195,3 @@ def _publish(name: str, grid: Grid, measured: Sequence[Measured], out: str) -> N
         storage.write_bytes(storage.join(out, f"{name}.{kind}"), data)
     log.say(f"Paper: {grid.paper}")
     log.say(f"{storage.join(out, name)}.md, .csv, .svg")
-
-
-class Shared:
-    """Stages that publish under a name made of their inputs. One that is asked for twice at the
-    same time is run once."""
-
-    def __init__(self, root: str) -> None:
-        self._root = root
-        self._locks: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
-
-    @contextmanager
-    def _place(self, kind: str, *inputs: Any) -> Iterator[str]:
-        out = storage.join(self._root, kind, storage.fingerprint(*inputs))
-        with self._locks[out]:
-            yield out
-
-    def stages(self, own: "Stages", run: str) -> "Stages":
-        """The stages of a run, publishing where all runs look.
-
-        Args:
-            own: the same stages with the run's resources.
-            run: its name, for the log.
-        """
-        from ns_ray.selftrain import Stages
-
-        def ingest(config: Any, *, seed: int, out: RunLayout) -> Any:
-            with self._place("images", config.model_dump(mode="json"), seed) as place:
-                return own.ingest(config, seed=seed, out=RunLayout(place))
-
-        def fit(model: Any, train: Any, *, checkpoints: str, out: str, **inputs: Any) -> Any:
-            settings = [model.model_dump(mode="json"), train.model_dump(mode="json")]
-            made_of = [inputs[name] for name in ("labeled", "pseudo", "teacher") if name in inputs]
-            if model.init != "teacher":
-                made_of = [made for made in made_of if made is not inputs.get("teacher")]
-            with self._place("models", *settings, inputs["seed"], *map(_mark, made_of)) as place:
-                inputs["title"] = f"{run} {inputs['title']}"
-                folder = storage.join(place, "checkpoints")
-                bundle = storage.join(place, "bundle")
-                return own.fit(model, train, checkpoints=folder, out=bundle, **inputs)
-
-        def pseudo_label(
-            config: Any, teacher: Any, unlabeled: Any, *, noise: Any, out: str, title: str
-        ) -> Any:
-            settings = [c.model_dump(mode="json") if c else None for c in (config, noise)]
-            with self._place("labels", *settings, _mark(teacher), _mark(unlabeled)) as place:
-                title = f"{run} {title}"
-                return own.pseudo_label(
-                    config, teacher, unlabeled, noise=noise, out=place, title=title
-                )
-
-        def select(config: Any, labels: Any, *, out: str, **inputs: Any) -> Any:
-            made_of = [inputs["seed"], _mark(labels), _mark(inputs["previous"])]
-            with self._place("selections", config.model_dump(mode="json"), *made_of) as place:
-                return own.select(config, labels, out=place, **inputs)
-
-        def evaluate(config: Any, model: Any, corpus: Any, *, out: str, title: str) -> Any:
-            settings = config.model_dump(mode="json")
-            with self._place("scores", settings, _mark(model), _mark(corpus)) as place:
-                return own.evaluate(config, model, corpus, out=place, title=f"{run} {title}")
-
-        return Stages(
-            ingest=ingest,
-            fit=fit,
-            open_bundle=own.open_bundle,
-            pseudo_label=pseudo_label,
-            select=select,
-            evaluate=evaluate,
-            robustness=own.robustness,
-        )
-
-
-def _mark(made: Any) -> str | None:
-    return None if made is None else str(made.fingerprint)

@@ -357,9 +357,10 @@ def train_config(base: TrainConfig, model: ModelConfig) -> TrainConfig:
     return validate(TrainConfig, merged)
 
 
-def pretraining(model: ModelConfig) -> ModelConfig:
-    """The first part of a student that is fine-tuned: pseudo-labels alone."""
-    train = _merge(model.train, {"labeled_weight": 0.0})
+def pretraining(model: ModelConfig, *, pseudo: bool) -> ModelConfig:
+    """The first part of a student that is fine-tuned: pseudo-labels alone. Of its control arm,
+    where `pseudo` is False: as many steps on labeled images."""
+    train = _merge(model.train, {"labeled_weight": 0.0}) if pseudo else model.train
     return model.model_copy(update={"train": train, "finetune": None, "fixres": None})
 
 

@@ -5,7 +5,13 @@ from dataclasses import dataclass
 from ns_ray import storage
 from ns_ray.config import RunConfig
 
-CONTROL = "control"
+CONTROL = -1
+"""The control arm's place among the generations."""
+
+
+def arm_name(g: int) -> str:
+    """`gen-01`, or `control`: a model's folder, and how the names of its steps begin."""
+    return "control" if g == CONTROL else f"gen-{g:02d}"
 
 
 @dataclass(frozen=True)
@@ -48,29 +54,30 @@ class RunLayout:
         """Packed labeled, unlabeled, validation or test images."""
         return storage.join(self.root, "corpora", name)
 
-    def generation(self, g: int | str) -> str:
+    def generation(self, g: int) -> str:
         """Folder of a generation, or of the control arm."""
-        return storage.join(self.root, g if isinstance(g, str) else f"gen-{g:02d}")
+        return storage.join(self.root, arm_name(g))
 
-    def checkpoints(self, g: int | str) -> str:
+    def checkpoints(self, g: int) -> str:
         """Training checkpoints."""
         return storage.join(self.generation(g), "checkpoints")
 
-    def bundle(self, g: int | str) -> str:
+    def bundle(self, g: int) -> str:
         """The trained model."""
         return storage.join(self.generation(g), "bundle")
 
-    def pretrained(self, g: int | str) -> str:
+    def pretrained(self, g: int) -> str:
         """A student before its fine-tuning on labels, where `finetune` is set."""
         return storage.join(self.generation(g), "pretrained")
 
-    def evaluation(self, g: int | str) -> str:
+    def evaluation(self, g: int) -> str:
         """Scores and predictions; `evaluation.json` beside the bundle sums them up."""
         return storage.join(self.generation(g), "evaluation")
 
-    def robustness(self, g: int | str) -> str:
-        """Counts of mistakes on corrupted, perturbed and attacked images."""
-        return storage.join(self.generation(g), "robustness")
+    def robustness(self, name: str) -> str:
+        """Counts of mistakes on corrupted, perturbed and attacked images, of the model with this
+        folder (see `arm_name`), or of a `baseline` from elsewhere."""
+        return storage.join(self.root, name, "robustness")
 
     def pseudo_labels(self, g: int) -> str:
         """Labels for the student of generation g."""

@@ -19,9 +19,7 @@ from ns_ray.config import (
     ModelConfig,
     RunConfig,
     TrainConfig,
-    finetuning,
     fixres_config,
-    pretraining,
     train_config,
 )
 from ns_ray.cost import Cost, Rate, forward_cost, measured_rate, training_cost
@@ -30,6 +28,7 @@ from ns_ray.ingest import Listings
 from ns_ray.job import lane_sizes, total_steps
 from ns_ray.models import model_name
 from ns_ray.resources import Machine
+from ns_ray.steps import Label, Part, Robustness, Score, Train, steps
 from ns_ray.values import open_bundle
 
 MEASURED_MEMORY = 0.4
@@ -138,49 +137,37 @@ class _Planner:
         self._cost = cache(self._replayed)
 
     def stages(self) -> Iterator[Stage]:
-        counts, config = self._counts, self._config
-        teacher = config.teacher
-        yield from self._trained("gen-00", teacher, pseudo=False)
-        for g, student in enumerate(config.students, start=1):
-            yield self._forward(f"gen-{g:02d} label", teacher, counts.unlabeled)
-            yield from self._trained(f"gen-{g:02d}", student, pseudo=True)
-            teacher = student
-        if config.control:
-            yield from self._trained("control", config.students[-1], pseudo=False)
-
-    def _trained(self, place: str, model: ModelConfig, *, pseudo: bool) -> Iterator[Stage]:
-        """Training, fine-tuning, and scoring on validation and test."""
+        """One for each training, labeling and scoring of the run's itinerary."""
         counts = self._counts
-        if model.finetune is not None:
-            first = pretraining(model)
-            first_train = train_config(self._config.train, first)
-            yield self._training(f"{place} pretrain", first, first_train, pseudo, 0)
-            model, pseudo = finetuning(model), False
-        train = train_config(self._config.train, model)
-        if model.bundle is None:
-            yield self._training(f"{place} train", model, train, pseudo, 0)
-        finer = fixres_config(model, train)
-        if finer is not None and model.fixres is not None:
-            groups = model.fixres.trained_groups
-            yield self._training(f"{place} fixres", *finer, False, groups)
-        if counts.validation + counts.test:
-            yield self._forward(f"{place} score", model, counts.validation + counts.test)
+        scored = {"validation": counts.validation, "test": counts.test}
+        for step in steps(self._config):
+            match step:
+                case Train():
+                    for part in step.parts:
+                        yield self._training(part)
+                case Label():
+                    yield self._forward(step.title, step.teacher, counts.unlabeled)
+                case Score():
+                    if scored[step.split]:
+                        yield self._forward(step.title, step.model, scored[step.split])
+                case Robustness():
+                    self.notes.append("the scoring of damaged images is not in these figures")
 
-    def _training(
-        self, name: str, model: ModelConfig, train: TrainConfig, pseudo: bool, groups: int
-    ) -> Stage:
+    def _training(self, part: Part) -> Stage:
+        model, train = part.model, part.train
         workers = self._config.resources.num_workers
-        rows = sum(lane_sizes(train, workers, pseudo))
-        steps = total_steps(train, self._counts.labeled)
+        rows = sum(lane_sizes(train, workers, part.pseudo))
+        updates = total_steps(train, self._counts.labeled)
+        groups = part.trained_groups
         cost = self._cost(model.model_dump_json(), train.model_dump_json(), rows, groups)
         rate = self._rate(model, train, cost, groups)
-        images = steps * rows * workers * train.accumulate
+        images = updates * rows * workers * train.accumulate
         return Stage(
-            name,
+            part.title,
             model.model or "",
             _size(model),
             images,
-            steps,
+            updates,
             cost,
             rate.training if rate else None,
         )

@@ -1,43 +1,187 @@
 """The stages of a run, bound to its share of a machine or cluster: what the driver is handed."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 from ns_ray import resources
-from ns_ray.config import RunConfig
+from ns_ray.config import (
+    DataConfig,
+    EvaluateConfig,
+    LabelConfig,
+    NoiseConfig,
+    PredictConfig,
+    RobustnessConfig,
+    RunConfig,
+    SelectConfig,
+)
 from ns_ray.evaluate import evaluate
 from ns_ray.ingest import ingest
+from ns_ray.layout import RunLayout
 from ns_ray.log import Metrics
 from ns_ray.pseudo_label import pseudo_label
-from ns_ray.resources import Machine
+from ns_ray.resources import Machine, Pool, Workers
 from ns_ray.robustness.suites import evaluate_robustness
 from ns_ray.selection import select
 from ns_ray.selftrain import Stages
+from ns_ray.steps import Label, Score, Select, Train
 from ns_ray.train import fit
-from ns_ray.values import open_bundle
+from ns_ray.values import (
+    Bundle,
+    Corpora,
+    Corpus,
+    Evaluation,
+    Facts,
+    PseudoLabels,
+    Selection,
+    open_bundle,
+)
 
 
 def open_stages(config: RunConfig, machine: Machine, metrics: Metrics | None = None) -> Stages:
-    """The stages of a run, with their share of a machine or cluster on which Ray runs."""
-    pool = resources.pool(config.resources, machine)
-    workers = resources.workers(config.resources, machine)
+    """The stages of a run, with their share of a machine or cluster on which Ray runs.
 
-    def train(*args: Any, **inputs: Any) -> Any:
-        stage = str(inputs["title"]).replace(" ", "/")
+    Args:
+        config: the run.
+        machine: what there is.
+        metrics: where each training's metrics go; None: nowhere.
+    """
+    return RayStages(
+        pool=resources.pool(config.resources, machine),
+        workers=resources.workers(config.resources, machine),
+        max_failures=config.resources.max_failures,
+        predict=config.predict,
+        metrics=metrics,
+    )
+
+
+@dataclass(frozen=True)
+class RayStages:
+    """What `selftrain.Stages` asks for: the real stages.
+
+    Attributes:
+        pool: actors that label and score.
+        workers: that train.
+        max_failures: restarts of a training.
+        predict: how images go through a model.
+        metrics: where each training's metrics go.
+    """
+
+    pool: Pool
+    workers: Workers
+    max_failures: int
+    predict: PredictConfig
+    metrics: Metrics | None
+
+    def ingest(self, config: DataConfig, *, seed: int, out: RunLayout) -> Corpora:
+        """Sources -> corpora."""
+        return ingest(config, seed=seed, out=out)
+
+    def open_bundle(self, path: str) -> Bundle:
+        """A model that the user has."""
+        return open_bundle(path)
+
+    def fit(
+        self,
+        step: Train,
+        *,
+        labeled: Corpus,
+        pseudo: Selection | None,
+        teacher: Bundle | None,
+        seed: int,
+        provenance: Facts,
+    ) -> Bundle:
+        """Images -> model."""
         return fit(
-            *args,
-            workers=workers,
-            max_failures=config.resources.max_failures,
-            metrics=partial(metrics.write, stage) if metrics else None,
-            **inputs,
+            step.model,
+            step.train,
+            labeled=labeled,
+            pseudo=pseudo,
+            teacher=teacher,
+            seed=seed,
+            workers=self.workers,
+            max_failures=self.max_failures,
+            checkpoints=step.checkpoints,
+            out=step.out,
+            title=step.title,
+            provenance=provenance,
+            metrics=partial(self.metrics.write, step.id) if self.metrics else None,
         )
 
-    return Stages(
-        ingest=ingest,
-        fit=train,
-        open_bundle=open_bundle,
-        pseudo_label=partial(pseudo_label, pool=pool, predict=config.predict),
-        select=select,
-        evaluate=partial(evaluate, pool=pool, predict=config.predict),
-        robustness=partial(evaluate_robustness, pool=pool, predict=config.predict),
-    )
+    def pseudo_label(
+        self,
+        step: Label,
+        config: LabelConfig,
+        teacher: Bundle,
+        unlabeled: Corpus,
+        *,
+        noise: NoiseConfig | None,
+    ) -> PseudoLabels:
+        """A model's probabilities for the pile."""
+        return pseudo_label(
+            config,
+            teacher,
+            unlabeled,
+            pool=self.pool,
+            out=step.out,
+            title=step.title,
+            predict=self.predict,
+            noise=noise,
+        )
+
+    def select(
+        self,
+        step: Select,
+        config: SelectConfig,
+        labels: PseudoLabels,
+        *,
+        seed: int,
+        labeled_counts: Sequence[int],
+        previous: Selection | None,
+    ) -> Selection:
+        """Which pseudo-labels train the student."""
+        return select(
+            config,
+            labels,
+            seed=seed,
+            labeled_counts=labeled_counts,
+            previous=previous,
+            out=step.out,
+        )
+
+    def evaluate(
+        self, step: Score, config: EvaluateConfig, model: Bundle, corpus: Corpus
+    ) -> Evaluation:
+        """How good a model is."""
+        return evaluate(
+            config,
+            model,
+            corpus,
+            pool=self.pool,
+            out=step.out,
+            title=step.title,
+            predict=self.predict,
+        )
+
+    def robustness(
+        self,
+        config: RobustnessConfig,
+        models: Sequence[Bundle],
+        corpus: Corpus,
+        *,
+        outs: Sequence[str],
+        names: Sequence[str],
+        batch_size: int,
+    ) -> Sequence[Facts]:
+        """How much models bear."""
+        return evaluate_robustness(
+            config,
+            models,
+            corpus,
+            outs=outs,
+            names=names,
+            pool=self.pool,
+            title="robustness",
+            batch_size=batch_size,
+            predict=self.predict,
+        )

@@ -16,19 +16,13 @@ from rich.table import Table
 from rich.text import Text
 
 from ns_ray import storage
-from ns_ray.config import (
-    ModelConfig,
-    RunConfig,
-    finetuning,
-    fixres_config,
-    pretraining,
-    train_config,
-)
+from ns_ray.config import RunConfig
 from ns_ray.errors import DataError
 from ns_ray.job import total_steps
-from ns_ray.layout import CONTROL, RunLayout
+from ns_ray.layout import RunLayout
 from ns_ray.schema import REJECTED_PREFIX
 from ns_ray.settings import config_hash
+from ns_ray.steps import Label, Pack, Score, Select, Split, Train, steps
 from ns_ray.values import Corpus, open_corpus
 
 State = Literal["done", "in progress", "missing"]
@@ -92,13 +86,12 @@ def _verdict(config: RunConfig, layout: RunLayout, rows: tuple[Row, ...]) -> str
             f"{layout.root} was made with other settings (hash {found}, these are "
             f"{config_hash(config)}); a run with these would be refused without --overwrite"
         )
-    if storage.exists(layout.result):
-        result = storage.read_json(layout.result)
-        if result.get("config_hash") == found:
-            return (
-                f"finished: {result['status']}, best generation {result['best_generation']}, "
-                f"model in {result['model']}"
-            )
+    result = _result(config, layout)
+    if result is not None:
+        return (
+            f"finished: {result['status']}, best generation {result['best_generation']}, "
+            f"model in {result['model']}"
+        )
     done = sum(row.state == "done" for row in rows)
     written = _last_written(layout)
     ago = f", last written {time.time() - written:,.0f} s ago" if written else ""
@@ -115,70 +108,59 @@ def _last_written(layout: RunLayout) -> float | None:
 
 class _Look:
     def __init__(self, config: RunConfig, layout: RunLayout) -> None:
-        self._config, self._layout = config, layout
-        self._steps = _steps_told(layout.metrics)
+        # A run may have ended before its last student.
+        result = _result(config, layout)
+        students = len(result["generations"]) - 1 if result else None
+        self._layout = layout
+        self._plan = steps(config, layout, students=students)
+        self._told = _steps_told(layout.metrics)
 
     def rows(self) -> Iterator[Row]:
-        config, layout = self._config, self._layout
-        corpora = ["validation", *(["test"] if config.data.test else []), "labeled", "unlabeled"]
-        for name in corpora:
-            yield self._corpus(name)
-        models: list[tuple[int | str, ModelConfig]] = [(0, config.teacher)]
-        models += list(enumerate(config.students, start=1))
-        if config.control:
-            models.append((CONTROL, config.students[-1]))
-        for g, model in models:
-            label = g if isinstance(g, str) else f"gen-{g:02d}"
-            if isinstance(g, int) and g > 0:
-                yield self._labels(g, f"{label} label")
-                yield self._selection(g, f"{label} select")
-            if model.finetune is not None:
-                first = self._layout.pretrained(g)
-                yield self._training(g, first, pretraining(model), f"{label} pretrain")
-                model = finetuning(model)
-            if model.bundle is None:
-                yield self._training(g, layout.bundle(g), model, f"{label} train")
-            yield self._scored(g, label, "validation")
-        if config.data.test:
-            for g, _ in models:
-                yield self._scored(g, g if isinstance(g, str) else f"gen-{g:02d}", "test")
-        yield _published("model", layout.model, "")
+        """One for each step of the run's itinerary."""
+        for step in self._plan:
+            match step:
+                case Pack():
+                    yield self._corpus(step)
+                case Train():
+                    yield self._training(step)
+                case Label():
+                    yield self._labels(step)
+                case Select():
+                    done = storage.published(step.out)
+                    kept = "" if done is None else f"{done.facts['kept']:,} images kept"
+                    yield _published(step.title, step.out, kept)
+                case Score():
+                    yield self._shards(step.title, step.out, self._open(step.split))
+                case _:
+                    yield _published(step.title, step.out, "")
 
-    def _open(self, name: str) -> Corpus | None:
+    def _open(self, split: Split) -> Corpus | None:
         try:
-            return open_corpus(self._layout.corpus(name))
+            return open_corpus(self._layout.corpus(split))
         except DataError:
             return None
 
-    def _corpus(self, name: str) -> Row:
-        corpus = self._open(name)
-        title, place = f"{name} corpus", self._layout.corpus(name)
+    def _corpus(self, step: Pack) -> Row:
+        corpus = self._open(step.split)
         if corpus is None:
-            files = len(storage.list_files(place, recursive=True))
-            return Row(title, "in progress", f"{files:,} files") if files else Row(title, "missing")
+            files = len(storage.list_files(step.out, recursive=True))
+            state: State = "in progress" if files else "missing"
+            return Row(step.title, state, f"{files:,} files" if files else "")
         rejected = sum(corpus.rejected.values())
         detail = f"{corpus.rows:,} images" + (f", {rejected:,} rejected" if rejected else "")
-        return _published(title, corpus.path, detail)
+        return _published(step.title, corpus.path, detail)
 
-    def _labels(self, g: int, title: str) -> Row:
-        place = self._layout.pseudo_labels(g)
-        chosen = storage.published(self._layout.selection(g))
-        # By the generation's name: a run's folder may have been moved.
-        taken = str(chosen.facts["labels"]).split("/")[-2] if chosen else f"gen-{g:02d}"
-        if taken != f"gen-{g:02d}":
-            return Row(title, "done", f"those of {taken}")
-        return self._shards(title, place, self._open("unlabeled"))
-
-    def _selection(self, g: int, title: str) -> Row:
-        place = self._layout.selection(g)
-        done = storage.published(place)
-        if done is None:
-            return _unfinished(title, place, "")
-        return _published(title, place, f"{done.facts['kept']:,} images kept")
-
-    def _scored(self, g: int | str, label: str, split: str) -> Row:
-        place = storage.join(self._layout.evaluation(g), split)
-        return self._shards(f"{label} {split}", place, self._open(split))
+    def _labels(self, step: Label) -> Row:
+        """The labels that the student has been taught: those of an earlier step where its teacher
+        had labeled already. They are found by their fingerprint, as a run's folder may be moved."""
+        chosen = self._plan.students[step.generation - 1].select
+        path = storage.join(chosen.out, storage.DONE)
+        if storage.exists(path):
+            taken = str(storage.read_json(path)["inputs"]["labels"])
+            for student in self._plan.students[: step.generation]:
+                if student.label != step and storage.already(student.label.out, taken):
+                    return Row(step.title, "done", f"those of {student.name}")
+        return self._shards(step.title, step.out, self._open("unlabeled"))
 
     def _shards(self, title: str, place: str, corpus: Corpus | None) -> Row:
         """A job that writes a file per shard."""
@@ -189,21 +171,31 @@ class _Look:
         of = f" of {len(corpus.shards):,}" if corpus else ""
         return _unfinished(title, place, f"{done:,}{of} shards")
 
-    def _training(self, g: int | str, place: str, model: ModelConfig, title: str) -> Row:
-        done = storage.published(place)
+    def _training(self, step: Train) -> Row:
+        done = storage.published(step.out)
         if done is not None:
-            return _published(title, place, f"{done.facts['parameters']:,} parameters")
-        told = self._steps.get(title.replace(" ", "/"), 0)
+            return _published(step.title, step.out, f"{done.facts['parameters']:,} parameters")
+        told = self._told.get(step.id, 0)
         corpus, of = self._open("labeled"), ""
         if corpus is not None:
-            train = train_config(self._config.train, model)
-            finer = fixres_config(model, train)
-            parts = [train, *([finer[1]] if finer else [])]
-            of = f" of {sum(total_steps(part, corpus.rows) for part in parts):,}"
-        folder = self._layout.checkpoints(g)
-        saved = [n for n in storage.list_files(folder, recursive=True) if n.endswith(".pt")]
+            of = f" of {sum(total_steps(part.train, corpus.rows) for part in step.parts):,}"
+        saved = [
+            name
+            for name in storage.list_files(step.checkpoints, recursive=True)
+            if name.endswith(".pt")
+        ]
         words = f"step {told:,}{of}" + (", checkpoint saved" if saved else "")
-        return Row(title, "in progress", words) if told or saved else Row(title, "missing")
+        if told or saved:
+            return Row(step.title, "in progress", words)
+        return Row(step.title, "missing")
+
+
+def _result(config: RunConfig, layout: RunLayout) -> dict[str, Any] | None:
+    """What a run with just these settings has ended with."""
+    if not storage.exists(layout.result):
+        return None
+    found = storage.read_json(layout.result)
+    return found if found.get("config_hash") == config_hash(config) else None
 
 
 def _published(title: str, place: str, detail: str) -> Row:

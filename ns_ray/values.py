@@ -5,6 +5,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from ns_ray import storage
@@ -15,6 +17,9 @@ PROVENANCE = "ns_ray.json"
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
 """Files of a bundle."""
+
+Facts = Mapping[str, object]
+"""What a stage has to say of its work, for `_DONE.json` and its kind."""
 
 
 @dataclass(frozen=True)
@@ -124,6 +129,16 @@ class PseudoLabels:
     seconds: float = 0.0
     facts: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def teacher(self) -> str:
+        """Folder of the bundle that labeled."""
+        return str(self.facts["teacher"])
+
+    @property
+    def images_per_second(self) -> float:
+        """How fast it was, 0 where that is not known."""
+        return float(self.facts.get("images_per_second", 0.0))
+
     def read(self, shard: str, columns: list[str] | None = None) -> pa.Table:
         """Pseudo-labels of one corpus shard."""
         return storage.read_table(storage.join(self.path, self.files[shard]), columns)
@@ -215,6 +230,16 @@ class Bundle:
         """Number of parameters, where the folder says so."""
         return int(self.provenance.get("parameters", 0))
 
+    @property
+    def seconds(self) -> float:
+        """That its training took, 0 where that is not known."""
+        return float(self.provenance.get("seconds", 0.0))
+
+    @property
+    def images_per_second(self) -> float:
+        """That its training got through, 0 where that is not known."""
+        return float(self.provenance.get("images_per_second", 0.0))
+
 
 def resolve(path: str) -> str:
     """The bundle that a user means: a run folder (its best model), or the bundle itself.
@@ -288,3 +313,14 @@ class Evaluation:
     def top1(self) -> float:
         """Accuracy, a fraction."""
         return float(self.scores["top1"])
+
+    def beside(self, other: "Evaluation") -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
+        """Whether this model and the other are right, on the images that both have scored."""
+        right = dict(zip(self.keys, self.correct, strict=True))
+        both = [
+            (right[key], correct)
+            for key, correct in zip(other.keys, other.correct, strict=True)
+            if key in right
+        ]
+        pairs = np.array(both, dtype=np.bool_).reshape(-1, 2)
+        return pairs[:, 0], pairs[:, 1]

@@ -11,7 +11,7 @@ import yaml
 from ns_ray import metrics, storage
 from ns_ray.config import RunConfig, SelectConfig
 from ns_ray.images import encode_png
-from ns_ray.layout import RunLayout
+from ns_ray.layout import CONTROL, RunLayout, arm_name
 from ns_ray.schema import CORPUS, REJECTED, labels_table, part_name
 from ns_ray.selection import select
 from ns_ray.settings import config_hash, dump
@@ -149,9 +149,9 @@ def scores(rows: int, wrong: int) -> dict[str, Any]:
     return found | more
 
 
-def write_model(layout: RunLayout, g: int | str, plain: bool) -> dict[str, Any]:
+def write_model(layout: RunLayout, g: int, plain: bool) -> dict[str, Any]:
     """Predictions and scores of a model; returns its row of result.json."""
-    folder = g if isinstance(g, str) else f"gen-{g:02d}"
+    folder = arm_name(g)
     wrong = WRONG[folder]
     for split, rows in (("test", TEST), ("validation", VALIDATION)):
         out = storage.join(layout.evaluation(g), split)
@@ -164,18 +164,17 @@ def write_model(layout: RunLayout, g: int | str, plain: bool) -> dict[str, Any]:
     else:
         of["robustness"] = robustness(wrong / TEST)
     storage.write_json(storage.join(layout.generation(g), "evaluation.json"), of)
-    number = -1 if isinstance(g, str) else g
     return {
-        "generation": number,
-        "role": "control" if number < 0 else "teacher" if g == 0 else "student",
+        "generation": g,
+        "role": "control" if g < 0 else "teacher" if g == 0 else "student",
         "model": "test_resnet",
         "parameters": 1234,
         "val_top1": 1 - wrong / VALIDATION,
         "test_top1": 1 - wrong / TEST,
-        "accepted": number >= 0,
-        "p_value": 0.031 if number > 0 else None,
+        "accepted": g >= 0,
+        "p_value": 0.031 if g > 0 else None,
         "pseudo_labels": None,
-        "seconds": {"train": 10.0 + number, "validation": 1.0, "test": 1.0},
+        "seconds": {"train": 10.0 + g, "validation": 1.0, "test": 1.0},
         "images_per_second": {"train": 321.0},
     }
 
@@ -218,7 +217,7 @@ def write_run(folder: Path, name: str = "made", *, plain: bool = False, **change
         "best_generation": 2,
         "model": layout.model,
         "generations": rows,
-        "control": write_model(layout, "control", plain),
+        "control": write_model(layout, CONTROL, plain),
         "data": {"classes": CLASSES, **counts, "rejected": {"unlabeled": {"truncated": 4}}},
         "versions": {"python": "3.11", "ray": "2.60"},
         "config_hash": config_hash(settings),

@@ -23,7 +23,7 @@ ROWS: tuple[frozenset[str], ...] = (
     frozenset(
         {
             *("validation", "noise", "config", "settings", "grids"),
-            *("storage", "schema", "values", "layout", "log", "resources"),
+            *("storage", "schema", "values", "layout", "steps", "result", "log", "resources"),
         }
     ),
     frozenset(
@@ -45,7 +45,7 @@ ROWS: tuple[frozenset[str], ...] = (
     frozenset({"selftrain"}),
     frozenset({"runtime"}),
     frozenset({"launch"}),
-    frozenset({"stages", "ablate"}),
+    frozenset({"stages", "sharing", "ablate"}),
     frozenset({"commands"}),
     frozenset({"run", "__main__"}),
 )

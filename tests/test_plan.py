@@ -132,12 +132,12 @@ def test_a_plan_follows_the_settings() -> None:
         }
     )
     stages = {stage.name: stage for stage in found.stages}
-    student, fine = stages["gen-01 train"], stages["gen-01 fixres"]
+    student, fine = stages["gen-01 train"], stages["gen-01 train fixres"]
     assert (student.steps, student.images) == (200, 200 * 80)
     assert student.cost is not None
     assert student.cost.rows == 20  # 80 images, two workers, two passes
     assert (fine.steps, fine.images, fine.size) == (50, 1000, 64)
-    assert stages["gen-01 score"].size == 64
+    assert stages["gen-01 validation"].size == 64
     assert stages["gen-01 label"].size == 32
     assert stages["control train"].images == 200 * 20
     assert found.gpus_per_worker == 1.0

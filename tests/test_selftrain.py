@@ -1,23 +1,40 @@
 """The driver, with stages that only take notes."""
 
-import inspect
 import json
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from ns_ray import evaluate, ingest, pseudo_label, selection, storage, train
-from ns_ray.config import RunConfig, validate
+from ns_ray import storage
+from ns_ray.config import (
+    DataConfig,
+    EvaluateConfig,
+    LabelConfig,
+    NoiseConfig,
+    RobustnessConfig,
+    RunConfig,
+    SelectConfig,
+    validate,
+)
 from ns_ray.errors import DataError
 from ns_ray.layout import RunLayout
-from ns_ray.robustness import suites
-from ns_ray.selftrain import Stages, robustness_summary, self_train
+from ns_ray.result import robustness_summary
+from ns_ray.selftrain import self_train
 from ns_ray.settings import config_hash
-from ns_ray.values import Bundle, Corpus, Evaluation, PseudoLabels, Selection, Shard
+from ns_ray.steps import Label, Score, Select, Train
+from ns_ray.values import (
+    Bundle,
+    Corpora,
+    Corpus,
+    Evaluation,
+    Facts,
+    PseudoLabels,
+    Selection,
+    Shard,
+)
 
 IMAGES = 40
 CLASSES = ("a", "b")
@@ -25,12 +42,6 @@ CLASSES = ("a", "b")
 
 def corpus(name: str, rows: int, **facts: Any) -> Corpus:
     return Corpus(f"/{name}", name, (Shard("shard-00000", "f", rows, 1),), **facts)
-
-
-def checked(real: Callable[..., Any], bound: set[str], args: Any, kwargs: Any) -> None:
-    """The call is one that the real stage takes, given what run.py adds to it."""
-    signature = inspect.signature(real)
-    signature.bind(*args, **kwargs, **dict.fromkeys(bound))
 
 
 @dataclass
@@ -50,73 +61,99 @@ class Fakes:
     calls: list[tuple[str, str]] = field(default_factory=list)
     asked: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
 
-    def stages(self) -> Stages:
-        return Stages(
-            ingest=self.ingest,
-            fit=self.fit,
-            open_bundle=self.open_bundle,
-            pseudo_label=self.pseudo_label,
-            select=self.select,
-            evaluate=self.evaluate,
-            robustness=self.robustness,
-        )
-
     def note(self, stage: str, what: str, **asked: Any) -> None:
         self.calls.append((stage, what))
         self.asked.setdefault(stage, []).append(asked)
 
-    def ingest(self, *args: Any, **kwargs: Any) -> Any:
-        checked(ingest.ingest, set(), args, kwargs)
-        self.note("ingest", "", seed=kwargs["seed"])
-        return SimpleNamespace(
+    def ingest(self, config: DataConfig, *, seed: int, out: RunLayout) -> Corpora:
+        self.note("ingest", "", seed=seed)
+        return Corpora(
             labeled=corpus("labeled", 20, classes=CLASSES, class_counts=(12, 8)),
             unlabeled=corpus("unlabeled", 500, rejected={"truncated": 3}),
             validation=corpus("validation", IMAGES, classes=CLASSES),
             test=corpus("test", IMAGES, classes=CLASSES) if self.has_test else None,
         )
 
-    def fit(self, *args: Any, **kwargs: Any) -> Bundle:
-        checked(train.fit, {"workers"}, args, kwargs)
-        self.note("fit", kwargs["title"], model=args[0], train=args[1], **kwargs)
-        facts = {**kwargs["provenance"], "seconds": 12.34, "parameters": 1000}
-        return Bundle(kwargs["out"], CLASSES, "net", kwargs["out"], facts)
+    def fit(
+        self,
+        step: Train,
+        *,
+        labeled: Corpus,
+        pseudo: Selection | None,
+        teacher: Bundle | None,
+        seed: int,
+        provenance: Facts,
+    ) -> Bundle:
+        asked = {"labeled": labeled, "pseudo": pseudo, "teacher": teacher, "seed": seed}
+        self.note("fit", step.title, step=step, provenance=provenance, **asked)
+        facts = {**provenance, "seconds": 12.34, "parameters": 1000}
+        return Bundle(step.out, CLASSES, "net", step.out, facts)
 
     def open_bundle(self, path: str) -> Bundle:
         self.note("open_bundle", path)
         return Bundle(path, CLASSES, "theirs", path)
 
-    def pseudo_label(self, *args: Any, **kwargs: Any) -> PseudoLabels:
-        checked(pseudo_label.pseudo_label, {"pool"}, args, kwargs)
-        _, teacher, pile = args
-        self.note("pseudo_label", kwargs["out"], teacher=teacher, pile=pile, **kwargs)
-        facts = {"images_per_second": 77.0}
+    def pseudo_label(
+        self,
+        step: Label,
+        config: LabelConfig,
+        teacher: Bundle,
+        unlabeled: Corpus,
+        *,
+        noise: NoiseConfig | None,
+    ) -> PseudoLabels:
+        self.note("pseudo_label", step.out, teacher=teacher, pile=unlabeled, noise=noise)
         return PseudoLabels(
-            kwargs["out"], teacher.fingerprint, pile.path, CLASSES, {}, pile.rows, 4.56, facts
+            path=step.out,
+            fingerprint=teacher.fingerprint,
+            corpus=unlabeled.path,
+            classes=CLASSES,
+            files={},
+            rows=unlabeled.rows,
+            seconds=4.56,
+            facts={"images_per_second": 77.0},
         )
 
-    def select(self, *args: Any, **kwargs: Any) -> Selection:
-        checked(selection.select, set(), args, kwargs)
-        self.note("select", kwargs["out"], labels=args[1], **kwargs)
-        out = kwargs["out"]
-        return Selection(out, out, args[1].path, "/unlabeled", {}, {}, kept=300, copies=400)
+    def select(
+        self,
+        step: Select,
+        config: SelectConfig,
+        labels: PseudoLabels,
+        *,
+        seed: int,
+        labeled_counts: Sequence[int],
+        previous: Selection | None,
+    ) -> Selection:
+        asked = {"seed": seed, "labeled_counts": labeled_counts, "previous": previous}
+        self.note("select", step.out, out=step.out, labels=labels, **asked)
+        return Selection(
+            step.out, step.out, labels.path, "/unlabeled", {}, {}, kept=300, copies=400
+        )
 
-    def evaluate(self, *args: Any, **kwargs: Any) -> Evaluation:
-        checked(evaluate.evaluate, {"pool"}, args, kwargs)
-        _, model, images = args
-        self.note("evaluate", kwargs["title"], out=kwargs["out"])
-        split = images.fingerprint
+    def evaluate(
+        self, step: Score, config: EvaluateConfig, model: Bundle, corpus: Corpus
+    ) -> Evaluation:
+        self.note("evaluate", step.title, out=step.out)
+        split = corpus.fingerprint
         right = self.right_of(model.path)
         if split == "test":
             right = IMAGES - right
         correct = tuple(i < right for i in range(IMAGES))
         keys = tuple(f"{split}-{i}" for i in range(IMAGES))
         scores = {"top1": right / IMAGES, "split": split}
-        return Evaluation(kwargs["out"], scores, keys, correct, 1.0)
+        return Evaluation(step.out, scores, keys, correct, 1.0)
 
-    def robustness(self, *args: Any, **kwargs: Any) -> list[dict[str, Any]]:
-        checked(suites.evaluate_robustness, {"pool"}, args, kwargs)
-        _, models, images = args
-        self.note("robustness", images.fingerprint, names=kwargs["names"], outs=kwargs["outs"])
+    def robustness(
+        self,
+        config: RobustnessConfig,
+        models: Sequence[Bundle],
+        corpus: Corpus,
+        *,
+        outs: Sequence[str],
+        names: Sequence[str],
+        batch_size: int,
+    ) -> Sequence[Facts]:
+        self.note("robustness", corpus.fingerprint, names=names, outs=outs)
         return [{"of": model.path} for model in models]
 
     def right_of(self, path: str) -> int:
@@ -136,13 +173,14 @@ def run(tmp_path: Path, fakes: Fakes, **settings: Any) -> dict[str, Any]:
     raw = {
         "name": "fake",
         "storage": str(tmp_path),
-        "data": {"labeled": "l"},
+        "data": {"labeled": "l", **({"test": "t"} if fakes.has_test else {})},
         "teacher": {"model": "net0"},
         "students": students,
         **settings,
     }
     config = validate(RunConfig, raw)
-    result = self_train(config, RunLayout.of(config), fakes.stages())
+    outcome = self_train(config, RunLayout.of(config), fakes)
+    result = {**outcome.result, "best_bundle": outcome.best.path}
     assert json.loads(json.dumps(result)) == result
     assert result["config_hash"] == config_hash(config)
     return result
@@ -214,7 +252,7 @@ def test_a_refused_student_may_end_the_run(tmp_path: Path) -> None:
     result = run(tmp_path, fakes, accept={"otherwise": "stop"}, control=True)
     assert [g["generation"] for g in result["generations"]] == [0, 1]
     assert fakes.titles("fit") == ["gen-00 train", "gen-01 train", "control train"]
-    assert fakes.asked["fit"][2]["model"].model == "net1"  # the last student that was trained
+    assert fakes.asked["fit"][2]["step"].model.model == "net1"  # the last student that was trained
     assert result["status"] == "no_student_accepted"
     assert result["best_bundle"] == folder(tmp_path, "gen-00", "bundle")
 
@@ -237,9 +275,11 @@ def test_the_gate(tmp_path: Path, right: list[int], max_p: float, accepted: bool
 
 def test_images_are_paired_by_key(tmp_path: Path) -> None:
     class Shuffled(Fakes):
-        def evaluate(self, *args: Any, **kwargs: Any) -> Evaluation:
-            scored = super().evaluate(*args, **kwargs)
-            if "gen-01" not in kwargs["title"]:
+        def evaluate(
+            self, step: Score, config: EvaluateConfig, model: Bundle, corpus: Corpus
+        ) -> Evaluation:
+            scored = super().evaluate(step, config, model, corpus)
+            if step.generation != 1:
                 return scored
             # Other images first, and one that the teacher has not scored.
             keys, correct = (*scored.keys[::-1], "new"), (*scored.correct[::-1], True)
@@ -271,7 +311,7 @@ def test_students_get_what_was_selected_from_their_teacher_s_labels(tmp_path: Pa
     fakes = Fakes([20, 25, 30])
     run(tmp_path, fakes, seed=7)
     first, second, third = fakes.asked["fit"]
-    assert "pseudo" not in first
+    assert first["pseudo"] is None
     assert second["pseudo"].path == folder(tmp_path, "gen-01", "selection")
     assert third["pseudo"].path == folder(tmp_path, "gen-02", "selection")
     assert second["teacher"].path == folder(tmp_path, "gen-00", "bundle")
@@ -295,7 +335,7 @@ def test_seeds_differ_between_trainings_and_between_runs(tmp_path: Path) -> None
 def test_each_model_has_its_own_training_settings(tmp_path: Path) -> None:
     fakes = Fakes([20, 25])
     run(tmp_path, fakes, students=1, teacher={"model": "net0", "train": {"epochs": 3}})
-    epochs = [asked["train"].epochs for asked in fakes.asked["fit"]]
+    epochs = [asked["step"].train.epochs for asked in fakes.asked["fit"]]
     assert epochs == [3, 50]
 
 
@@ -307,12 +347,12 @@ def test_a_fine_tuned_student_learns_from_pseudo_labels_first_and_from_labels_la
     run(tmp_path, fakes, students=[student])
     assert fakes.titles("fit") == ["gen-00 train", "gen-01 pretrain", "gen-01 train"]
     _, first, last = fakes.asked["fit"]
-    assert (first["train"].lr, first["train"].labeled_weight) == (0.1, 0)
+    assert (first["step"].train.lr, first["step"].train.labeled_weight) == (0.1, 0)
     assert first["pseudo"].path == folder(tmp_path, "gen-01", "selection")
-    assert (last["train"].lr, last["train"].labeled_weight) == (0.01, 1)
+    assert (last["step"].train.lr, last["step"].train.labeled_weight) == (0.01, 1)
     assert last.get("pseudo") is None
-    assert last["teacher"].path == first["out"] != last["out"]
-    assert last["model"].init == "teacher"
+    assert last["teacher"].path == first["step"].out != last["step"].out
+    assert last["step"].model.init == "teacher"
 
 
 def test_the_teacher_is_noised_while_labeling_only_where_asked_for(tmp_path: Path) -> None:
@@ -348,16 +388,29 @@ def test_the_control_arm_is_the_last_student_without_pseudo_labels(tmp_path: Pat
     raw: dict[str, Any] = {"name": "fake", "storage": str(tmp_path), "data": {"labeled": "l"}}
     raw |= {"teacher": {"model": "big"}, "students": [student], "control": True}
     config = validate(RunConfig, raw)
-    self_train(config, RunLayout.of(config), fakes.stages())
+    self_train(config, RunLayout.of(config), fakes)
     control = fakes.asked["fit"][-1]
-    assert control["title"] == "control train"
-    assert "pseudo" not in control
-    assert "teacher" not in control
-    assert control["model"].init == "scratch"
-    assert control["model"].model == "big"
-    assert control["train"].epochs == 9
-    assert control["out"] == folder(tmp_path, "control", "bundle")
+    assert control["step"].title == "control train"
+    assert control["pseudo"] is None
+    assert control["teacher"] is None
+    assert control["step"].model.init == "scratch"
+    assert control["step"].model.model == "big"
+    assert control["step"].train.epochs == 9
+    assert control["step"].out == folder(tmp_path, "control", "bundle")
     assert control["provenance"]["role"] == "control"
+
+
+def test_the_control_arm_of_a_fine_tuned_student_takes_as_many_steps(tmp_path: Path) -> None:
+    fakes = Fakes([20, 25])
+    student = {"model": "net1", "init": "teacher", "finetune": {"lr": 0.01}}
+    run(tmp_path, fakes, students=[student], control=True)
+    assert fakes.titles("fit")[-2:] == ["control pretrain", "control train"]
+    *_, first, last = fakes.asked["fit"]
+    assert (first["pseudo"], first["teacher"], last["pseudo"]) == (None, None, None)
+    assert first["step"].model.init == "scratch"
+    assert first["step"].train.labeled_weight == 1  # the student's is 0
+    assert last["teacher"].path == first["step"].out
+    assert (first["step"].train.lr, last["step"].train.lr) == (0.05, 0.01)
 
 
 def test_a_control_arm_that_is_best_is_not_the_model(tmp_path: Path) -> None:
@@ -461,6 +514,15 @@ def test_the_result_says_what_the_design_says(tmp_path: Path) -> None:
     assert teacher["role"] == "teacher"
     assert teacher["pseudo_labels"] is None
     assert "label" not in teacher["seconds"]
+
+
+def test_labels_that_two_students_learn_from_are_paid_once(tmp_path: Path) -> None:
+    result = run(tmp_path, Fakes([20, 15, 30]))
+    paid = [row["seconds"].get("label") for row in result["generations"]]
+    assert paid == [None, 4.6, None]
+    rates = [row["images_per_second"].get("label") for row in result["generations"]]
+    assert rates == [None, 77.0, None]
+    assert result["generations"][2]["pseudo_labels"]["rows"] == 500
 
 
 def test_every_model_s_scores_lie_beside_it(tmp_path: Path) -> None:

@@ -126,14 +126,15 @@ def _work(config: RunConfig, layout: RunLayout) -> dict[str, Any]:
         from ns_ray.stages import open_stages
 
         check_models(config)
-        result = self_train(config, layout, open_stages(config, machine, metrics))
+        outcome = self_train(config, layout, open_stages(config, machine, metrics))
     metrics.close()
     if not local:
         for name in storage.list_files(scratch, recursive=True):
             data = storage.read_bytes(storage.join(scratch, name))
             storage.write_bytes(storage.join(layout.root, name), data)
-    publish_model(result.pop("best_bundle"), layout.model)
-    best = result["generations"][result["best_generation"]]
+    publish_model(outcome.best.path, layout.model)
+    result = dict(outcome.result)
+    best = outcome.result["generations"][outcome.result["best_generation"]]
     storage.write_bytes(
         storage.join(layout.model, "README.md"), scored_card(layout.model, best).encode()
     )

@@ -11,10 +11,20 @@ import pyarrow.compute as pc
 import yaml
 
 from ns_ray import storage
+from ns_ray.config import AcceptConfig, validate
 from ns_ray.errors import ConfigError, DataError
-from ns_ray.layout import CONTROL, RunLayout
+from ns_ray.layout import RunLayout, arm_name
 from ns_ray.schema import REJECTED_PREFIX
-from ns_ray.values import Corpus, PseudoLabels, Selection, open_corpus, open_labels, open_selection
+from ns_ray.steps import teachers
+from ns_ray.values import (
+    PROVENANCE,
+    Corpus,
+    PseudoLabels,
+    Selection,
+    open_corpus,
+    open_labels,
+    open_selection,
+)
 
 Array = np.ndarray[Any, Any]
 SPLITS = ("labeled", "unlabeled", "validation", "test")
@@ -49,29 +59,37 @@ class Model:
     """A trained model of the run: the first teacher, a student or the control arm.
 
     Attributes:
-        folder: `gen-00`, or `control`.
         row: its row of result.json.
         scores: its evaluation.json; empty where there is none.
     """
 
-    folder: str
     row: dict[str, Any]
     scores: dict[str, Any]
 
     @property
     def is_control(self) -> bool:
         """Whether this is the control arm."""
-        return self.folder == CONTROL
+        return self.kind == "control"
+
+    @property
+    def generation(self) -> int:
+        """0, 1, ...; CONTROL for the control arm."""
+        return int(self.row["generation"])
+
+    @property
+    def folder(self) -> str:
+        """`gen-00`, or `control`."""
+        return arm_name(self.generation)
 
     @property
     def name(self) -> str:
         """`generation 1`, or `control arm`."""
-        return "control arm" if self.is_control else f"generation {self.row['generation']}"
+        return "control arm" if self.is_control else f"generation {self.generation}"
 
     @property
     def kind(self) -> str:
         """`control`, `teacher` (the first one) or `student`."""
-        return "control" if self.is_control else str(self.row["role"])
+        return str(self.row["role"])
 
     def of(self, split: str) -> dict[str, Any]:
         """Scores on validation or test; empty where there are none."""
@@ -124,13 +142,13 @@ class Run:
     @cached_property
     def models(self) -> list[Model]:
         """The generations in order, then the control arm."""
-        rows = [(f"gen-{row['generation']:02d}", row) for row in self.result["generations"]]
+        rows = [*self.result["generations"]]
         if self.result.get("control"):
-            rows.append((CONTROL, self.result["control"]))
-        return [Model(folder, row, self._scores(folder)) for folder, row in rows]
+            rows.append(self.result["control"])
+        return [Model(row, self._scores(int(row["generation"]))) for row in rows]
 
-    def _scores(self, folder: str) -> dict[str, Any]:
-        path = storage.join(self.layout.root, folder, "evaluation.json")
+    def _scores(self, g: int) -> dict[str, Any]:
+        path = storage.join(self.layout.generation(g), "evaluation.json")
         return storage.read_json(path) if storage.exists(path) else {}
 
     @property
@@ -140,7 +158,7 @@ class Run:
 
     def provenance(self, model: Model) -> dict[str, Any]:
         """What its bundle says of where it came from; empty where it lies elsewhere."""
-        path = storage.join(self.layout.root, model.folder, "bundle", "ns_ray.json")
+        path = storage.join(self.layout.bundle(model.generation), PROVENANCE)
         return dict(storage.read_json(path)) if storage.exists(path) else {}
 
     @property
@@ -177,14 +195,18 @@ class Run:
     @cached_property
     def lessons(self) -> list[Lesson]:
         """One for each student."""
-        found = []
-        for g in range(1, len(self.result["generations"])):
-            selection = open_selection(self.layout.selection(g))
-            # Refused, a student's teacher teaches the next one too, from the labels that exist.
-            folder = selection.labels.rstrip("/").split("/")[-2]
-            labels = open_labels(storage.join(self.layout.root, folder, "pseudo_labels"))
-            found.append(Lesson(g, int(folder.removeprefix("gen-")) - 1, labels, selection))
-        return found
+        accept = validate(AcceptConfig, self.config["accept"])
+        students = self.result["generations"][1:]
+        taught_by = teachers([bool(row["accepted"]) for row in students], accept)
+        return [
+            Lesson(
+                generation=g,
+                teacher=teacher,
+                labels=open_labels(self.layout.pseudo_labels(teacher + 1)),
+                selection=open_selection(self.layout.selection(g)),
+            )
+            for g, teacher in enumerate(taught_by, start=1)
+        ]
 
     def corpus(self, split: str) -> Corpus | None:
         """Labeled, unlabeled, validation or test images; None where the run has none."""
@@ -202,16 +224,16 @@ class Run:
         return {}
 
     def _read_predictions(self, model: Model, split: str) -> Predictions | None:
-        done = storage.published(storage.join(self.layout.root, model.folder, "evaluation", split))
+        place = storage.join(self.layout.evaluation(model.generation), split)
+        done = storage.published(place)
         corpus = self.corpus(split)
         if done is None or corpus is None:
             return None
         tables = []
         files = {name.split(".", 1)[0]: name for name in done.files if _is_labels(name)}
         for shard, truth in corpus.scan(["key", "label"]):
-            path = (model.folder, "evaluation", split, files[shard.name])
             table = storage.read_table(
-                storage.join(self.layout.root, *path), ["key", "label", "confidence", "shard"]
+                storage.join(place, files[shard.name]), ["key", "label", "confidence", "shard"]
             )
             rows = pc.index_in(table["key"], value_set=truth["key"].combine_chunks())
             tables.append(table.append_column("truth", truth["label"].take(rows)))

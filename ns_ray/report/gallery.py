@@ -315,4 +315,4 @@ def of_run(run: Run) -> tuple[list[Gallery], list[Gallery]]:
 
 
 def _lesson_of(run: Run, student: Model) -> Lesson:
-    return run.lessons[int(student.row["generation"]) - 1]
+    return run.lessons[student.generation - 1]

@@ -80,7 +80,7 @@ def finished(run: Run) -> str:
     """When the last model was scored, `2026-11-25 01:54 UTC`."""
     times = []
     for model in run.models:
-        path = storage.join(run.layout.root, model.folder, "evaluation", run.split, storage.DONE)
+        path = storage.join(run.layout.evaluation(model.generation), run.split, storage.DONE)
         if storage.exists(path):
             times.append(str(storage.read_json(path).get("finished", "")))
     last = max(times, default="")
@@ -172,9 +172,7 @@ def accuracy_chart(
     run: Run, split: str, name: str = "accuracy", limits: tuple[float, float] | None = None
 ) -> Markup:
     """Accuracy per generation with intervals, and the control arm. Test is drawn solid."""
-    rows = [
-        ("control" if m.is_control else f"gen. {m.row['generation']}", m.kind) for m in run.models
-    ]
+    rows = [("control" if m.is_control else f"gen. {m.generation}", m.kind) for m in run.models]
     splits = {s: list(scores_of(run, s).values()) for s in dict.fromkeys((split, "validation"))}
     told = "; ".join(
         f"{model.name} {words.percent(score.value)}"
@@ -356,7 +354,7 @@ def stages(run: Run) -> dict[str, Any]:
         took = dict(model.row.get("seconds") or {})
         for split in ("validation", "test"):
             rates.setdefault(split, model.of(split).get("images_per_second"))
-        chosen = None if model.is_control else selected.get(model.row["generation"])
+        chosen = None if model.is_control else selected.get(model.generation)
         done = storage.published(chosen.path) if chosen else None
         if chosen and done and done.seconds:
             took["select"] = done.seconds

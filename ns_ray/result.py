@@ -1,0 +1,198 @@
+"""What came of a run: its models, and the `result.json` that is made of them."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TypedDict
+
+from ns_ray import storage
+from ns_ray.config import RunConfig
+from ns_ray.settings import config_hash
+from ns_ray.steps import Arm, Role
+from ns_ray.values import Bundle, Corpora, Evaluation, Facts, PseudoLabels, Selection
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What a student was taught.
+
+    Attributes:
+        teacher: generation of the model that labeled.
+        labels: its pseudo-labels of the pile.
+        selection: those of them that train the student.
+    """
+
+    teacher: int
+    labels: PseudoLabels
+    selection: Selection
+
+
+@dataclass(frozen=True)
+class Generation:
+    """A trained model: the first teacher, a student, or the control arm.
+
+    Attributes:
+        arm: its steps.
+        bundle: the model.
+        validation, test: its scores; those on test come last.
+        accepted: whether it may be served, and teach.
+        p_value: of a student, that it is no better than its teacher.
+        lesson: of a student.
+        robustness: its scores on damaged images, where they were asked for.
+    """
+
+    arm: Arm
+    bundle: Bundle
+    validation: Evaluation
+    accepted: bool
+    p_value: float | None = None
+    lesson: Lesson | None = None
+    test: Evaluation | None = None
+    robustness: Facts | None = None
+
+    @property
+    def generation(self) -> int:
+        """0, 1, ...; CONTROL for the control arm."""
+        return self.arm.generation
+
+    @property
+    def name(self) -> str:
+        """`gen-01` or `control`."""
+        return self.arm.name
+
+    def tested(self, test: Evaluation) -> "Generation":
+        """The same model with its scores on test images."""
+        return replace(self, test=test)
+
+    def damaged(self, robustness: Facts) -> "Generation":
+        """The same model with its scores on damaged images."""
+        return replace(self, robustness=robustness)
+
+
+class Counts(TypedDict):
+    """Pseudo-labels of a student: all, those kept, and those with copies."""
+
+    rows: int
+    kept: int
+    copies: int
+
+
+class Row(TypedDict):
+    """A model in result.json. Accuracies are fractions."""
+
+    generation: int
+    role: Role
+    model: str
+    parameters: int
+    val_top1: float
+    test_top1: float | None
+    scores: Mapping[str, Facts | None]
+    robustness: Facts | None
+    accepted: bool
+    p_value: float | None
+    pseudo_labels: Counts | None
+    seconds: dict[str, float]
+    images_per_second: dict[str, float]
+
+
+class Result(TypedDict):
+    """All of result.json."""
+
+    name: str
+    status: str
+    best_generation: int
+    model: str
+    generations: list[Row]
+    control: Row | None
+    data: Facts
+    versions: Mapping[str, str]
+    config_hash: str
+
+
+def result(
+    config: RunConfig,
+    model: str,
+    data: Corpora,
+    models: Sequence[Generation],
+    best: int,
+) -> Result:
+    """What `result.json` says.
+
+    Args:
+        config: the run.
+        model: folder of what is served.
+        data: its images.
+        models: the first teacher, the students, and the control arm where there is one.
+        best: generation of what is served.
+    """
+    generations = [g for g in models if g.arm.role != "control"]
+    control = [g for g in models if g.arm.role == "control"]
+    corpora = {name: corpus for name, corpus in vars(data).items() if corpus is not None}
+    accepted = any(g.accepted for g in generations[1:])
+    return {
+        "name": config.name,
+        "status": "done" if accepted else "no_student_accepted",
+        "best_generation": best,
+        "model": model,
+        "generations": [_row(g) for g in generations],
+        "control": _row(control[0]) if control else None,
+        "data": {
+            "classes": list(data.labeled.classes),
+            **{name: corpus.rows for name, corpus in corpora.items()},
+            "rejected": {name: dict(corpus.rejected) for name, corpus in corpora.items()},
+        },
+        "versions": storage.versions(),
+        "config_hash": config_hash(config),
+    }
+
+
+def _row(g: Generation) -> Row:
+    seconds = {"train": g.bundle.seconds, "validation": g.validation.seconds}
+    rates = {"train": g.bundle.images_per_second}
+    # A refused student's teacher has labeled already, and is not paid twice.
+    if g.lesson is not None and g.lesson.teacher == g.generation - 1:
+        seconds = {"label": g.lesson.labels.seconds, **seconds}
+        rates = {"label": g.lesson.labels.images_per_second, **rates}
+    if g.test is not None:
+        seconds["test"] = g.test.seconds
+    return {
+        "generation": g.generation,
+        "role": g.arm.role,
+        "model": g.arm.model.model or g.bundle.architecture,
+        "parameters": g.bundle.parameters,
+        "val_top1": g.validation.top1,
+        "test_top1": g.test.top1 if g.test else None,
+        "scores": {
+            "validation": _summary(g.validation.scores),
+            "test": _summary(g.test.scores) if g.test else None,
+        },
+        "robustness": None if g.robustness is None else robustness_summary(g.robustness),
+        "accepted": g.accepted,
+        "p_value": g.p_value,
+        "pseudo_labels": None
+        if g.lesson is None
+        else {
+            "rows": g.lesson.labels.rows,
+            "kept": g.lesson.selection.kept,
+            "copies": g.lesson.selection.copies,
+        },
+        "seconds": {name: round(value, 1) for name, value in seconds.items()},
+        "images_per_second": rates,
+    }
+
+
+def _summary(scores: Facts) -> Facts:
+    """The scores that are one number, and the interval of the accuracy."""
+    not_scores = ("rejected", "images_per_second")
+    return {
+        name: value
+        for name, value in scores.items()
+        if (isinstance(value, int | float) or name == "top1_interval") and name not in not_scores
+    }
+
+
+def robustness_summary(found: Facts) -> Facts:
+    """The numbers of a robustness result that stand alone, and the accuracy under attacks by
+    epsilon."""
+    numbers = {name: v for name, v in found.items() if isinstance(v, int | float | str)}
+    attacks = found.get("adversarial")
+    return {**numbers, **attacks} if isinstance(attacks, Mapping) else numbers

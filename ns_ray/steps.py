@@ -1,0 +1,311 @@
+"""The itinerary: which steps a run has, what each works on, and where its output lies.
+
+The driver takes these steps, `ns-ray plan` prices them, and `ns-ray status` looks for what they
+leave. Pure: it follows from the settings alone, and no file is read.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from ns_ray import storage
+from ns_ray.config import (
+    AcceptConfig,
+    ModelConfig,
+    RunConfig,
+    TrainConfig,
+    finetuning,
+    fixres_config,
+    pretraining,
+    train_config,
+)
+from ns_ray.layout import CONTROL, RunLayout, arm_name
+
+Role = Literal["teacher", "student", "control"]
+Split = Literal["labeled", "unlabeled", "validation", "test"]
+
+
+@dataclass(frozen=True)
+class Step:
+    """One thing that a run does.
+
+    Attributes:
+        id: names it, also in metrics.jsonl: `gen-01/train`. Unique in a run.
+        title: for people: `gen-01 train`.
+        out: folder of what it leaves.
+    """
+
+    id: str
+    title: str
+    out: str
+
+
+@dataclass(frozen=True)
+class Pack(Step):
+    """A set of images becomes a corpus."""
+
+    split: Split
+
+
+@dataclass(frozen=True)
+class Part:
+    """One training of a `Train` step: with `fixres` it has two.
+
+    Attributes:
+        title: for people: that of the step, and that of the second says `fixres`.
+        model: what is trained.
+        train: how.
+        pseudo: whether on pseudo-labeled images, too.
+        trained_groups: only the last groups of layers learn, this many; 0: all.
+    """
+
+    title: str
+    model: ModelConfig
+    train: TrainConfig
+    pseudo: bool
+    trained_groups: int
+
+
+@dataclass(frozen=True)
+class Train(Step):
+    """A model is trained.
+
+    Attributes:
+        generation: of the model; CONTROL for the control arm.
+        role: what the model is for.
+        model: architecture and start weights.
+        train: how, the model's own settings included.
+        pseudo: whether on pseudo-labeled images, too.
+        checkpoints: folder of what is kept while it is trained.
+    """
+
+    generation: int
+    role: Role
+    model: ModelConfig
+    train: TrainConfig
+    pseudo: bool
+    checkpoints: str
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """The training, and the fine-tuning at a higher resolution where there is one."""
+        first = Part(self.title, self.model, self.train, self.pseudo, 0)
+        finer = fixres_config(self.model, self.train)
+        if finer is None or self.model.fixres is None:
+            return (first,)
+        return (
+            first,
+            Part(f"{self.title} fixres", *finer, False, self.model.fixres.trained_groups),
+        )
+
+
+@dataclass(frozen=True)
+class Label(Step):
+    """The teacher of a generation labels the pile.
+
+    Attributes:
+        generation: of the first student that learns from these labels.
+        teacher: the model that labels, if every student is accepted.
+    """
+
+    generation: int
+    teacher: ModelConfig
+
+
+@dataclass(frozen=True)
+class Select(Step):
+    """Which pseudo-labeled images train the student of a generation."""
+
+    generation: int
+
+
+@dataclass(frozen=True)
+class Score(Step):
+    """A model is scored on validation or test images."""
+
+    generation: int
+    model: ModelConfig
+    split: Split
+
+
+@dataclass(frozen=True)
+class Robustness(Step):
+    """The models that matter are scored on damaged images; `out` is that of the first teacher."""
+
+
+@dataclass(frozen=True)
+class Publish(Step):
+    """The best model is copied to where it is served from."""
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A model of the run, and the steps that make and score it.
+
+    Attributes:
+        generation: 0, 1, ...; CONTROL for the control arm.
+        role: what it is for.
+        model: its settings.
+        trainings: none where the teacher is given, two with `finetune`: the second starts from
+            what the first has made.
+        validation, test: its scoring; no test where the run has no test images.
+    """
+
+    generation: int
+    role: Role
+    model: ModelConfig
+    trainings: tuple[Train, ...]
+    validation: Score
+    test: Score | None
+
+    @property
+    def name(self) -> str:
+        """`gen-01` or `control`."""
+        return arm_name(self.generation)
+
+
+@dataclass(frozen=True)
+class Student(Arm):
+    """A student, and how its lesson is made.
+
+    Attributes:
+        label: by the teacher of the generation before. A student that was refused leaves its
+            teacher in place, and the labels of that teacher where they are.
+        select: what this student learns from those labels.
+    """
+
+    label: Label
+    select: Select
+
+
+@dataclass(frozen=True)
+class Itinerary:
+    """All steps of a run."""
+
+    images: tuple[Pack, ...]
+    teacher: Arm
+    students: tuple[Student, ...]
+    control: Arm | None
+    robustness: Robustness | None
+    model: Publish
+
+    @property
+    def arms(self) -> tuple[Arm, ...]:
+        """The first teacher, the students, and the control arm where there is one."""
+        return (self.teacher, *self.students, *([self.control] if self.control else []))
+
+    def __iter__(self) -> Iterator[Step]:
+        """The steps, in the order in which they are taken."""
+        yield from self.images
+        for arm in self.arms:
+            if isinstance(arm, Student):
+                yield from (arm.label, arm.select)
+            yield from (*arm.trainings, arm.validation)
+        yield from (arm.test for arm in self.arms if arm.test)
+        if self.robustness:
+            yield self.robustness
+        yield self.model
+
+
+def steps(
+    config: RunConfig, layout: RunLayout | None = None, *, students: int | None = None
+) -> Itinerary:
+    """What a run consists of.
+
+    Args:
+        config: the run.
+        layout: where it lives; None: where the config says.
+        students: how many there were, in a run that has ended before the last of them. None: all.
+    """
+    layout = layout or RunLayout.of(config)
+    splits: list[Split] = ["validation", "labeled", "unlabeled"]
+    if config.data.test is not None:
+        splits.insert(1, "test")
+    models = config.students[:students]
+    make = _Maker(config, layout)
+    control = models[-1].model_copy(update={"init": "scratch"})
+    return Itinerary(
+        images=tuple(
+            Pack(f"corpora/{split}", f"{split} corpus", layout.corpus(split), split)
+            for split in splits
+        ),
+        teacher=make.arm(0, "teacher", config.teacher),
+        students=tuple(
+            make.student(g, model, (config.teacher, *models)[g - 1])
+            for g, model in enumerate(models, start=1)
+        ),
+        control=make.arm(CONTROL, "control", control) if config.control else None,
+        robustness=Robustness("robustness", "robustness", layout.robustness(arm_name(0)))
+        if config.evaluate.robustness
+        else None,
+        model=Publish("model", "model", layout.model),
+    )
+
+
+@dataclass(frozen=True)
+class _Maker:
+    config: RunConfig
+    layout: RunLayout
+
+    def arm(self, g: int, role: Role, model: ModelConfig) -> Arm:
+        test = self._score(g, model, "test") if self.config.data.test is not None else None
+        trainings = tuple(self._trainings(g, role, model))
+        return Arm(g, role, model, trainings, self._score(g, model, "validation"), test)
+
+    def student(self, g: int, model: ModelConfig, teacher: ModelConfig) -> Student:
+        name = arm_name(g)
+        label = Label(f"{name}/label", f"{name} label", self.layout.pseudo_labels(g), g, teacher)
+        select = Select(f"{name}/select", f"{name} select", self.layout.selection(g), g)
+        return Student(**vars(self.arm(g, "student", model)), label=label, select=select)
+
+    def _score(self, g: int, model: ModelConfig, split: Split) -> Score:
+        name, out = arm_name(g), storage.join(self.layout.evaluation(g), split)
+        return Score(f"{name}/{split}", f"{name} {split}", out, g, model, split)
+
+    def _trainings(self, g: int, role: Role, model: ModelConfig) -> Iterator[Train]:
+        if model.bundle is not None:
+            return
+        student = role == "student"
+        if model.finetune is None:
+            yield self._train("train", g, role, model, student)
+            return
+        # The control arm takes as many steps as the student: both parts, on labeled images.
+        first = pretraining(model, pseudo=student)
+        yield self._train("pretrain", g, role, first, student)
+        yield self._train("train", g, role, finetuning(model), False)
+
+    def _train(
+        self,
+        name: Literal["pretrain", "train"],
+        g: int,
+        role: Role,
+        model: ModelConfig,
+        pseudo: bool,
+    ) -> Train:
+        layout = self.layout
+        return Train(
+            id=f"{arm_name(g)}/{name}",
+            title=f"{arm_name(g)} {name}",
+            out=layout.bundle(g) if name == "train" else layout.pretrained(g),
+            generation=g,
+            role=role,
+            model=model,
+            train=train_config(self.config.train, model),
+            pseudo=pseudo,
+            checkpoints=layout.checkpoints(g),
+        )
+
+
+def teaches_next(accepted: bool, config: AcceptConfig) -> bool:
+    """Whether a student takes its teacher's place."""
+    return accepted or config.otherwise == "continue"
+
+
+def teachers(accepted: Sequence[bool], config: AcceptConfig) -> list[int]:
+    """Generation of the teacher of each student, from what became of the students in turn."""
+    found, teacher = [], 0
+    for g, student_accepted in enumerate(accepted, start=1):
+        found.append(teacher)
+        if teaches_next(student_accepted, config):
+            teacher = g
+    return found
