@@ -153,7 +153,7 @@ class ModelConfig(Settings):
     crop_pct: float | None = Field(default=None, gt=0, le=1)
     """Share of the short side that the evaluation crop keeps. null: the model's own."""
     init: Literal["scratch", "teacher"] = "scratch"
-    """teacher: start from the teacher's weights (same architecture only)."""
+    """teacher: start from the teacher's weights (students of the same architecture only)."""
     finetune: dict[str, Any] | None = None
     """Students only: train on pseudo-labels alone first, and then on labeled images alone with
     these overrides of `train`, such as {lr: 0.001}. null: on both jointly, as the paper has it."""
@@ -327,7 +327,8 @@ class RunConfig(Settings):
     train: TrainConfig = TrainConfig()
     accept: AcceptConfig = AcceptConfig()
     control: bool = False
-    """Also train the last student's architecture, steps and noise on labeled images only."""
+    """Also train the last student's architecture, steps and noise on labeled images only; in two
+    parts where it has `finetune`."""
     evaluate: EvaluateConfig = EvaluateConfig()
     resources: ResourcesConfig = ResourcesConfig()
 
@@ -335,6 +336,11 @@ class RunConfig(Settings):
     def _students_are_trained(self) -> "RunConfig":
         if self.teacher.finetune is not None:
             raise ValueError("teacher.finetune: a first teacher has no pseudo-labels; leave it out")
+        if self.teacher.init == "teacher":
+            raise ValueError(
+                "teacher.init=teacher: the first teacher has no teacher; use scratch, and "
+                "teacher.pretrained for start weights of your own"
+            )
         for i, student in enumerate(self.students):
             if student.bundle is not None:
                 raise ValueError(f"students.{i}.bundle: only the teacher can come as a bundle")

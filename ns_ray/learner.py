@@ -46,6 +46,8 @@ class Learner:
         precision: fp32 or bf16: what forward passes compute in, from the first step to the last.
         made_on: what the weights depend on besides settings and data, for each stretch of steps
             since it changed: device, workers, threads, from which step on the model is compiled.
+        seconds, waited: seconds of work behind the last checkpoint, by all attempts so far, and
+            those of them in which the model waited for images.
     """
 
     def __init__(self, job: Job, train: TrainConfig, corpus: Corpus, device: torch.device) -> None:
@@ -67,6 +69,7 @@ class Learner:
         self._normalize = Normalize(spec, device)
         self.precision = precision_for(train.precision, self.model, device)
         self.made_on: list[dict[str, Any]] = []
+        self.seconds = self.waited = 0.0
         self.optimizer = create_optimizer_v2(
             self.model,
             opt=train.optimizer,
@@ -162,6 +165,7 @@ class Learner:
             self.ema.module.load_state_dict(state["ema"])
             self.optimizer.load_state_dict(state["optimizer"])
             self.precision, self.made_on = state["precision"], state["made_on"]
+            self.seconds, self.waited = state["seconds"], state["waited"]
             step = int(state["step"])
         else:
             bf16 = of_rank_0(float(self.precision == "bf16"), world, self._device)
@@ -185,8 +189,8 @@ class Learner:
         """Write down what else the weights depend on from here on."""
         self.made_on[-1].update(facts)
 
-    def checkpoint(self, step: int) -> None:
-        """Save all that the steps from here on depend on."""
+    def checkpoint(self, step: int, *, seconds: float, waited: float) -> None:
+        """Save all that the steps from here on depend on, and how long those before took."""
         state = {
             "step": step,
             "model": self.model.state_dict(),
@@ -194,6 +198,8 @@ class Learner:
             "optimizer": self.optimizer.state_dict(),
             "precision": self.precision,
             "made_on": self.made_on,
+            "seconds": seconds,
+            "waited": waited,
         }
         buffer = io.BytesIO()
         torch.save(state, buffer)

@@ -46,7 +46,7 @@ def train_model(job: Job, tell: Tell) -> None:
     model: Any = learner.model
     if world > 1:
         model = ray.train.torch.prepare_model(model, move_to_device=False)
-    report = Report(tell, job, train, rank, world, first, loader)
+    report = Report(tell, job, train, rank, world, first, loader, learner)
     compiling = Compiling(learner.model, train, job.steps, first, world, device)
     if train.compile == "always":
         learner.note(compiled_from=first)
@@ -73,7 +73,7 @@ def train_model(job: Job, tell: Tell) -> None:
             if done % train.log_steps == 0 or done == job.steps:
                 checkpoint_due = report.send(done, learner.optimizer.param_groups[0]["lr"])
                 if checkpoint_due and done < job.steps and rank == 0:
-                    learner.checkpoint(done)
+                    learner.checkpoint(done, seconds=report.seconds, waited=report.waited)
     if rank == 0:
         learner.publish(corpus.classes, report.facts())
     if world > 1:
@@ -133,8 +133,10 @@ class Report:
         world: int,
         first: int,
         loader: Loader,
+        learner: Learner,
     ) -> None:
         self._tell, self._job, self._train, self._loader = tell, job, train, loader
+        self._before = (learner.seconds, learner.waited)
         self._rank, self._world, self._first = rank, world, first
         self._sums: torch.Tensor | None = None
         self._sent_step = first
@@ -183,13 +185,24 @@ class Report:
             self._saved = now
         return bool(due)
 
+    @property
+    def seconds(self) -> float:
+        """What the steps so far have taken, by earlier attempts too; not what they did after their
+        last checkpoint, which is lost."""
+        return self._before[0] + time.monotonic() - self._started
+
+    @property
+    def waited(self) -> float:
+        """Those of these seconds in which the model waited for images."""
+        return self._before[1] + self._loader.waited
+
     def facts(self) -> dict[str, Any]:
         """Seconds, rate and waiting of this training, for the bundle."""
-        seconds = time.monotonic() - self._started
+        seconds = self.seconds
         return {
             "seconds": round(seconds + float(self._job.provenance.get("seconds", 0.0)), 3),
-            "images_per_second": round(self._images(self._job.steps - self._first) / seconds, 1),
-            "seconds_waited": round(self._loader.waited, 3),
+            "images_per_second": round(self._images(self._job.steps) / seconds, 1),
+            "seconds_waited": round(self.waited, 3),
         }
 
     def _images(self, steps: int) -> int:

@@ -19,7 +19,7 @@ from ray.util.queue import Empty, Queue
 
 from ns_ray import storage
 from ns_ray.config import ModelConfig, TrainConfig, fixres_config
-from ns_ray.errors import NsRayError, StageError
+from ns_ray.errors import ConfigError, NsRayError, StageError
 from ns_ray.job import Job, Tell, lane_sizes, total_steps
 from ns_ray.log import Meter, progress, say
 from ns_ray.resources import Workers
@@ -62,10 +62,15 @@ def fit(
         metrics: called with (step, values) as they come.
 
     Raises:
-        ConfigError: the batch cannot be shared among the workers, or the model cannot be built.
+        ConfigError: the batch cannot be shared among the workers, the model cannot be built, or it
+            is to start from a teacher and there is none.
         StageError: training failed or diverged. Running it again continues.
     """
     lane_sizes(train, workers.count, pseudo is not None)
+    if model.init == "teacher" and teacher is None:
+        raise ConfigError(
+            f"{title}: init=teacher, but there is no teacher to start from; use scratch"
+        )
     start_from = teacher.path if model.init == "teacher" and teacher is not None else None
     inputs = {
         "labeled": labeled.fingerprint,

@@ -131,6 +131,7 @@ def test_later_overrides_win_and_leave_the_rest() -> None:
         ("select.per_class=0", "per_class must be at least 1"),
         ("students.0.bundle=x", "either `model`"),
         ("students.0={bundle: x}", "students.0.bundle: only the teacher"),
+        ("teacher.init=teacher", "the first teacher has no teacher; use scratch"),
         ("students.0.train.epoch=3", "unknown setting 'epoch' (did you mean 'epochs'?)"),
         ("students.0.train.noise.flop=3", "unknown setting 'noise.flop' (did you mean 'flip'?)"),
         ("train.noise.crop_scale=[0.9, 0.1]", "0 < low <= high <= 1"),

@@ -228,6 +228,26 @@ def test_a_killed_worker_is_replaced_and_the_weights_are_the_same(
         assert torch.equal(weights, alone.weights[name]), name
 
 
+def test_a_resumed_training_reports_what_all_attempts_took(data: Data, tmp_path: Path) -> None:
+    here = Workers(count=1, cpus=1.0, gpus=0.0, loaders=0, in_process=True)
+
+    def stop(step: int) -> None:
+        if step == STEPS // 2:
+            raise RuntimeError("stopped")
+
+    with pytest.raises(StageError, match="stopped"):
+        fit(data, tmp_path, here, on_row=stop)
+    (path,) = (tmp_path / "checkpoints").rglob("last.pt")
+    state = torch.load(path, weights_only=True)
+    assert state["seconds"] > 0
+    torch.save({**state, "seconds": 1000.0, "waited": 500.0}, path)
+    facts = open_bundle(fit(data, tmp_path, here).out).provenance
+    assert facts["seconds"] > 1000
+    assert facts["seconds_waited"] >= 500
+    # All 16 images of all 10 steps, in all these seconds.
+    assert facts["images_per_second"] == pytest.approx(160 / facts["seconds"], abs=0.05)
+
+
 def test_what_is_trained_is_not_trained_again(
     alone: Trained, data: Data, ray_local: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,6 +1,7 @@
 """The stages one by one, as `ns-ray VERB`, each on what the one before left."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ from tiny import flat_folder, folder_per_class, write_config
 from typer.testing import CliRunner
 
 from ns_ray.commands import app
-from ns_ray.values import open_corpus, open_labels, open_selection
+from ns_ray.values import open_bundle, open_corpus, open_labels, open_selection
 
 pytestmark = pytest.mark.ray
 
@@ -56,6 +57,37 @@ def test_label_select_train_evaluate(work: Path, tmp_path: Path) -> None:
     assert "on 30 images" in text
     scores = json.loads((tmp_path / "s" / "evaluation.json").read_text())
     assert 0.0 <= scores["top1"] <= 1.0
+
+
+def test_a_student_alone_starts_from_its_teacher_and_is_fine_tuned(
+    work: Path, tmp_path: Path
+) -> None:
+    teacher, labels, selection = (tmp_path / n for n in ("teacher", "labels", "selection"))
+    shutil.copytree(work / "teacher", teacher)
+    call("label", "--bundle", teacher, "--data", work / "packed", "--out", labels)
+    call("select", "--labels", labels, "--out", selection, "--set", "select.threshold=0.0")
+    train = [
+        *("train", "--config", str(work / "run.yaml"), "--selection", str(selection)),
+        *("--set", "train.epochs=1", "--set", "students.0.init=teacher"),
+    ]
+    call(*train, "--out", tmp_path / "one")
+    found = open_bundle(str(tmp_path / "one")).provenance
+    assert found["teacher"] == open_bundle(str(teacher)).fingerprint
+    assert found["pseudo"] == open_selection(str(selection)).fingerprint
+
+    call(*train, "--set", "students.0.finetune={lr: 0.01}", "--out", tmp_path / "two")
+    tuned = open_bundle(str(tmp_path / "two")).provenance
+    first = open_bundle(str(tmp_path / "two" / "work" / "gen-01" / "pretrained"))
+    assert first.provenance["teacher"] == found["teacher"]
+    assert first.provenance["pseudo"] == found["pseudo"]
+    assert tuned["teacher"] == first.fingerprint
+    assert "pseudo" not in tuned
+
+    shutil.rmtree(teacher)
+    refused = CliRunner().invoke(app, [*train, "--out", str(tmp_path / "three")])
+    assert refused.exit_code == 2
+    assert "students.0.init=teacher" in refused.output
+    assert "students.0.init=scratch" in " ".join(refused.output.split())
 
 
 def test_a_packed_corpus_is_labeled_and_scored_where_it_is(work: Path, tmp_path: Path) -> None:

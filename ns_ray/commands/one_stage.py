@@ -3,6 +3,7 @@
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -13,19 +14,18 @@ from ns_ray.config import (
     DataConfig,
     EvaluateConfig,
     LabelConfig,
-    ModelConfig,
     PredictConfig,
     ResourcesConfig,
     RunConfig,
     SelectConfig,
     Settings,
-    train_config,
 )
-from ns_ray.errors import ConfigError
+from ns_ray.errors import ConfigError, NsRayError
 from ns_ray.layout import RunLayout
 from ns_ray.log import say
 from ns_ray.resources import Machine, Pool
 from ns_ray.settings import load_either, parse_sections
+from ns_ray.steps import Arm, steps
 from ns_ray.values import Bundle as Model
 from ns_ray.values import Corpus, Selection, open_bundle, open_labels, open_selection
 
@@ -141,13 +141,16 @@ def train(
     """Train one model on labeled images and, if given, on selected pseudo-labeled ones."""
     settings = load_either(config, recipe, set_)
     chosen = None if selection is None else open_selection(selection)
-    model = settings.teacher if chosen is None else settings.students[0]
-    if model.bundle is not None:
+    place = storage.absolute(out)
+    plan = steps(settings, RunLayout(storage.join(place, "work")))
+    arm = plan.teacher if chosen is None else plan.students[0]
+    if not arm.trainings:
         raise ConfigError(
-            f"teacher.bundle={model.bundle}: there is nothing to train; set a `model`"
+            f"teacher.bundle={arm.model.bundle}: there is nothing to train; set a `model`"
         )
+    teacher = _teacher(chosen) if chosen and arm.model.init == "teacher" else None
     with _ray(settings.resources) as machine:
-        trained = _fit(settings, model, chosen, machine, storage.absolute(out))
+        trained = _fit(settings, arm, chosen, teacher, machine, place)
     say(f"{trained.path}: {trained.parameters:,} parameters")
 
 
@@ -195,26 +198,44 @@ def _scores(
     return scores
 
 
-def _fit(
-    settings: RunConfig, model: ModelConfig, chosen: Selection | None, machine: Machine, out: str
-) -> Model:
-    from ns_ray.ingest import ingest
-    from ns_ray.train import fit
+def _teacher(selection: Selection) -> Model:
+    """The model whose labels were selected from."""
+    try:
+        return open_bundle(open_labels(selection.labels).teacher)
+    except NsRayError as error:
+        raise ConfigError(
+            f"students.0.init=teacher: the teacher of {selection.path} cannot be opened "
+            f"({error}); put it back, or set students.0.init=scratch"
+        ) from None
 
+
+def _fit(
+    settings: RunConfig,
+    arm: Arm,
+    chosen: Selection | None,
+    teacher: Model | None,
+    machine: Machine,
+    out: str,
+) -> Model:
+    """The trainings of one model of a run; the last one leaves its bundle in `out`."""
+    from ns_ray.ingest import ingest
+    from ns_ray.selftrain import train_model
+    from ns_ray.stages import open_stages
+
+    trainings = [
+        replace(step, title=step.title.removeprefix(f"{arm.name} ")) for step in arm.trainings
+    ]
+    trainings[-1] = replace(trainings[-1], out=out)
     layout = RunLayout(storage.join(out, "work"))
     data = ingest(settings.data, seed=settings.seed, out=layout, pile=False)
-    return fit(
-        model,
-        train_config(settings.train, model),
+    return train_model(
+        settings,
+        open_stages(settings, machine),
+        trainings,
         labeled=data.labeled,
-        pseudo=chosen,
         seed=settings.seed,
-        workers=resources.workers(settings.resources, machine),
-        max_failures=settings.resources.max_failures,
-        checkpoints=storage.join(out, "work", "checkpoints"),
-        out=out,
-        title="train",
-        provenance={"run": settings.name, "role": "trained", "model": model.model},
+        pseudo=chosen,
+        teacher=teacher,
     )
 
 
