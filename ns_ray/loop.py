@@ -198,11 +198,11 @@ class Report:
 
     def facts(self) -> dict[str, Any]:
         """Seconds, rate and waiting of this training, for the bundle."""
-        seconds = self.seconds
+        before = self._job.provenance  # that of the training, where this is its fine-tuning
         return {
-            "seconds": round(seconds + float(self._job.provenance.get("seconds", 0.0)), 3),
-            "images_per_second": round(self._images(self._job.steps) / seconds, 1),
-            "seconds_waited": round(self.waited, 3),
+            "seconds": round(self.seconds + before.get("seconds", 0.0), 3),
+            "images_per_second": round(self._images(self._job.steps) / self.seconds, 1),
+            "seconds_waited": round(self.waited + before.get("seconds_waited", 0.0), 3),
         }
 
     def _images(self, steps: int) -> int:

@@ -67,58 +67,78 @@ def fit(
         StageError: training failed or diverged. Running it again continues.
     """
     lane_sizes(train, workers.count, pseudo is not None)
-    if model.init == "teacher" and teacher is None:
+    job = _job(
+        (model, train), (labeled, pseudo, _start(model, teacher, title)), workers, seed, provenance
+    )
+    folder = storage.join(checkpoints, job.fingerprint)
+    job = replace(job, out=out, checkpoint=storage.join(folder, "last.pt"))
+    if storage.already(out, job.fingerprint) is not None:
+        return open_bundle(out)
+    finer = fixres_config(model, train)
+    if finer is not None:
+        lane_sizes(finer[1], workers.count, False)
+        trained = storage.join(folder, "trained")
+        if storage.already(trained, job.fingerprint) is None:
+            _train(replace(job, out=trained), workers, max_failures, title, metrics)
+        metrics = _after(job.steps, metrics)
+        job, title = _fine_tuning(job, *finer, trained, labeled.rows), f"{title} fixres"
+    _train(job, workers, max_failures, title, metrics)
+    return open_bundle(out)
+
+
+def _start(model: ModelConfig, teacher: Bundle | None, title: str) -> Bundle | None:
+    """The bundle whose weights a model starts from."""
+    if model.init != "teacher":
+        return None
+    if teacher is None:
         raise ConfigError(
             f"{title}: init=teacher, but there is no teacher to start from; use scratch"
         )
-    start_from = teacher.path if model.init == "teacher" and teacher is not None else None
+    return teacher
+
+
+def _job(
+    model: tuple[ModelConfig, TrainConfig],
+    data: tuple[Corpus, Selection | None, Bundle | None],
+    workers: Workers,
+    seed: int,
+    provenance: Mapping[str, Any],
+) -> Job:
+    """A training as plain values, but for the places that it writes to."""
+    labeled, pseudo, start = data
     inputs = {
-        "labeled": labeled.fingerprint,
-        "pseudo": pseudo.fingerprint if pseudo else None,
-        "teacher": teacher.fingerprint if start_from and teacher else None,
+        name: made.fingerprint if made else None
+        for name, made in zip(("labeled", "pseudo", "teacher"), data, strict=True)
     }
-    settings = [model.model_dump(mode="json"), train.model_dump(mode="json")]
-    fingerprint = storage.fingerprint("train", settings, inputs, seed)
-    if storage.already(out, fingerprint) is not None:
-        return open_bundle(out)
-    steps = total_steps(train, labeled.rows)
-    job = Job(
+    settings = [config.model_dump(mode="json") for config in model]
+    steps = total_steps(model[1], labeled.rows)
+    return Job(
         model=settings[0],
         train=settings[1],
         labeled=labeled.path,
         selection=pseudo.path if pseudo else None,
         soft=bool(pseudo and pseudo.facts.get("targets", "soft") == "soft"),
         temperature=float(pseudo.facts.get("temperature", 1.0)) if pseudo else 1.0,
-        start_from=start_from,
+        start_from=start.path if start else None,
         seed=seed,
-        out=out,
-        checkpoint=storage.join(checkpoints, fingerprint, "last.pt"),
-        fingerprint=fingerprint,
+        out="",
+        checkpoint="",
+        fingerprint=storage.fingerprint("train", settings, inputs, seed),
         steps=steps,
         loaders=workers.loaders,
         in_turn=workers.in_turn,
         threads=max(1, int(workers.cpus)),
-        accumulate=train.accumulate,
+        accumulate=model[1].accumulate,
         trained_groups=0,
         provenance={**provenance, **{k: v for k, v in inputs.items() if v}, "steps": steps},
     )
-    finer = fixres_config(model, train)
-    if finer is not None:
-        lane_sizes(finer[1], workers.count, False)
-        trained = storage.join(checkpoints, fingerprint, "trained")
-        if storage.already(trained, fingerprint) is None:
-            _train(replace(job, out=trained), workers, max_failures, title, metrics)
-        job, title = _fine_tuning(job, *finer, trained, labeled.rows), f"{title} fixres"
-        metrics = _after(steps, metrics)
-    _train(job, workers, max_failures, title, metrics)
-    return open_bundle(out)
 
 
 def _fine_tuning(job: Job, model: ModelConfig, train: TrainConfig, start: str, rows: int) -> Job:
     """What comes after a training: fewer layers, larger and clean labeled images."""
     assert model.fixres is not None
     trained = open_bundle(start).provenance
-    before = float(trained.get("seconds", 0.0))
+    before = {name: trained[name] for name in ("seconds", "seconds_waited")}
     if train.precision == "auto":  # one training, one precision
         train = train.model_copy(update={"precision": trained["precision"]})
     steps = total_steps(train, rows)
@@ -132,7 +152,7 @@ def _fine_tuning(job: Job, model: ModelConfig, train: TrainConfig, start: str, r
         steps=steps,
         accumulate=train.accumulate,
         trained_groups=model.fixres.trained_groups,
-        provenance={**job.provenance, "fixres_steps": steps, "seconds": before},
+        provenance={**job.provenance, "fixres_steps": steps, **before},
     )
 
 
