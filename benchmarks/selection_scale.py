@@ -93,9 +93,9 @@ def measure(rows: int, per_file: int, cpus: int) -> dict[str, float]:
     """Select from that many rows; seconds, and MiB of the driver and of the largest task."""
     import ray
 
-    from ns_ray import selection
+    from ns_ray import selection, tasks
 
-    selection.SMALL_ROWS = selection.SMALL_FILES = 0  # tasks for any number of rows
+    tasks.TASK = 0.0  # Ray tasks for any number of rows
     with tempfile.TemporaryDirectory() as folder:
         subprocess.run(  # so that the driver's peak is not that of writing the labels
             [*again(rows, per_file), "--write", folder], check=True
@@ -105,10 +105,10 @@ def measure(rows: int, per_file: int, cpus: int) -> dict[str, float]:
         peak, start = Peak(), time.monotonic()
         chosen = selection.select(SelectConfig(), labels, seed=0, out=f"{folder}/selection")
         seconds = time.monotonic() - start
-        tasks = peak.stop()
+        largest = peak.stop()
         ray.shutdown()
     driver = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return {"seconds": seconds, "driver": driver, "tasks": tasks, "kept": chosen.kept}
+    return {"seconds": seconds, "driver": driver, "tasks": largest, "kept": chosen.kept}
 
 
 def machine(cpus: int) -> str:

@@ -12,12 +12,31 @@ A message names the value, what is allowed, and the setting to change.
 
 import difflib
 from collections.abc import Iterable
+from typing import Any
 
 
 class NsRayError(Exception):
-    """Base of all errors a user can cause or meet."""
+    """Base of all errors a user can cause or meet. They travel between processes whole: with their
+    attributes, and without what Ray adds to the texts of those who pass through it."""
 
     exit_code = 70
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+
+    def __str__(self) -> str:
+        return self.message
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _arrived, (type(self), self.args, vars(self))
+
+
+def _arrived(kind: type[NsRayError], args: tuple[Any, ...], said: dict[str, Any]) -> NsRayError:
+    """An error as it was, whatever its class asks for to make a new one."""
+    error = kind.__new__(kind, *args)
+    vars(error).update(said)
+    return error
 
 
 class ConfigError(NsRayError):
@@ -39,9 +58,6 @@ class ImageError(DataError):
         super().__init__(f"{reason}: {detail}" if detail else reason)
         self.reason = reason
         self.detail = detail
-
-    def __reduce__(self) -> tuple[type["ImageError"], tuple[str, str]]:
-        return type(self), (self.reason, self.detail)
 
 
 class StageError(NsRayError):

@@ -6,7 +6,6 @@ import numpy as np
 import pyarrow.compute as pc
 
 from ns_ray import metrics, storage
-from ns_ray.bundle import class_map
 from ns_ray.config import EvaluateConfig, PredictConfig
 from ns_ray.inference import infer
 from ns_ray.resources import Pool
@@ -38,6 +37,8 @@ def evaluate(
     Raises:
         DataError: the corpus has no labels, or classes that the model doesn't know.
     """
+    from ns_ray.bundle import class_map  # imports torch
+
     classes = class_map(model, corpus.classes, corpus.path)
     names = corpus.classes if config.subset else model.classes
     classes_of = np.arange(len(classes)) if config.subset else classes

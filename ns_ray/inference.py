@@ -18,24 +18,19 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import ray
 
-from ns_ray import errors, storage
+from ns_ray import storage, tasks
 from ns_ray.config import NoiseConfig, PredictConfig
-from ns_ray.errors import ImageError, NsRayError, StageError
+from ns_ray.errors import ImageError, StageError
 from ns_ray.log import progress, say
 from ns_ray.metrics import among_classes
 from ns_ray.resources import Pool
 from ns_ray.schema import REJECTED, REJECTED_PREFIX, labels_table, part_name
 from ns_ray.values import Corpus, Shard, open_corpus
 
-FEW_SHARDS = 4
-"""Up to this many shards go through one Ray task: a Ray Data job and its actors take seconds to
-start."""
-DRIVER_SHARDS = 64
-"""Up to this many are done in the driver's process, where that is on the machine with the model: it
-has imported already what an actor would import for seconds. Larger piles get an actor of their own,
-which may die without taking the run with it."""
+SECONDS_PER_IMAGE = 0.9e-3
+"""What labeling takes in one process with a small model, or on a GPU: about a minute for 64 shards.
+A large model on CPUs takes ten times as long, here as in an actor."""
 
 TASKS_PER_ACTOR = 20
 """A task takes several shards where there are very many: the driver hands out a limited number of
@@ -107,13 +102,13 @@ class ShardPredictor:
         """One row per shard: shard, rows, rejected, waited (seconds), began and ended (seconds
         since the epoch), engine (JSON). The next shard is read while one is predicted."""
         with ThreadPoolExecutor(1, thread_name_prefix="read") as reader:
-            coming = [reader.submit(self._read, names[0])]
+            coming = [reader.submit(tasks.patiently, self._read, names[0])]
             for index, name in enumerate(names):
                 began, waited_before = time.time(), self._predictor.waited
                 table = coming.pop().result()
                 waited = time.time() - began
                 if index + 1 < len(names):
-                    coming.append(reader.submit(self._read, names[index + 1]))
+                    coming.append(reader.submit(tasks.patiently, self._read, names[index + 1]))
                 rows, rejected = self._label(name, table)
                 choice = self._predictor.choice
                 yield {
@@ -153,9 +148,9 @@ class ShardPredictor:
             ]
             path = REJECTED_PREFIX + part_name(name, self._fingerprint)
             table = pa.Table.from_pylist(rejected, REJECTED)
-            storage.write_table(storage.join(self._out, path), table)
+            tasks.patiently(storage.write_table, storage.join(self._out, path), table)
         path = storage.join(self._out, part_name(name, self._fingerprint))
-        storage.write_table(path, labels)
+        tasks.patiently(storage.write_table, path, labels)
         return len(keys), len(bad)
 
 
@@ -261,9 +256,9 @@ def steady_rate(spans: list[tuple[float, float, int]], actors: int) -> float | N
     return done / (last - first) if last > first else None
 
 
-def in_process(pool: Pool, shards: int) -> bool:
-    """Whether the driver's process takes so few shards itself, without Ray."""
-    return pool.in_process and shards <= DRIVER_SHARDS
+def seconds(images: int) -> float:
+    """What labeling takes in one process, the model's loading not counted."""
+    return images * SECONDS_PER_IMAGE
 
 
 def _run(
@@ -272,48 +267,28 @@ def _run(
     """A row of counts as each shard is finished.
 
     Raises:
+        NsRayError: of ours, as an actor raised it.
         StageError: actors kept failing.
     """
     names = [shard.name for shard in shards]
-    try:
-        if in_process(pool, len(names)):
-            yield from _predict_shards(arguments, names)
-            return
-        if len(names) <= FEW_SHARDS:
-            task = ray.remote(lambda: list(_predict_shards(arguments, names)))
-            yield from ray.get(task.options(num_cpus=pool.cpus, num_gpus=pool.gpus).remote())
-            return
-        per_task = max(1, len(names) // (TASKS_PER_ACTOR * pool.actors))
-        dataset = ray.data.from_items(
-            [{"shard": name} for name in names], override_num_blocks=-(-len(names) // per_task)
-        )
-        dataset.context.raise_original_map_exception = True
-        labeled = dataset.map_batches(
-            ShardPredictor,
-            fn_constructor_kwargs=arguments,
-            batch_size=per_task,
-            compute=ray.data.ActorPoolStrategy(size=min(pool.actors, len(names))),
-            num_cpus=pool.cpus,
-            num_gpus=pool.gpus or None,
-        )
-        yield from labeled.iter_rows()
-    except ray.exceptions.RayError as error:
-        raise explain(error, title) from error
+    if tasks.done_here(seconds(sum(shard.rows for shard in shards)), pool):
+        try:
+            yield from ShardPredictor(**arguments).each(names)
+        except OSError as error:
+            raise tasks.ours(error, title) from error
+        return
+    import ray.data
 
-
-def explain(error: Exception, title: str) -> NsRayError:
-    """The error of ours that an actor raised, or a StageError that quotes the actor."""
-    cause = getattr(error, "cause", None)
-    if cause is not None:  # Ray Data appends lines of its own to the message
-        name, text = type(cause).__name__, (str(cause).strip().splitlines() or [""])[0]
-    else:  # an actor that could not even start, or was lost: only a text is left
-        reason = str(error).strip().splitlines()[-1]
-        name, _, text = reason.removeprefix("ns_ray.errors.").partition(": ")
-    kind = getattr(errors, name, None)
-    if isinstance(kind, type) and issubclass(kind, NsRayError):
-        return kind(text)
-    return StageError(f"{title} failed: {name}: {text}; run the same command again")
-
-
-def _predict_shards(arguments: dict[str, Any], names: list[str]) -> Iterator[dict[str, Any]]:
-    yield from ShardPredictor(**arguments).each(names)
+    per_task = max(1, len(names) // (TASKS_PER_ACTOR * pool.actors))
+    dataset = ray.data.from_items(
+        [{"shard": name} for name in names], override_num_blocks=-(-len(names) // per_task)
+    )
+    labeled = dataset.map_batches(
+        ShardPredictor,
+        fn_constructor_kwargs=arguments,
+        batch_size=per_task,
+        compute=ray.data.ActorPoolStrategy(size=min(pool.actors, len(names))),
+        num_cpus=pool.cpus,
+        num_gpus=pool.gpus or None,
+    )
+    yield from tasks.stream(labeled, title)

@@ -17,6 +17,7 @@ from ns_ray.errors import ConfigError, StageError, first_line
 from ns_ray.log import say
 from ns_ray.resources import cpus
 from ns_ray.serving import ServeConfig, build_app
+from ns_ray.tasks import ours
 
 Ingress = Literal["auto", "haproxy", "proxy"]
 
@@ -131,11 +132,14 @@ def _start(config: ServeConfig, host: str, port: int) -> None:
     Raises:
         StageError: it doesn't.
     """
+    from ray import exceptions
     from ray import serve as ray_serve
 
     try:
         ray_serve.start(http_options={"host": host, "port": port}, proxy_location="HeadOnly")
         ray_serve.run(build_app(config), name=APP, route_prefix="/")
+    except exceptions.RayError as error:
+        raise ours(error, "starting the server") from error
     except (RuntimeError, TimeoutError) as error:
         raise StageError(f"the server did not start: {first_line(error)}") from error
 

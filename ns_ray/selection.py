@@ -4,68 +4,36 @@
     pass 2..    a narrower histogram, as long as policy.py cannot tell where a class is cut
     last pass   one file of kept rows and their copies per corpus shard
 
-Each pass runs over batches of label files in Ray tasks; what comes back is counts, never rows, so
-the driver needs the same memory for a thousand rows as for a billion. Few labels are selected in
-this process by the same functions; for more, the caller has started Ray (runtime.py). Knows
-nothing about images or models.
+Each pass (passes.py) runs over batches of label files, in Ray tasks where they are many; what comes
+back is counts, never rows, so the driver needs the same memory for a thousand rows as for a
+billion. Knows nothing about images or models.
 """
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import nullcontext
 from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 from rich.table import Table
 
-from ns_ray import log, policy, storage
+from ns_ray import log, passes, policy, storage, tasks
 from ns_ray.config import SelectConfig
-from ns_ray.errors import DataError, NsRayError, StageError
-from ns_ray.schema import FORMAT, SELECTION, hash_keys, part_name
+from ns_ray.errors import DataError
+from ns_ray.passes import Batch, LabelFile, Write, Written
+from ns_ray.schema import FORMAT
 from ns_ray.values import PseudoLabels, Selection, open_selection
 
-SMALL_FILES, SMALL_ROWS = 64, 100_000
-"""Up to this many label files, or rows, are selected without Ray: starting it costs more."""
+SECONDS_PER_FILE, SECONDS_PER_ROW = 5e-3, 6e-7
+"""What the passes over label files take in one process (measured: 489 files of 1,024 rows in 2.4 s,
+10 of 100,000 in 0.65 s)."""
 BATCH_FILES, BATCH_ROWS = 64, 1_000_000
 """Most label files, and about the most rows, that one task handles."""
 SHOWN_CLASSES = 30
 """Most classes that are printed one by one."""
-ROW_GROUP = 65_536
-HASH_SALT, SHARE_SALT = 0x53454C454354, 0x5348415245
-"""Set these hashes, and those of the share of the pile, apart from other stages' hashes."""
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class LabelFile:
-    """The pseudo-labels of one corpus shard."""
-
-    shard: str
-    path: str
-
-
-Batch = list[LabelFile]
-
-
-@dataclass(frozen=True)
-class Written:
-    """What a task wrote.
-
-    Attributes:
-        copies: corpus shard name -> rows, copies counted.
-        files: names of the files.
-        kept_per_class: int64 [classes].
-        copies_per_class: int64 [classes], copies counted.
-    """
-
-    copies: dict[str, int]
-    files: list[str]
-    kept_per_class: policy.Ints
-    copies_per_class: policy.Ints
 
 
 def select(
@@ -105,10 +73,10 @@ def select(
     statistics = _statistics(config, labels, seed)
     if kept_from is None:
         plan = _plan(config, labels, statistics, seed)
-        write = partial(_select_file, config, plan, seed)
+        write = partial(passes.selected, config, plan, seed)
     else:
         plan = None
-        write = partial(_reassign_file, _same_corpus(kept_from, labels))
+        write = partial(passes.reassigned, _same_corpus(kept_from, labels))
     written = _write(labels, write, out, fingerprint)
     facts = _facts(config, labels, statistics, plan, written, labeled_counts)
     facts |= {"seed": seed, "reassigned": kept_from.path if kept_from else None}
@@ -176,7 +144,7 @@ def _statistics(config: SelectConfig, labels: PseudoLabels, seed: int) -> policy
     """Pass 1."""
     classes = len(labels.classes)
     statistics = policy.Statistics(classes)
-    for part in _each(partial(_count, config, classes, seed), labels, "select: count"):
+    for part in _each(partial(passes.count, config, classes, seed), labels, "select: count"):
         statistics.add(part)
     return statistics
 
@@ -201,7 +169,7 @@ def _plan(
     cut = policy.first_cut(counts, target)
     while cut.open:
         narrower = np.zeros_like(counts)
-        work = partial(_count_cut, config, cut, len(labels.classes), seed)
+        work = partial(passes.count_cut, config, cut, len(labels.classes), seed)
         for tally in _each(work, labels, f"select: cut {cut.level}"):
             tally.add_to(narrower)
         cut = policy.narrow(cut, narrower)
@@ -210,13 +178,13 @@ def _plan(
 
 def _write(
     labels: PseudoLabels,
-    write: Callable[[pa.Table, LabelFile], pa.Table],
+    write: Write,
     out: str,
     fingerprint: str,
 ) -> Written:
     """The last pass: a file per corpus shard."""
     classes = len(labels.classes)
-    work = partial(_write_batch, write, classes, out, fingerprint)
+    work = partial(passes.write, write, classes, out, fingerprint)
     total = Written({}, [], np.zeros(classes, np.int64), np.zeros(classes, np.int64))
     for part in _each(work, labels, "select: write"):
         total.copies.update(part.copies)
@@ -278,152 +246,23 @@ def _facts(
     }
 
 
-# ------------------------------------------------------------- what tasks do to their batch
-
-
-def _count(config: SelectConfig, classes: int, seed: int, batch: Batch) -> policy.Counted:
-    table = _read(batch, ["key"] * (config.share < 1) + ["label", "confidence"])
-    return policy.count(*_columns(_candidates(config, seed, table), classes), config.threshold)
-
-
-def _count_cut(
-    config: SelectConfig, cut: policy.Cut, classes: int, seed: int, batch: Batch
-) -> policy.Tally:
-    table = _read(batch, ["key"] * (cut.needs_hashes or config.share < 1) + ["label", "confidence"])
-    table = _candidates(config, seed, table)
-    labels, confidence = _columns(table, classes)
-    rows = cut.rows(labels, confidence)
-    hashes = _hashes(table, rows, seed)[rows] if cut.needs_hashes else None
-    return cut.count(labels[rows], policy.rank(confidence[rows], hashes))
-
-
-def _write_batch(
-    write: Callable[[pa.Table, LabelFile], pa.Table],
-    classes: int,
-    out: str,
-    fingerprint: str,
-    batch: Batch,
-) -> Written:
-    done = Written({}, [], np.zeros(classes, np.int64), np.zeros(classes, np.int64))
-    for file in batch:
-        name = part_name(file.shard, fingerprint)
-        path = storage.join(out, name)
-        if storage.exists(path):  # by an earlier, interrupted run: a file is whole or not there
-            table = storage.read_table(path, ["label", "copies"])
-        else:
-            table = write(_read([file], ["key", "label", "confidence"]), file)
-            storage.write_table(path, table, ROW_GROUP)
-        labels, copies = _numpy(table, "label"), _numpy(table, "copies").astype(np.int64)
-        done.files.append(name)
-        done.copies[file.shard] = int(copies.sum())
-        done.kept_per_class[:] += np.bincount(labels, minlength=classes)
-        np.add.at(done.copies_per_class, labels, copies)
-    return done
-
-
-def _candidates(config: SelectConfig, seed: int, table: pa.Table) -> pa.Table:
-    """Rows that are not too confident, and in the drawn share of the pile."""
-    if config.max_confidence < 1:
-        table = table.filter(pc.less_equal(table["confidence"], np.float32(config.max_confidence)))
-    if config.share < 1:
-        drawn = hash_keys(table["key"], seed ^ SHARE_SALT) < np.uint64(config.share * 2.0**64)
-        table = table.filter(pa.array(drawn))
-    return table
-
-
-def _select_file(
-    config: SelectConfig, plan: policy.Plan, seed: int, table: pa.Table, file: LabelFile
-) -> pa.Table:
-    table = _candidates(config, seed, table)
-    labels, confidence = _columns(table, len(plan.lowest))
-    hashes = _hashes(table, plan.needs_hash(labels, confidence), seed)
-    copies = plan.apply(labels, confidence, hashes)
-    return _selected(table.filter(pa.array(copies > 0)), copies[copies > 0], file)
-
-
-def _reassign_file(previous: Selection, table: pa.Table, file: LabelFile) -> pa.Table:
-    if file.shard not in previous.files:
-        return SELECTION.empty_table()
-    kept = previous.read(file.shard, ["key", "copies"])
-    rows = pc.index_in(kept["key"], value_set=table["key"].combine_chunks())
-    if rows.null_count:
-        key = kept["key"].filter(pc.is_null(rows))[0].as_py()
-        raise DataError(
-            f"select.reassign: key {key!r} of {previous.path} has no pseudo-label in {file.path}; "
-            "label the same corpus, or set select.reassign=false"
-        )
-    return _selected(table.take(rows), _numpy(kept, "copies"), file)
-
-
-def _selected(table: pa.Table, copies: policy.Array, file: LabelFile) -> pa.Table:
-    columns = [
-        *(table["key"], table["label"], table["confidence"]),
-        pa.array(copies.astype(np.int32)),
-        pa.array([file.shard] * table.num_rows, pa.string()),
-    ]
-    return pa.Table.from_arrays(columns, schema=SELECTION)
-
-
-def _read(batch: Batch, columns: list[str]) -> pa.Table:
-    tables = []
-    for file in batch:
-        try:
-            tables.append(storage.read_table(file.path, columns))
-        except (pa.ArrowInvalid, FileNotFoundError) as error:
-            raise DataError(
-                f"pseudo-labels {file.path} cannot be read ({error}); label again"
-            ) from None
-    return pa.concat_tables(tables)
-
-
-def _columns(table: pa.Table, classes: int) -> tuple[policy.Array, policy.Array]:
-    """Labels int32 [n] and confidences float32 [n].
-
-    Raises:
-        DataError: a label is no class, or a confidence is not a number.
-    """
-    labels, confidence = _numpy(table, "label"), _numpy(table, "confidence")
-    if len(labels) and not (labels.min() >= 0 and labels.max() < classes):
-        raise DataError(
-            f"pseudo-labels hold class {labels.max()} or {labels.min()}; there are {classes}, "
-            f"from 0 to {classes - 1}; label again"
-        )
-    if not np.isfinite(confidence).all():
-        raise DataError("a pseudo-label has a confidence that is not a number; check the teacher")
-    return labels, confidence
-
-
-def _numpy(table: pa.Table, column: str) -> policy.Array:
-    return np.asarray(table[column].to_numpy())
-
-
-def _hashes(table: pa.Table, rows: policy.Mask, seed: int) -> policy.Hashes:
-    """Hashes uint64 [n] of some rows, 0 for the others: hashing is the only work done per row in
-    Python."""
-    hashes = np.zeros(table.num_rows, np.uint64)
-    if rows.any():
-        hashes[rows] = hash_keys(table["key"].filter(pa.array(rows)), seed ^ HASH_SALT)
-    return hashes
-
-
-# ---------------------------------------------------------------------- here, or in Ray tasks
+# -------------------------------------------------------------------- over all label files
 
 
 def _each(work: Callable[[Batch], T], labels: PseudoLabels, title: str) -> Iterator[T]:
     """`work` on every batch of label files, in any order."""
     batches = _batches(labels)
-    if in_process(labels):
-        yield from map(work, batches)
-    else:
-        with log.progress(title, len(labels.files), "label files") as meter:
-            for size, result in _in_tasks(work, batches):
-                meter.add(size)
-                yield result
+    here = tasks.done_here(seconds(labels))
+    with nullcontext() if here else log.progress(title, len(labels.files), "label files") as meter:
+        for n, result in tasks.each(work, [(batch,) for batch in batches], here=here, doing=title):
+            if meter is not None:
+                meter.add(len(batches[n]))
+            yield result
 
 
-def in_process(labels: PseudoLabels) -> bool:
-    """Whether there are so few labels that Ray isn't needed."""
-    return len(labels.files) <= SMALL_FILES or labels.rows <= SMALL_ROWS
+def seconds(labels: PseudoLabels) -> float:
+    """What selecting takes in one process."""
+    return len(labels.files) * SECONDS_PER_FILE + labels.rows * SECONDS_PER_ROW
 
 
 def _batches(labels: PseudoLabels) -> list[Batch]:
@@ -434,37 +273,3 @@ def _batches(labels: PseudoLabels) -> list[Batch]:
     rows_per_file = max(labels.rows // max(len(files), 1), 1)
     size = min(BATCH_FILES, max(BATCH_ROWS // rows_per_file, 1))
     return [files[i : i + size] for i in range(0, len(files), size)]
-
-
-def _in_tasks(work: Callable[[Batch], T], batches: list[Batch]) -> Iterator[tuple[int, T]]:
-    """Number of files and result of every batch, as the tasks finish; a bounded number of tasks
-    waits or runs, and a task whose node is lost runs again."""
-    import ray  # `in_process` does without
-
-    task = ray.remote(num_cpus=1)(_call)
-    shared = ray.put(work)
-    in_flight = 8 + 2 * int(ray.cluster_resources().get("CPU", 1))
-    waiting = iter(batches)
-    running: dict[Any, int] = {}
-    try:
-        while True:
-            while len(running) < in_flight and (batch := next(waiting, None)) is not None:
-                running[task.remote(shared, batch)] = len(batch)
-            if not running:
-                return
-            ready, _ = ray.wait(list(running))
-            for done in ready:
-                yield running.pop(done), ray.get(done)
-    except ray.exceptions.RayTaskError as error:
-        if isinstance(error.cause, NsRayError):
-            raise error.cause from None
-        raise StageError(f"select: a task failed: {error.cause!r}") from None
-    except ray.exceptions.RayError as error:
-        raise StageError(f"select: a task failed: {error}") from None
-    finally:
-        for task_left in running:
-            ray.cancel(task_left)
-
-
-def _call(work: Callable[[Batch], T], batch: Batch) -> T:
-    return work(batch)

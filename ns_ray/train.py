@@ -17,9 +17,9 @@ import ray.train.torch
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.util.queue import Empty, Queue
 
-from ns_ray import storage
+from ns_ray import storage, tasks
 from ns_ray.config import ModelConfig, TrainConfig, fixres_config
-from ns_ray.errors import ConfigError, NsRayError, StageError
+from ns_ray.errors import ConfigError
 from ns_ray.job import Job, Tell, lane_sizes, total_steps
 from ns_ray.log import Meter, progress, say
 from ns_ray.resources import Workers
@@ -170,10 +170,8 @@ def _train(
         if workers.in_process:
             try:
                 _trainer(job, workers, show).fit()
-            except NsRayError:
-                raise
             except Exception as error:
-                raise _stage_error(error, job) from error
+                raise tasks.ours(error, f"training {job.out}") from error
             return
         rows: Queue = Queue(actor_options={"num_cpus": 0})
         watcher = threading.Thread(target=_watch, args=(rows, show), daemon=True)
@@ -183,9 +181,9 @@ def _train(
                 try:
                     _trainer(job, workers, rows.put).fit()
                     return
-                except ray.train.TrainingFailedError as error:
-                    if not _lost_worker(error) or 0 <= max_failures <= attempt:
-                        raise _explain(error, job) from error
+                except (ray.train.TrainingFailedError, ray.exceptions.RayError) as error:
+                    if not tasks.lost(error) or 0 <= max_failures <= attempt:
+                        raise tasks.ours(error, f"training {job.out}") from error
                     say(f"{title}: lost a worker; going on from the last checkpoint")
         finally:
             rows.put(None)
@@ -217,23 +215,6 @@ def _trainer(job: Job, workers: Workers, tell: Tell) -> ray.train.torch.TorchTra
             storage_path=storage.join(job.checkpoint.rsplit("/", 2)[0], "ray"),
             failure_config=FailureConfig(max_failures=0),
         ),
-    )
-
-
-def _failures(error: Exception) -> list[BaseException]:
-    """What went wrong in each worker."""
-    found = getattr(error, "worker_failures", None) or {}
-    # A worker that no longer answers is wrapped in a failed health check.
-    failures = [getattr(failure, "health_check_failure", failure) for failure in found.values()]
-    return failures or [getattr(error, "controller_failure", error)]
-
-
-def _lost_worker(error: Exception) -> bool:
-    """Whether a process or node died, rather than code of ours failing, be it in a Ray task."""
-    return any(
-        isinstance(failure, ray.exceptions.RayError)
-        and not isinstance(failure, ray.exceptions.RayTaskError)
-        for failure in _failures(error)
     )
 
 
@@ -270,19 +251,3 @@ def _watch(rows: Queue, show: _Show) -> None:
         if row is None:
             return
         show(row)
-
-
-def _explain(error: Exception, job: Job) -> NsRayError:
-    """The error of ours that a worker raised, or a StageError that quotes the worker."""
-    for failure in _failures(error):
-        if isinstance(failure, NsRayError):
-            return failure
-    return _stage_error(_failures(error)[0], job)
-
-
-def _stage_error(error: BaseException, job: Job) -> StageError:
-    text = str(error).strip().splitlines()
-    reason = text[-1] if text else type(error).__name__
-    return StageError(
-        f"training {job.out} failed: {reason}; run the same command again to continue"
-    )

@@ -29,9 +29,10 @@ ROWS: tuple[frozenset[str], ...] = (
     frozenset(
         {
             *("images", "augment", "pretrained", "models"),
-            *("losses", "metrics", "policy", "rows", "cost"),
+            *("losses", "metrics", "policy", "passes", "rows", "cost"),
         }
     ),
+    frozenset({"tasks"}),
     frozenset({"job", "engines", "bundle", "predictor"}),
     frozenset({"sources", "spans", "chunks", "packing", "adopting", "ingest"}),
     frozenset({"inference", "loader", "learner", "loop"}),
@@ -54,11 +55,15 @@ ROWS: tuple[frozenset[str], ...] = (
 PLAIN = ROWS[0] | ROWS[1] | ROWS[2]
 """Values and contracts: importable without torch and ray."""
 
-LIGHT = PLAIN | {"report", "commands", "launch", "run"}
-"""Importable without torch and ray: a report is made again on any machine, and what a command says
-of its options, or of a mistake in them, is said at once."""
+LIGHT = PLAIN | {
+    *("report", "commands", "launch", "run"),
+    *("tasks", "sources", "packing", "ingest", "policy", "passes", "selection"),
+    *("inference", "pseudo_label", "evaluate"),
+}
+"""Importable without torch and ray: a report is made again on any machine; what a command says of
+its options, or of a mistake in them, is said at once; and stages start quickly in a Ray task."""
 
-RAY_BELOW_THE_STAGES = {"packing", "ingest", "inference", "loader", "loop"}
+RAY_BELOW_THE_STAGES = {"tasks", "packing", "ingest", "inference", "loader", "loop"}
 MAY_IMPORT_RAY = (
     STAGES | RAY_BELOW_THE_STAGES | {"robustness", "serving", "runtime", "launch", "commands"}
 )

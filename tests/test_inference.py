@@ -30,6 +30,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.slow]
 SHARDS, ROWS = 6, 60
 BROKEN = 4
 POOL = Pool(actors=2, cpus=1.0, gpus=0.0)
+HERE = Pool(actors=1, cpus=1.0, gpus=0.0, in_process=True)
 
 Label = Callable[..., PseudoLabels]
 
@@ -73,13 +74,15 @@ def pile(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
         column = table.schema.get_field_index("image")
         table = table.set_column(column, table.schema.field("image"), pa.array(images, pa.binary()))
         storage.write_table(path, table)
-    assert len(corpus.shards) == SHARDS > inference.FEW_SHARDS
+    assert len(corpus.shards) == SHARDS
     return corpus
 
 
-def label(teacher: Bundle, pile: Corpus, out: Path, **settings: Any) -> PseudoLabels:
+def label(
+    teacher: Bundle, pile: Corpus, out: Path, pool: Pool = POOL, **settings: Any
+) -> PseudoLabels:
     config = LabelConfig(batch_size=4, **settings)
-    return pseudo_label(config, teacher, pile, pool=POOL, out=str(out), title="label")
+    return pseudo_label(config, teacher, pile, pool=pool, out=str(out), title="label")
 
 
 @pytest.fixture(scope="module")
@@ -121,15 +124,10 @@ def test_every_image_is_labeled_or_listed_with_a_reason(
         np.testing.assert_allclose(probs.max(axis=1), table["confidence"].to_numpy(), atol=1e-3)
 
 
-def test_one_task_labels_like_a_pool_of_actors(
-    streamed: PseudoLabels,
-    teacher: Bundle,
-    pile: Corpus,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+def test_this_process_labels_like_a_pool_of_actors(
+    streamed: PseudoLabels, teacher: Bundle, pile: Corpus, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(inference, "FEW_SHARDS", SHARDS)
-    alone = label(teacher, pile, tmp_path / "labels")
+    alone = label(teacher, pile, tmp_path / "labels", HERE)
     assert alone.files == streamed.files
     assert rows(alone) == rows(streamed)
     assert rejected(alone) == rejected(streamed)
@@ -178,14 +176,9 @@ def test_nothing_is_lost_or_doubled_when_an_actor_is_killed(
 
 
 def test_many_classes_are_stored_sparsely(
-    streamed: PseudoLabels,
-    teacher: Bundle,
-    pile: Corpus,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    streamed: PseudoLabels, teacher: Bundle, pile: Corpus, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(inference, "FEW_SHARDS", SHARDS)
-    sparse = label(teacher, pile, tmp_path / "labels", dense_classes=2, top_k=2)
+    sparse = label(teacher, pile, tmp_path / "labels", HERE, dense_classes=2, top_k=2)
     assert sparse.fingerprint != streamed.fingerprint
     assert sparse.facts["top_k"] == 2
     for shard in pile.shards:
@@ -199,32 +192,27 @@ def test_many_classes_are_stored_sparsely(
         )
 
 
-@pytest.mark.parametrize("few", [0, SHARDS], ids=["actors", "task"])
+@pytest.mark.parametrize("pool", [POOL, HERE], ids=["actors", "here"])
 def test_a_damaged_teacher_is_named(
-    few: int,
-    teacher: Bundle,
-    pile: Corpus,
-    ray_local: Any,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    pool: Pool, teacher: Bundle, pile: Corpus, ray_local: Any, tmp_path: Path
 ) -> None:
     for name in storage.list_files(teacher.path):
         storage.write_bytes(f"{tmp_path}/bad/{name}", storage.read_bytes(f"{teacher.path}/{name}"))
     with (tmp_path / "bad" / "model.safetensors").open("ab") as file:
         file.write(b"more")
-    monkeypatch.setattr(inference, "FEW_SHARDS", few)
     with pytest.raises(DataError, match=r"model.safetensors is not the file ns_ray.json names"):
-        label(values.open_bundle(f"{tmp_path}/bad"), pile, tmp_path / "labels")
+        label(values.open_bundle(f"{tmp_path}/bad"), pile, tmp_path / "labels", pool)
     assert not (tmp_path / "labels" / storage.DONE).exists()
 
 
+@pytest.mark.parametrize("pool", [POOL, HERE], ids=["actors", "here"])
 def test_a_shard_that_has_gone_is_named(
-    teacher: Bundle, pile: Corpus, ray_local: Any, tmp_path: Path
+    pool: Pool, teacher: Bundle, pile: Corpus, ray_local: Any, tmp_path: Path
 ) -> None:
     shutil.copytree(pile.path, tmp_path / "corpus")
     corpus = open_corpus(f"{tmp_path}/corpus")
     gone = corpus.shards[3].file
     (tmp_path / "corpus" / gone).unlink()
     with pytest.raises(StageError, match=rf"label failed: .*{gone}") as caught:
-        label(teacher, corpus, tmp_path / "labels")
+        label(teacher, corpus, tmp_path / "labels", pool)
     assert "\n" not in str(caught.value)

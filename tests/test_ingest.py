@@ -11,7 +11,7 @@ from broken_files import jpeg, write_pile
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ns_ray import chunks, packing, schema, spans, storage
+from ns_ray import chunks, packing, schema, spans, storage, tasks
 from ns_ray.config import DataConfig
 from ns_ray.errors import ConfigError, DataError, StageError
 from ns_ray.ingest import adopt, ingest, pack, split
@@ -92,7 +92,7 @@ def test_a_corpus_holds_the_original_files(tmp_path: Path) -> None:
 def test_a_pile_with_broken_files_is_packed_and_the_broken_are_listed(
     tmp_path: Path, ray_local: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(packing, "INLINE_BYTES", 0)
+    monkeypatch.setattr(tasks, "TASK", 0.0)
     good, bad = write_pile(tmp_path / "pile", good=480)
     corpus = pack(str(tmp_path / "pile"), out=str(tmp_path / "out"), classes=(), rows_per_shard=100)
     assert len(bad) / (len(good) + len(bad)) == pytest.approx(0.02, abs=0.001)
@@ -112,7 +112,7 @@ def test_ray_and_one_process_write_the_same_files(
     source = fill(tmp_path / "set", {"a": 20, "b": 20})
     (source / "a" / "bad.jpg").write_bytes(b"no")
     here = pack(str(source), out=str(tmp_path / "here"), rows_per_shard=7)
-    monkeypatch.setattr(packing, "INLINE_BYTES", 0)
+    monkeypatch.setattr(tasks, "TASK", 0.0)
     there = pack(str(source), out=str(tmp_path / "there"), rows_per_shard=7)
     assert here.fingerprint == there.fingerprint
     names = storage.list_files(here.path)
@@ -127,7 +127,7 @@ def test_ray_and_one_process_write_the_same_files(
 def test_errors_of_a_task_reach_the_user_as_they_are(
     tmp_path: Path, ray_local: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(packing, "INLINE_BYTES", 0)
+    monkeypatch.setattr(tasks, "TASK", 0.0)
     source = fill(tmp_path / "set", {"a": 4})
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match="cannot write"):
@@ -150,6 +150,7 @@ def test_an_unfinished_packing_continues(tmp_path: Path, monkeypatch: pytest.Mon
         return work(job, index, items)
 
     monkeypatch.setattr(packing, "pack_chunk", interrupted)
+    monkeypatch.setattr(tasks, "WAITS", ())
     with pytest.raises(StageError, match=r"storage is gone.*same command continues"):
         pack(str(tmp_path / "pile"), out=out, rows_per_shard=10, max_rejected=0.5)
     with pytest.raises(DataError, match="not a packed corpus"):
@@ -518,7 +519,7 @@ def test_a_run_goes_on_without_reading_the_packed_corpora_again(tmp_path: Path) 
 def test_a_leak_is_found_and_left_out_in_tasks(
     tmp_path: Path, ray_local: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(packing, "INLINE_BYTES", 0)
+    monkeypatch.setattr(tasks, "TASK", 0.0)
     monkeypatch.setattr(spans, "SCAN_ROWS", 4)
     train = fill(tmp_path / "train", {"a": 9, "b": 6})
     source = fill(tmp_path / "pile", {"x": 20}, start=100)

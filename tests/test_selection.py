@@ -7,9 +7,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from ns_ray import log, selection, storage
+from ns_ray import log, selection, storage, tasks
 from ns_ray.config import SelectConfig
-from ns_ray.errors import DataError, StageError
+from ns_ray.errors import DataError
 from ns_ray.schema import SELECTION, labels_table, part_name
 from ns_ray.selection import select, selection_table
 from ns_ray.values import PseudoLabels, Selection, open_labels, open_selection
@@ -252,8 +252,7 @@ def test_ray_tasks_select_the_same_rows(
     probs, config = make_probs(600), SelectConfig(per_class=80)
     labels = make_labels(tmp_path / "labels", probs, 7)
     here = select(config, labels, seed=0, out=str(tmp_path / "here"))
-    monkeypatch.setattr(selection, "SMALL_FILES", 0)
-    monkeypatch.setattr(selection, "SMALL_ROWS", 0)
+    monkeypatch.setattr(tasks, "TASK", 0.0)
     monkeypatch.setattr(selection, "BATCH_FILES", 2)
     monkeypatch.setattr(selection, "_show", lambda _: None)
     there = select(config, labels, seed=0, out=str(tmp_path / "there"))
@@ -265,10 +264,3 @@ def test_ray_tasks_select_the_same_rows(
     with pytest.raises(DataError, match=r"shard-00003\.\w+\.parquet cannot be read") as error:
         select(config, labels, seed=1, out=str(tmp_path / "error"))
     assert "Traceback" not in str(error.value)
-
-
-@pytest.mark.ray
-def test_a_failing_task_is_a_stage_error(ray_local: Any) -> None:
-    batches = [[selection.LabelFile("a", "a")]] * 3
-    with pytest.raises(StageError, match=r"select: a task failed: ZeroDivisionError"):
-        list(selection._in_tasks(lambda batch: 1 // (len(batch) - 1), batches))

@@ -1,6 +1,7 @@
 """Training on a real, small cluster: shared among workers, killed, and gone wrong."""
 
 import platform
+import shutil
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,12 @@ from tiny import COLORS, MODEL, RUN, flat_folder, folder_per_class, processes
 from ns_ray import loader, schema, storage, train
 from ns_ray.bundle import load
 from ns_ray.config import ModelConfig, NoiseConfig, SelectConfig, TrainConfig, fixres_config
-from ns_ray.errors import ConfigError, StageError
+from ns_ray.errors import ConfigError, ImageError, StageError
 from ns_ray.packing import pack
 from ns_ray.resources import Workers
 from ns_ray.rows import Sizes, batches
 from ns_ray.selection import select
-from ns_ray.values import Corpus, Selection, open_bundle, open_labels
+from ns_ray.values import Corpus, Selection, open_bundle, open_corpus, open_labels
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -273,6 +274,23 @@ def test_a_diverging_training_names_the_setting_and_is_not_retried(
         fit(data, tmp_path, lr=1e30)
     assert "\n" not in str(caught.value)
     assert len(attempts) == 1
+
+
+@pytest.mark.parametrize("in_process", [True, False])
+def test_an_image_that_has_broken_is_named_in_one_line(
+    in_process: bool, data: Data, ray_local: Any, tmp_path: Path
+) -> None:
+    shutil.copytree(data.labeled.path, tmp_path / "corpus")
+    broken = open_corpus(f"{tmp_path}/corpus")
+    for shard in broken.shards:
+        table = broken.read(shard)
+        images = [image[: len(image) // 2] for image in table["image"].to_pylist()]
+        column = table.schema.get_field_index("image")
+        table = table.set_column(column, table.schema.field("image"), pa.array(images, pa.binary()))
+        storage.write_table(f"{tmp_path}/corpus/{shard.file}", table)
+    workers = replace(ONE, in_process=in_process)
+    with pytest.raises(ImageError, match=r"^truncated: [^\n]*$"):
+        fit(replace(data, labeled=broken), tmp_path, workers)
 
 
 @pytest.mark.parametrize(

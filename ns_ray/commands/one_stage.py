@@ -26,6 +26,7 @@ from ns_ray.log import say
 from ns_ray.resources import Machine, Pool
 from ns_ray.settings import load_either, parse_sections
 from ns_ray.steps import Arm, steps
+from ns_ray.tasks import done_here
 from ns_ray.values import Bundle as Model
 from ns_ray.values import Corpus, Selection, open_bundle, open_labels, open_selection
 
@@ -116,10 +117,10 @@ def select(
     """Choose which pseudo-labeled images train a student, and how many copies of each."""
     settings = parse_sections(SelectSettings, set_)
     found, place = open_labels(labels), storage.absolute(out)
-    from ns_ray.selection import in_process
+    from ns_ray.selection import seconds
     from ns_ray.selection import select as select_rows
 
-    with nullcontext() if in_process(found) else _ray(settings.resources):
+    with nullcontext() if done_here(seconds(found)) else _ray(settings.resources):
         chosen = select_rows(settings.select, found, seed=seed, out=place)
     say(f"{place}: {chosen.kept:,} images, {chosen.copies:,} with copies")
 
@@ -261,7 +262,7 @@ def _inference(
     from ns_ray.runtime import local_machine, prepare
 
     prepare()
-    from ns_ray.inference import in_process
+    from ns_ray.inference import seconds
     from ns_ray.ingest import adopt
     from ns_ray.sources import list_source
 
@@ -271,7 +272,7 @@ def _inference(
     here = local_machine()
     if adopted and here and not ray:
         pool = resources.pool(config, here)
-        if in_process(pool, len(adopted.shards)):
+        if done_here(seconds(adopted.rows), pool):
             yield adopted, pool
             return
     with _ray(config) as machine:

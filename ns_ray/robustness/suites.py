@@ -12,13 +12,11 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
-import ray
 
-from ns_ray import storage
+from ns_ray import storage, tasks
 from ns_ray.bundle import class_map
 from ns_ray.config import EvaluateConfig, PredictConfig, RobustnessConfig
 from ns_ray.errors import DataError, StageError
-from ns_ray.inference import explain
 from ns_ray.log import progress, say
 from ns_ray.resources import Pool
 from ns_ray.robustness import scores
@@ -28,9 +26,8 @@ from ns_ray.robustness.work import END, Job, Make, Row, Scorer, make
 from ns_ray.schema import hash_keys
 from ns_ray.values import Bundle, Corpus, open_bundle
 
-FEW_PICTURES = 20_000
-"""Up to this many pictures, times models, are done in the driver's process where that is on the
-machine with the models: tasks and actors take seconds to start."""
+SECONDS_PER_PICTURE = 3e-3
+"""What making a picture and a forward pass take in one process with a small model, or on a GPU."""
 
 
 def evaluate_robustness(
@@ -269,37 +266,35 @@ def _rows(job: Job, todo: list[int], pool: Pool, title: str, total: int) -> Iter
     Raises:
         StageError: tasks or actors kept failing.
     """
-    if total <= FEW_PICTURES and pool.in_process:
+    if tasks.done_here(total * SECONDS_PER_PICTURE, pool):
         scorer = Scorer(job, total)
         for i in todo:
             for made in make(i, job):
                 yield from scorer.score(made)
         return
-    try:
-        dataset = ray.data.from_items([{"unit": i} for i in todo], override_num_blocks=len(todo))
-        dataset.context.raise_original_map_exception = True
-        counted = dataset.map_batches(Make(job), batch_size=1, num_cpus=1).map_batches(
-            Scorer,
-            fn_constructor_args=(job, total // pool.actors),
-            batch_size=1,
-            compute=ray.data.ActorPoolStrategy(size=min(pool.actors, len(todo))),
-            num_cpus=pool.cpus,
-            num_gpus=pool.gpus or None,
-        )
-        # Rows of a unit come in any order from several actors: its end waits for all of them.
-        seen: dict[int, int] = defaultdict(int)
-        ends: dict[int, Row] = {}
-        for row in counted.iter_rows():
-            i = int(row["unit"])
-            if row["name"] == END:
-                ends[i] = row
-            else:
-                seen[i] += 1
-                yield row
-            if i in ends and seen[i] == int(ends[i]["count"]):
-                yield ends.pop(i)
-    except ray.exceptions.RayError as error:
-        raise explain(error, title) from error
+    import ray.data
+
+    dataset = ray.data.from_items([{"unit": i} for i in todo], override_num_blocks=len(todo))
+    counted = dataset.map_batches(Make(job), batch_size=1, num_cpus=1).map_batches(
+        Scorer,
+        fn_constructor_args=(job, total // pool.actors),
+        batch_size=1,
+        compute=ray.data.ActorPoolStrategy(size=min(pool.actors, len(todo))),
+        num_cpus=pool.cpus,
+        num_gpus=pool.gpus or None,
+    )
+    # Rows of a unit come in any order from several actors: its end waits for all of them.
+    seen: dict[int, int] = defaultdict(int)
+    ends: dict[int, Row] = {}
+    for row in tasks.stream(counted, title):
+        i = int(row["unit"])
+        if row["name"] == END:
+            ends[i] = row
+        else:
+            seen[i] += 1
+            yield row
+        if i in ends and seen[i] == int(ends[i]["count"]):
+            yield ends.pop(i)
 
 
 def _summary(out: str, files: Sequence[str], config: RobustnessConfig) -> dict[str, Any]:

@@ -1,0 +1,310 @@
+"""Work in Ray tasks or here, and what becomes of errors on their way through Ray."""
+
+import os
+import pickle
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ray import cloudpickle
+
+from ns_ray import tasks
+from ns_ray.errors import ConfigError, DataError, ImageError, NsRayError, StageError
+from ns_ray.resources import Pool
+
+ALL_CPUS = 6
+"""Of `ray_local`."""
+
+
+@pytest.fixture(autouse=True, scope="module")
+def by_value() -> Iterator[None]:
+    """Workers cannot import this file."""
+    here = sys.modules[__name__]
+    cloudpickle.register_pickle_by_value(here)
+    yield
+    cloudpickle.unregister_pickle_by_value(here)
+
+
+class PlaceError(StageError):
+    """An error of ours that says more than its text."""
+
+    def __init__(self, path: str, *, rows: int) -> None:
+        super().__init__(f"{path} has {rows} rows")
+        self.path, self.rows = path, rows
+
+
+# ---------------------------------------------------------------------------- where work is done
+
+
+def test_little_work_is_done_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tasks, "_ray_runs", lambda: False)
+    assert tasks.done_here(tasks.RAY)
+    assert not tasks.done_here(tasks.RAY + 0.1)
+    monkeypatch.setattr(tasks, "_ray_runs", lambda: True)
+    assert tasks.done_here(tasks.TASK)
+    assert not tasks.done_here(tasks.RAY)
+    here = Pool(actors=1, cpus=2.0, gpus=0.0, in_process=True)
+    assert tasks.done_here(tasks.ALONE, here)
+    assert not tasks.done_here(tasks.ALONE + 1, here)
+    assert not tasks.done_here(0.0, Pool(actors=1, cpus=2.0, gpus=0.0))
+
+
+# --------------------------------------------------------------------------------- running calls
+
+
+def test_calls_are_made_here_in_order() -> None:
+    made = list(tasks.each(lambda a, b: a * b, [(2, 3), (4, 5)], here=True, doing="x"))
+    assert made == [(0, 6), (1, 20)]
+
+
+@pytest.mark.ray
+def test_results_come_with_the_number_of_their_call(ray_local: Any) -> None:
+    calls = ((n, 1) for n in range(50))
+    made = dict(tasks.each(lambda a, b: a + b, calls, here=False, doing="x"))
+    assert made == {n: n + 1 for n in range(50)}
+
+
+@pytest.mark.ray
+def test_a_bounded_number_of_calls_waits(ray_local: Any) -> None:
+    asked: list[int] = []
+
+    def calls() -> Iterator[tuple[int]]:
+        for n in range(10_000):
+            asked.append(n)
+            yield (n,)
+
+    running = tasks.each(abs, calls(), here=False, doing="x")
+    next(running)
+    assert len(asked) <= 4 * ALL_CPUS
+    running.close()
+
+
+def dies_once(grave: str) -> str:
+    if not Path(grave).exists():
+        Path(grave).write_text("")
+        os.kill(os.getpid(), signal.SIGKILL)
+    return "alive"
+
+
+@pytest.mark.ray
+def test_a_call_whose_process_dies_is_made_again(ray_local: Any, tmp_path: Path) -> None:
+    calls = [(f"{tmp_path}/grave",)]
+    assert list(tasks.each(dies_once, calls, here=False, doing="x")) == [(0, "alive")]
+
+
+def fails_twice(folder: str) -> int:
+    tries = len(list(Path(folder).iterdir()))
+    (Path(folder) / str(tries)).touch()
+    if tries < 2:
+        raise TimeoutError("the storage does not answer")
+    return tries
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("here", [True, False])
+def test_a_bad_moment_of_the_storage_passes(here: bool, ray_local: Any, tmp_path: Path) -> None:
+    assert list(tasks.each(fails_twice, [(str(tmp_path),)], here=here, doing="x")) == [(0, 2)]
+
+
+def is_missing(folder: str) -> None:
+    (Path(folder) / str(len(list(Path(folder).iterdir())))).touch()
+    raise FileNotFoundError(2, "no such file", "image.png")
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("here", [True, False])
+def test_what_stays_wrong_is_said_at_once(here: bool, ray_local: Any, tmp_path: Path) -> None:
+    with pytest.raises(StageError, match=r"counting failed: .*'image\.png'; the same command"):
+        list(tasks.each(is_missing, [(str(tmp_path),)], here=here, doing="counting"))
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def sleeps(folder: str, n: int) -> None:
+    (Path(folder) / str(n)).touch()
+    for _ in range(600):  # between two of which it can be interrupted
+        time.sleep(0.1)
+
+
+def is_idle(ray: Any) -> bool:
+    """Whether nothing holds a CPU, or soon will."""
+    task = ray.remote(num_cpus=ALL_CPUS)(lambda: True)
+    return bool(ray.get(task.remote(), timeout=30))
+
+
+@pytest.mark.ray
+def test_an_interrupt_cancels_what_runs(ray_local: Any, tmp_path: Path) -> None:
+    def interrupt() -> None:
+        while not list(tmp_path.iterdir()):
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=interrupt).start()
+    calls = [(str(tmp_path), n) for n in range(40)]
+    with pytest.raises(KeyboardInterrupt):
+        list(tasks.each(sleeps, calls, here=False, doing="x"))
+    assert is_idle(ray_local)
+
+
+def first_fails(folder: str, n: int) -> None:
+    if n:
+        sleeps(folder, n)
+    raise PlaceError("shard-00007", rows=3)
+
+
+@pytest.mark.ray
+def test_a_failed_call_cancels_the_others(ray_local: Any, tmp_path: Path) -> None:
+    calls = [(str(tmp_path), n) for n in range(40)]
+    with pytest.raises(PlaceError, match=r"^shard-00007 has 3 rows$"):
+        list(tasks.each(first_fails, calls, here=False, doing="x"))
+    assert is_idle(ray_local)
+
+
+@pytest.mark.ray
+def test_a_bug_in_a_task_is_quoted_in_one_line(ray_local: Any) -> None:
+    with pytest.raises(
+        StageError, match=r"^sums failed: ZeroDivisionError: integer division or modulo by zero;"
+    ):
+        list(tasks.each(lambda n: 1 // n, [(0,)], here=False, doing="sums"))
+
+
+# ---------------------------------------------------------------------------------- errors of ours
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ConfigError("a.b=3 is wrong"),
+        DataError("two\nlines"),
+        ImageError("truncated", "at 7"),
+        ImageError("empty"),
+        PlaceError("here", rows=2),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_errors_of_ours_travel_whole(error: NsRayError) -> None:
+    again = pickle.loads(pickle.dumps(error))
+    assert type(again) is type(error)
+    assert str(again) == str(error)
+    assert vars(again) == vars(error)
+
+
+def bad_image(*_: Any) -> Any:
+    raise ImageError("truncated", "at 7")
+
+
+class CannotStart:
+    def __init__(self) -> None:
+        bad_image()
+
+    def __call__(self, batch: Any) -> Any:
+        return batch
+
+
+class FailsAtWork:
+    def __call__(self, batch: Any) -> Any:
+        return bad_image()
+
+
+def from_task(ray: Any) -> Any:
+    return ray.get(ray.remote(bad_image).remote())
+
+
+def from_task_of_a_task(ray: Any) -> Any:
+    inner = ray.remote(bad_image)
+    return ray.get(ray.remote(lambda: ray.get(inner.remote())).remote())
+
+
+def from_argument(ray: Any) -> Any:
+    return ray.get(ray.remote(bad_image).remote(ray.remote(bad_image).remote()))
+
+
+def from_actor(ray: Any) -> Any:
+    return ray.get(ray.remote(FailsAtWork).remote().__call__.remote({}))
+
+
+def from_actor_that_cannot_start(ray: Any) -> Any:
+    return ray.get(ray.remote(CannotStart).remote().__call__.remote({}))
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize(
+    "fail",
+    [from_task, from_task_of_a_task, from_argument, from_actor, from_actor_that_cannot_start],
+)
+def test_an_error_of_ours_comes_out_as_it_was(fail: Callable[[Any], Any], ray_local: Any) -> None:
+    with pytest.raises(ray_local.exceptions.RayError) as caught:
+        fail(ray_local)
+    found = tasks.ours(caught.value, "labeling")
+    assert type(found) is ImageError
+    assert str(found) == "truncated: at 7"
+    assert (found.reason, found.detail) == ("truncated", "at 7")
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("actor", [CannotStart, FailsAtWork])
+def test_an_error_of_ours_comes_out_of_a_data_job(actor: type, ray_local: Any) -> None:
+    import ray.data
+
+    job = ray.data.from_items([{"shard": "a"}]).map_batches(
+        actor, batch_size=1, compute=ray.data.ActorPoolStrategy(size=1), num_cpus=1
+    )
+    with pytest.raises(ImageError, match=r"^truncated: at 7$") as caught:
+        list(tasks.stream(job, "labeling"))
+    assert (caught.value.reason, caught.value.detail) == ("truncated", "at 7")
+
+
+class RaisesConfigError:
+    """Ray Data appends advice of its own to the text of what a worker raises."""
+
+    def __call__(self, batch: Any) -> Any:
+        raise ConfigError("a.b=3 is wrong; set a.b")
+
+
+@pytest.mark.ray
+def test_nothing_is_added_to_the_text_of_an_error_of_ours(ray_local: Any) -> None:
+    import ray.data
+
+    job = ray.data.from_items([{"shard": "a"}]).map_batches(RaisesConfigError, batch_size=1)
+    with pytest.raises(ConfigError, match=r"^a\.b=3 is wrong; set a\.b$"):
+        list(tasks.stream(job, "labeling"))
+
+
+@pytest.mark.ray
+def test_a_lost_process_is_told_from_a_failure(ray_local: Any) -> None:
+    killed = ray_local.remote(max_retries=0)(lambda: os.kill(os.getpid(), signal.SIGKILL))
+    with pytest.raises(ray_local.exceptions.WorkerCrashedError) as caught:
+        ray_local.get(killed.remote())
+    assert tasks.lost(caught.value)
+    found = tasks.ours(caught.value, "labeling")
+    assert type(found) is StageError
+    assert str(found).startswith("labeling failed: WorkerCrashedError: The worker died")
+    with pytest.raises(ray_local.exceptions.RayError) as other:
+        from_actor_that_cannot_start(ray_local)
+    assert not tasks.lost(other.value)
+
+
+def test_what_ray_train_wraps_is_found() -> None:
+    from ray.exceptions import ActorDiedError, RayTaskError
+    from ray.train import ControllerError, WorkerGroupError
+    from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
+
+    error = PlaceError("here", rows=2)
+    task = RayTaskError("load", "Traceback ...", error)
+    for failure in (error, task, task.as_instanceof_cause(), ActorDiedError(task)):
+        for wrapped in (
+            WorkerGroupError("text", {0: RuntimeError("another rank stopped"), 1: failure}),
+            ControllerError(failure),
+        ):
+            assert tasks.ours(wrapped, "training") is error
+            assert not tasks.lost(wrapped)
+    gone = WorkerHealthCheckFailedError("text", ActorDiedError())
+    assert tasks.lost(WorkerGroupError("text", {0: gone}))
+    plain = WorkerGroupError("text", {1: ValueError("no\nsuch thing")})
+    assert str(tasks.ours(plain, "training /out")) == (
+        "training /out failed: ValueError: no; the same command continues"
+    )
