@@ -3,6 +3,7 @@
 import contextlib
 import http.client
 import importlib.util
+import json
 import re
 import signal
 import subprocess
@@ -10,7 +11,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -166,15 +166,19 @@ def test_two_replicas_behind_haproxy(bundles: list[Path], tmp_path: Path) -> Non
         assert load.errors == []
         assert all(len(answer) == 3 for answer in load.answers)
 
-        # A stop answers what was accepted: requests that take a second are being worked on by then.
+        # A stop answers what was accepted: these requests are sent as a whole, and take a second.
         large = b64(encoded(picture(1, 2500, 2000), "JPEG"))
-        many = {"inputs": [large] * 12}
-        with ThreadPoolExecutor(4) as pool:
-            asked = [pool.submit(server.post_json, many) for _ in range(4)]
-            time.sleep(0.7)
-            process.send_signal(signal.SIGTERM)
-            for future in asked:
-                assert [len(item) for item in future.result().json] == [3] * 12
+        body = json.dumps({"inputs": [large] * 12}).encode()
+        headers = {"Content-Type": "application/json", "X-API-Key": KEY}
+        asked = [http.client.HTTPConnection("127.0.0.1", server.port, timeout=90) for _ in range(4)]
+        for connection in asked:
+            connection.request("POST", "/predict", body, headers)
+        time.sleep(0.7)
+        process.send_signal(signal.SIGTERM)
+        for connection in asked:
+            answers = json.load(connection.getresponse())
+            assert [len(item) for item in answers] == [3] * 12
+            connection.close()
         assert process.wait(90) == 0, (tmp_path / "log").read_text()
 
 
