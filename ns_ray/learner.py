@@ -164,12 +164,13 @@ class Learner:
             self.model.load_state_dict(state["model"])
             self.ema.module.load_state_dict(state["ema"])
             self.optimizer.load_state_dict(state["optimizer"])
-            self.precision, self.made_on = state["precision"], state["made_on"]
-            self.seconds, self.waited = state["seconds"], state["waited"]
+            # Older checkpoints hold none of these.
+            self.precision = state.get("precision", self.precision)
+            self.made_on = state.get("made_on", [])
+            self.seconds, self.waited = state.get("seconds", 0.0), state.get("waited", 0.0)
             step = int(state["step"])
-        else:
-            bf16 = of_rank_0(float(self.precision == "bf16"), world, self._device)
-            self.precision = "bf16" if bf16 else "fp32"
+        bf16 = of_rank_0(float(self.precision == "bf16"), world, self._device)
+        self.precision = "bf16" if bf16 else "fp32"
         here = {"device": _device_name(self._device), "workers": world}
         if self._device.type == "cpu":
             here["threads"] = self._job.threads

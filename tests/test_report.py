@@ -52,7 +52,7 @@ def plain(html: str) -> str:
 
 def invoke(*arguments: str) -> tuple[int, str]:
     result = CliRunner().invoke(app, ["report", *arguments])
-    return result.exit_code, result.stdout
+    return result.exit_code, result.output
 
 
 # ------------------------------------------------------------------------------------- content
