@@ -83,12 +83,7 @@ def pack(
     start = time.monotonic()
     listing = list_source(source, setting=setting) if isinstance(source, str) else source
     names = tuple(listing.classes if classes is None else classes)
-    unknown = sorted(set(listing.counts) - set(names))
-    if names and unknown:
-        raise DataError(
-            f"{setting}={listing.name!r} has the label {unknown[0]!r}, which is none of the "
-            f"{len(names)} classes"
-        )
+    _check_labels(listing, names, setting)
     items = ordered(listing.items, seed)
     mark = storage.fingerprint(
         "pack",
@@ -113,14 +108,18 @@ def pack(
         cuts, found = _find(job, listing.packed, rows_per_shard)
         chunks: list[Chunk] = [*_chunks(items, rows_per_shard), *found]
         parts = _pack_chunks(replace(job, cuts=cuts), chunks, meter)
-    rejected = [row for part in parts for row in part.rejected]
-    storage.write_table(storage.join(out, "rejected.parquet"), _rejected_table(rejected))
     _check_rejected(job, parts, listing.rows, max_rejected, f"{setting}={listing.name!r}")
-    reasons = dict(Counter(row["reason"] for row in rejected))
-    if reasons:
-        say(f"{setting}: left out {reasons_text(reasons)}; see {out}/rejected.parquet")
-    _publish(job, parts, reasons, listing, time.monotonic() - start)
+    _publish(job, parts, listing, setting, time.monotonic() - start)
     return open_corpus(out)
+
+
+def _check_labels(listing: Listing, names: tuple[str, ...], setting: str) -> None:
+    unknown = sorted(set(listing.counts) - set(names))
+    if names and unknown:
+        raise DataError(
+            f"{setting}={listing.name!r} has the label {unknown[0]!r}, which is none of the "
+            f"{len(names)} classes"
+        )
 
 
 def excluded_digest(excluded: frozenset[str]) -> str:
@@ -128,10 +127,11 @@ def excluded_digest(excluded: frozenset[str]) -> str:
     return hashlib.sha256("".join(sorted(excluded)).encode()).hexdigest()
 
 
-def _publish(
-    job: Job, parts: list[Part], reasons: dict[str, int], listing: Listing, seconds: float
-) -> None:
+def _publish(job: Job, parts: list[Part], listing: Listing, setting: str, seconds: float) -> None:
     """Write the manifest and `_DONE.json`, then clear up what was only needed to resume."""
+    reasons = dict(Counter(row["reason"] for part in parts for row in part.rejected))
+    if reasons:
+        say(f"{setting}: left out {reasons_text(reasons)}; see {job.out}/rejected.parquet")
     shards = [shard for part in parts for shard in part.shards]
     counts = [sum(part.class_counts.get(name, 0) for part in parts) for name in job.classes]
     manifest = values.corpus_manifest(shards, list(job.classes), counts, reasons, listing.name)
@@ -173,11 +173,6 @@ def _chunks(items: list[Item], rows: int) -> list[list[Item]]:
     return [items[a:b] for a, b in pairwise(bounds)]
 
 
-def _rejected_table(rows: list[dict[str, str]]) -> pa.Table:
-    ordered_rows = sorted(rows, key=lambda row: row["key"])
-    return pa.Table.from_pylist(ordered_rows, schema=schema.REJECTED)
-
-
 def reasons_text(counts: dict[str, int]) -> str:
     """`truncated: 12, empty: 3`, most frequent first."""
     pairs = sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))
@@ -187,8 +182,11 @@ def reasons_text(counts: dict[str, int]) -> str:
 def _check_rejected(
     job: Job, parts: list[Part], total: int, max_rejected: float, where: str
 ) -> None:
-    """Refuse a corpus that lost too much."""
-    reasons = Counter(row["reason"] for part in parts for row in part.rejected)
+    """Write `rejected.parquet`, and refuse a corpus that lost too much."""
+    rows = sorted((row for part in parts for row in part.rejected), key=lambda row: row["key"])
+    table = pa.Table.from_pylist(rows, schema=schema.REJECTED)
+    storage.write_table(storage.join(job.out, "rejected.parquet"), table)
+    reasons = Counter(row["reason"] for row in rows)
     broken = sum(reasons.values()) - reasons["leak"]
     usable = total - sum(reasons.values())
     if broken <= max_rejected * total and usable > 0:
