@@ -272,10 +272,8 @@ def _run(
     """
     names = [shard.name for shard in shards]
     if tasks.done_here(seconds(sum(shard.rows for shard in shards)), pool):
-        try:
+        with tasks.translated(title, OSError):
             yield from ShardPredictor(**arguments).each(names)
-        except OSError as error:
-            raise tasks.ours(error, title) from error
         return
     import ray.data
 

@@ -3,6 +3,7 @@
     done_here       whether it is so little that others are not started for it
     each            calls made here or in Ray tasks, a bounded number at a time
     stream          the rows of a Ray Data job
+    translated      errors of Ray and of the storage as ours
     ours, lost      what is behind an error of Ray
 
 Ray is imported inside functions: little work does without. Knows nothing about what the work is.
@@ -86,18 +87,14 @@ def each(
     """
     if here:
         for number, call in enumerate(calls):
-            try:
+            with translated(doing, OSError):
                 result = patiently(work, *call)
-            except OSError as error:
-                raise ours(error, doing) from error
             yield number, result
         return
     import ray
 
-    try:
+    with translated(doing, OSError, ray.exceptions.RayError):
         yield from _in_tasks(work, calls)
-    except (ray.exceptions.RayError, OSError) as error:
-        raise ours(error, doing) from error
 
 
 def _in_tasks(work: Callable[..., T], calls: Iterable[tuple[Any, ...]]) -> Iterator[tuple[int, T]]:
@@ -126,7 +123,8 @@ def _in_tasks(work: Callable[..., T], calls: Iterable[tuple[Any, ...]]) -> Itera
 
 
 def patiently(work: Callable[..., T], *arguments: Any) -> T:
-    """The result of a call that is made again after bad moments of the storage."""
+    """The result of a call that is made again after bad moments of the storage. An error of ours is
+    final: whoever raised it has tried."""
     for seconds in WAITS:
         try:
             return work(*arguments)
@@ -138,7 +136,7 @@ def patiently(work: Callable[..., T], *arguments: Any) -> T:
 
 
 def _passes(error: OSError) -> bool:
-    return not isinstance(error, LASTING) and error.errno not in FULL
+    return not isinstance(error, (NsRayError, *LASTING)) and error.errno not in FULL
 
 
 def stream(job: "Dataset", doing: str) -> Iterator[dict[str, Any]]:
@@ -150,13 +148,28 @@ def stream(job: "Dataset", doing: str) -> Iterator[dict[str, Any]]:
     """
     # Otherwise an error of Ray Data comes out, and the one that was raised stays in the worker.
     job.context.raise_original_map_exception = True
-    try:
+    with translated(doing, Exception):
         yield from job.iter_rows()
-    except Exception as error:
-        raise ours(error, doing) from error
 
 
 # -------------------------------------------------------------------------------- errors of Ray
+
+
+@contextlib.contextmanager
+def translated(doing: str, *kinds: type[Exception]) -> Iterator[None]:
+    """Inside, errors of these kinds become ours.
+
+    Args:
+        doing: what failed, for the message: `packing /out`.
+        kinds: of what is caught.
+    """
+    try:
+        yield
+    except kinds as error:
+        found = ours(error, doing)
+        if found is error:
+            raise
+        raise found from error
 
 
 def ours(error: BaseException, doing: str) -> NsRayError:

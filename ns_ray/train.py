@@ -168,10 +168,8 @@ def _train(
     with progress(title, job.steps, "steps") as meter:
         show = _Show(meter, metrics)
         if workers.in_process:
-            try:
+            with tasks.translated(f"training {job.out}", Exception):
                 _trainer(job, workers, show).fit()
-            except Exception as error:
-                raise tasks.ours(error, f"training {job.out}") from error
             return
         rows: Queue = Queue(actor_options={"num_cpus": 0})
         watcher = threading.Thread(target=_watch, args=(rows, show), daemon=True)

@@ -124,6 +124,24 @@ def test_what_stays_wrong_is_said_at_once(here: bool, ray_local: Any, tmp_path: 
     assert len(list(tmp_path.iterdir())) == 1
 
 
+class DiskError(StageError, OSError):
+    """An error of ours about files: all that could help has been tried."""
+
+
+def is_broken(folder: str) -> None:
+    (Path(folder) / str(len(list(Path(folder).iterdir())))).touch()
+    raise DiskError("cannot write /out: get the permission")
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("here", [True, False])
+def test_an_error_of_ours_is_final(here: bool, ray_local: Any, tmp_path: Path) -> None:
+    with pytest.raises(DiskError, match=r"^cannot write /out: get the permission$") as caught:
+        list(tasks.each(is_broken, [(str(tmp_path),)], here=here, doing="counting"))
+    assert len(list(tmp_path.iterdir())) == 1
+    assert caught.value.__cause__ is not caught.value
+
+
 def sleeps(folder: str, n: int) -> None:
     (Path(folder) / str(n)).touch()
     for _ in range(600):  # between two of which it can be interrupted
