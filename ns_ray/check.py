@@ -46,7 +46,7 @@ class Finding:
     error: NsRayError | None = None
 
 
-def check(config: RunConfig, machine: Machine) -> list[Finding]:
+def check_run(config: RunConfig, machine: Machine) -> list[Finding]:
     """Try everything that a run needs; what fails doesn't keep the rest from being tried.
 
     Args:
@@ -176,7 +176,7 @@ def _storage(config: RunConfig) -> Iterator[Finding]:
     yield Finding("storage", f"{folder} can be written; {layout.root} {state}")
 
 
-def table(found: list[Finding]) -> Table:
+def findings_table(found: list[Finding]) -> Table:
     """The findings on one screen."""
     made = Table(box=box.SIMPLE_HEAD, show_header=False)
     made.add_column("name", no_wrap=True)

@@ -23,7 +23,6 @@ from ns_ray import storage, tasks
 from ns_ray.config import NoiseConfig, PredictConfig
 from ns_ray.errors import ImageError, StageError
 from ns_ray.log import progress, say
-from ns_ray.metrics import among_classes
 from ns_ray.resources import Pool
 from ns_ray.schema import REJECTED, REJECTED_PREFIX, labels_table, part_name
 from ns_ray.values import Corpus, Shard, open_corpus
@@ -152,6 +151,23 @@ class ShardPredictor:
         path = storage.join(self._out, part_name(name, self._fingerprint))
         tasks.patiently(storage.write_table, path, labels)
         return len(keys), len(bad)
+
+
+def among_classes(
+    probs: np.ndarray[Any, Any], classes: np.ndarray[Any, Any]
+) -> np.ndarray[Any, Any]:
+    """Probabilities among some classes only, as if the model had no other logits (ImageNet-A is
+    scored so: 200 of the 1000 columns, then the arg-max).
+
+    Args:
+        probs: float32 [n, model's classes], not rounded to float16: what is left may be tiny.
+        classes: int [c], their indices.
+
+    Returns:
+        float32 [n, c], rows summing to 1.
+    """
+    some = np.maximum(probs[:, classes].astype(np.float64), 1e-300)
+    return np.asarray(some / some.sum(axis=1, keepdims=True), dtype=np.float32)
 
 
 def infer(

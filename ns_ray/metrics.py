@@ -65,23 +65,6 @@ def score(
     }
 
 
-def among_classes(
-    probs: np.ndarray[Any, Any], classes: np.ndarray[Any, Any]
-) -> np.ndarray[Any, Any]:
-    """Probabilities among some classes only, as if the model had no other logits (ImageNet-A is
-    scored so: 200 of the 1000 columns, then the arg-max).
-
-    Args:
-        probs: float32 [n, model's classes], not rounded to float16: what is left may be tiny.
-        classes: int [c], their indices.
-
-    Returns:
-        float32 [n, c], rows summing to 1.
-    """
-    some = np.maximum(probs[:, classes].astype(np.float64), 1e-300)
-    return np.asarray(some / some.sum(axis=1, keepdims=True), dtype=np.float32)
-
-
 def interval(values: np.ndarray[Any, Any], level: float = 0.95) -> list[float]:
     """Percentile bootstrap interval of a mean over images, always the same for the same values.
     For yes and no it is exact: the number of yes in a resample is binomial.

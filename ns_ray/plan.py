@@ -248,7 +248,7 @@ def _memory(device: torch.device) -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-def table(plan: Plan) -> Table:
+def plan_table(plan: Plan) -> Table:
     """The plan on one screen."""
     made = Table(
         title=f"plan of {plan.name}",
@@ -279,7 +279,7 @@ def table(plan: Plan) -> Table:
     return made
 
 
-def lines(plan: Plan) -> list[str]:
+def plan_lines(plan: Plan) -> list[str]:
     """What goes with the table."""
     counts, machine = plan.counts, plan.machine
     gpus = int(plan.workers * plan.gpus_per_worker)

@@ -63,7 +63,7 @@ class Status:
     verdict: str
 
 
-def status(config: RunConfig) -> Status:
+def run_status(config: RunConfig) -> Status:
     """Look at what a run has left so far.
 
     Args:
@@ -225,7 +225,7 @@ def _steps_told(path: str) -> dict[str, int]:
     return steps
 
 
-def table(found: Status) -> Table:
+def status_table(found: Status) -> Table:
     """The status on one screen."""
     made = Table(box=box.SIMPLE_HEAD)
     for name in ("stage", "state", "detail"):

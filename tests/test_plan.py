@@ -16,7 +16,7 @@ from ns_ray.config import RunConfig, validate
 from ns_ray.packing import pack
 from ns_ray.plan import Counts, Plan, make_plan
 from ns_ray.resources import Machine
-from ns_ray.status import status
+from ns_ray.status import run_status
 
 Ask = Callable[..., Result]
 
@@ -141,7 +141,7 @@ def test_a_plan_follows_the_settings() -> None:
     assert stages["gen-01 label"].size == 32
     assert stages["control train"].images == 200 * 20
     assert found.gpus_per_worker == 1.0
-    assert "2 workers, 2 GPUs" in plan.lines(found)[1]
+    assert "2 workers, 2 GPUs" in plan.plan_lines(found)[1]
     assert not found.notes
 
 
@@ -171,9 +171,9 @@ def test_status_follows_a_run(whole: Any, tmp_path: Path) -> None:
     config = validate(RunConfig, plain)
 
     def states() -> dict[str, str]:
-        return {row.name: row.state for row in status(config).rows}
+        return {row.name: row.state for row in run_status(config).rows}
 
-    found = status(config)
+    found = run_status(config)
     assert set(states().values()) == {"done"}
     assert found.verdict.startswith("finished: ")
     details = {row.name: row.detail for row in found.rows}
@@ -185,7 +185,7 @@ def test_status_follows_a_run(whole: Any, tmp_path: Path) -> None:
     shutil.rmtree(tmp_path / "tiny" / "model")
     shutil.rmtree(tmp_path / "tiny" / "gen-01" / "evaluation" / "test")
     (tmp_path / "tiny" / "gen-01" / "pseudo_labels" / "_DONE.json").unlink()
-    found = status(config)
+    found = run_status(config)
     assert states()["gen-01 train"] == states()["gen-01 label"] == "in progress"
     assert states()["model"] == states()["gen-01 test"] == "missing"
     details = {row.name: row.detail for row in found.rows}
@@ -194,7 +194,7 @@ def test_status_follows_a_run(whole: Any, tmp_path: Path) -> None:
     assert "last written" in found.verdict
 
     other = config.model_copy(update={"seed": 7})
-    assert "made with other settings" in status(other).verdict
+    assert "made with other settings" in run_status(other).verdict
     new = config.model_copy(update={"name": "new"})
-    assert {row.state for row in status(new).rows} == {"missing"}
-    assert status(new).verdict.endswith("not started")
+    assert {row.state for row in run_status(new).rows} == {"missing"}
+    assert run_status(new).verdict.endswith("not started")

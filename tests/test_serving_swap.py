@@ -12,7 +12,7 @@ import ray
 
 from ns_ray.errors import ConfigError, StageError
 from ns_ray.serving import swap as module
-from ns_ray.serving.swap import config_with, swap
+from ns_ray.serving.swap import config_with, swap_bundle
 
 
 class Dashboard:
@@ -103,7 +103,7 @@ def change(
     app: str = "ns-ray",
     timeout: float = 30,
 ) -> tuple[str, str | None]:
-    return swap(bundle, back=back, address=dashboard.address, app=app, timeout=timeout)
+    return swap_bundle(bundle, back=back, address=dashboard.address, app=app, timeout=timeout)
 
 
 def test_the_bundle_changes_and_nothing_else(dashboard: Dashboard) -> None:
@@ -158,7 +158,7 @@ def test_an_application_without_a_config_is_left_alone(dashboard: Dashboard) -> 
 def test_a_dashboard_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_DASHBOARD_ADDRESS", "http://127.0.0.1:9")
     with pytest.raises(ConfigError, match=r"127\.0\.0\.1:9 .*set --address"):
-        swap("new", back=False, address=None, app="ns-ray", timeout=1)
+        swap_bundle("new", back=False, address=None, app="ns-ray", timeout=1)
 
 
 def test_a_refused_config_is_said(dashboard: Dashboard) -> None:

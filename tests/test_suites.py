@@ -19,8 +19,8 @@ from ns_ray.config import EvaluateConfig, ModelConfig, RobustnessConfig
 from ns_ray.errors import ConfigError, DataError
 from ns_ray.evaluate import evaluate
 from ns_ray.images import eval_pixels
+from ns_ray.inference import among_classes
 from ns_ray.ingest import pack
-from ns_ray.metrics import among_classes
 from ns_ray.models import build
 from ns_ray.predictor import Predictor
 from ns_ray.pretrained import imagenet_synsets

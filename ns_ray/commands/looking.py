@@ -18,11 +18,10 @@ def check(
     from ns_ray.runtime import keep_memory, machine
 
     keep_memory()
-    from ns_ray.check import check as try_all
-    from ns_ray.check import table
+    from ns_ray.check import check_run, findings_table
 
-    found = try_all(settings, machine())
-    console.print(table(found))
+    found = check_run(settings, machine())
+    console.print(findings_table(found))
     errors = [finding.error for finding in found if finding.error]
     say(f"{len(errors)} of {len(found)} failed" if errors else "a run can start")
     return errors[0].exit_code if errors else 0
@@ -47,15 +46,15 @@ def plan(
 
     keep_memory()
     from ns_ray.ingest import list_all
-    from ns_ray.plan import Counts, lines, make_plan, table
+    from ns_ray.plan import Counts, make_plan, plan_lines, plan_table
 
     if images is None:
         counts = Counts.of(list_all(settings.data, seed=settings.seed))
     else:
         counts = Counts(classes, images, pile, 0, 0)
     made = make_plan(settings, counts, machine(), measure=measure)
-    console.print(table(made))
-    for line in lines(made):
+    console.print(plan_table(made))
+    for line in plan_lines(made):
         say(line)
 
 
@@ -63,11 +62,10 @@ def status(
     config: Config = None, recipe: Recipe = None, set_: Set = None, debug: Debug = False
 ) -> None:
     """Say what of a run is done, in progress and missing."""
-    from ns_ray.status import status as look
-    from ns_ray.status import table
+    from ns_ray.status import run_status, status_table
 
-    found = look(load_either(config, recipe, set_))
-    console.print(table(found))
+    found = run_status(load_either(config, recipe, set_))
+    console.print(status_table(found))
     say(found.verdict)
 
 

@@ -123,9 +123,9 @@ def swap(
     debug: Debug = False,
 ) -> None:
     """Change the model of a server on a cluster (serve deploy), without losing a request."""
-    from ns_ray.serving.swap import swap as change
+    from ns_ray.serving.swap import swap_bundle
 
-    now, before = change(
+    now, before = swap_bundle(
         None if bundle is None else resolve(bundle),
         back=previous,
         address=address,

@@ -18,7 +18,7 @@ SEEN_SECONDS = 3.0
 """How long Serve may take to notice a new config: until then an old "running" proves nothing."""
 
 
-def swap(
+def swap_bundle(
     bundle: str | None, *, back: bool, address: str | None, app: str, timeout: float
 ) -> tuple[str, str | None]:
     """Change the bundle of an application and wait until its replicas run it.
