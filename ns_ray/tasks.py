@@ -29,7 +29,7 @@ RAY, TASK, ALONE = 5.0, 0.5, 60.0
 the work. A model is another matter: one process uses all CPUs of a machine, or its GPU, and an
 actor would only import for 4 to 6 s what this process has imported already. It works alone as long
 as an accident costs little; longer work gets an actor, which may die without taking the run with
-it. Measured on two cores; see docs/decisions/0010-small-work-in-the-driver.md."""
+it. Measured on two cores; see docs/decisions/0026-little-work-in-seconds.md."""
 
 QUEUED = 8
 """Tasks that wait beside the two for each CPU, so that no CPU waits for the driver."""
