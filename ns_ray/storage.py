@@ -13,6 +13,7 @@ import json
 import os
 import platform
 import re
+import subprocess
 import time
 import uuid
 from collections.abc import Mapping
@@ -269,14 +270,20 @@ def versions() -> dict[str, str]:
 
 
 def git_sha(folder: str | None = None) -> str | None:
-    """Commit of the checkout this package lies in, or None when it is installed elsewhere."""
+    """Commit of the checkout this package lies in; None when it is installed elsewhere, or there
+    is no `git` to ask."""
     here = Path(folder) if folder else Path(__file__).resolve().parent
-    for parent in (here, *here.parents):
-        head = parent / ".git" / "HEAD"
-        if head.is_file():
-            text = head.read_text().strip()
-            if not text.startswith("ref: "):
-                return text
-            ref = parent / ".git" / text.removeprefix("ref: ")
-            return ref.read_text().strip() if ref.is_file() else None
-    return None
+    if not any((parent / ".git").exists() for parent in (here, *here.parents)):
+        return None
+    try:
+        told = subprocess.run(
+            # Whoever owns the checkout: in a container that is often another user.
+            ["git", "-c", "safe.directory=*", "-C", str(here), "rev-parse", "--verify", "HEAD"],
+            env={k: v for k, v in os.environ.items() if not k.startswith("GIT_")},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    except (OSError, subprocess.CalledProcessError):  # no git here, or no commit yet
+        return None
+    return told.stdout.strip()

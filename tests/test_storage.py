@@ -1,9 +1,9 @@
 """Files appear whole or not at all, and a publication replaces the one before it."""
 
-import hashlib
 import io
 import json
 import os
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -201,17 +201,32 @@ def test_fingerprints_tell_values_apart() -> None:
     assert len({one, *others}) == 5
 
 
-def test_the_commit_of_a_checkout(tmp_path: Path) -> None:
-    assert storage.git_sha(str(tmp_path)) is None
-    head = tmp_path / ".git" / "HEAD"
-    head.parent.mkdir()
-    sha = hashlib.sha1(b"x").hexdigest()
-    head.write_text(sha + "\n")
-    assert storage.git_sha(str(tmp_path)) == sha
-    head.write_text("ref: refs/heads/main\n")
-    assert storage.git_sha(str(tmp_path)) is None
-    (head.parent / "refs" / "heads").mkdir(parents=True)
-    (head.parent / "refs" / "heads" / "main").write_text(sha + "\n")
-    inner = tmp_path / "package"
-    inner.mkdir()
+def git(folder: Path, *arguments: str) -> str:
+    """What git says in a folder, whatever the settings of who runs the tests."""
+    settings = ["-c", "user.name=x", "-c", "user.email=x@example.org", "-c", "commit.gpgsign=false"]
+    return subprocess.run(
+        ["git", "-C", str(folder), *settings, *arguments],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.strip()
+
+
+def test_the_commit_of_a_checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    inner = tmp_path / "checkout" / "package"
+    inner.mkdir(parents=True)
+    assert storage.git_sha(str(inner)) is None  # installed
+    git(tmp_path / "checkout", "init")
+    assert storage.git_sha(str(inner)) is None  # no commit yet
+    git(inner, "commit", "--allow-empty", "-m", "one")
+    sha = git(inner, "rev-parse", "HEAD")
     assert storage.git_sha(str(inner)) == sha
+    git(inner, "gc")
+    assert (tmp_path / "checkout" / ".git" / "packed-refs").exists()
+    assert storage.git_sha(str(inner)) == sha
+    git(inner, "worktree", "add", "-b", "other", str(tmp_path / "other"))
+    assert storage.git_sha(str(tmp_path / "other")) == sha
+    git(inner, "checkout", "--detach")
+    assert storage.git_sha(str(inner)) == sha
+    monkeypatch.setenv("PATH", "")
+    assert storage.git_sha(str(inner)) is None  # no git to ask
