@@ -16,7 +16,7 @@ from rich.text import Text
 from ns_ray import resources, storage
 from ns_ray.augment import Augment
 from ns_ray.config import LITE, ModelConfig, RunConfig, fixres_config, train_config
-from ns_ray.errors import ConfigError, DataError, ImageError, NsRayError
+from ns_ray.errors import ConfigError, DataError, ImageError, NsRayError, StorageError
 from ns_ray.images import decode
 from ns_ray.ingest import list_all
 from ns_ray.job import lane_sizes
@@ -168,7 +168,7 @@ def _storage(config: RunConfig) -> Iterator[Finding]:
         storage.write_bytes(path, name.encode())
         same = storage.read_bytes(path) == name.encode()
         storage.remove_files(folder, [name])
-    except (OSError, ConfigError) as error:
+    except (StorageError, ConfigError) as error:
         raise ConfigError(f"storage={config.storage!r}: {error}") from None
     if not same:
         raise ConfigError(f"storage={config.storage!r} gives back other bytes than were written")

@@ -5,6 +5,7 @@
     |-- DataError           exit 3: the images or labels cannot be used
     |   `-- ImageError      one image cannot be used (a row in rejected.parquet, not an exit)
     |-- StageError          exit 4: a stage failed; running the same command again continues
+    |   `-- StorageError    a disk, a permission or an object store failed it
     `-- FaultError          exit 70: a mistake of ours; the traceback is in a file
 
 A message names the value, what is allowed, and the setting to change.
@@ -64,6 +65,27 @@ class StageError(NsRayError):
     """A stage failed half-way. What it published stays valid; the same command continues."""
 
     exit_code = 4
+
+
+class StorageError(StageError, OSError):
+    """Files cannot be read or written. Where trying again could help, that has been done.
+
+    It is an `OSError` too, for those who handle files of any kind.
+
+    Attributes:
+        errno: of the system's error; None where a store or a library gave none.
+    """
+
+    def __init__(self, message: str, errno: int | None = None) -> None:
+        super().__init__(message)
+        self.errno = errno
+
+    def __reduce__(self) -> tuple[type["StorageError"], tuple[str, int | None]]:
+        return type(self), (str(self), self.errno)
+
+
+class MissingFileError(StorageError, FileNotFoundError):
+    """There is no such file."""
 
 
 class FaultError(NsRayError):

@@ -143,7 +143,7 @@ def _read(batch: Batch, columns: list[str]) -> pa.Table:
     for file in batch:
         try:
             tables.append(storage.read_table(file.path, columns))
-        except (pa.ArrowInvalid, FileNotFoundError) as error:
+        except (DataError, FileNotFoundError) as error:
             raise DataError(
                 f"pseudo-labels {file.path} cannot be read ({error}); label again"
             ) from None

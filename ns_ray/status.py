@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import pyarrow.fs as pafs
 import yaml
 from rich import box
 from rich.table import Table
@@ -93,17 +92,9 @@ def _verdict(config: RunConfig, layout: RunLayout, rows: tuple[Row, ...]) -> str
             f"model in {result['model']}"
         )
     done = sum(row.state == "done" for row in rows)
-    written = _last_written(layout)
+    written = storage.changed(layout.root)
     ago = f", last written {time.time() - written:,.0f} s ago" if written else ""
     return f"{done} of {len(rows)} done{ago}; the command that started the run continues it"
-
-
-def _last_written(layout: RunLayout) -> float | None:
-    """When anything in the run's folder changed, in seconds since the epoch."""
-    fs, inner = storage.filesystem(layout.root)
-    infos = fs.get_file_info(pafs.FileSelector(inner, allow_not_found=True, recursive=True))
-    times = [info.mtime_ns / 1e9 for info in infos if info.mtime_ns]
-    return max(times, default=None)
 
 
 class _Look:

@@ -5,9 +5,13 @@ fingerprint, lists them in `_DONE.json`, writes that last, and only then removes
 publication left. Readers look at the listed files only. Rerun with the same fingerprint, the stage
 returns what it published.
 
+A disk or store that fails is a `StorageError` that names the path, the reason and what to do. What
+may pass by itself, such as a store that is too busy, is tried again first.
+
 Paths are local paths or URIs (s3://, gs://) that pyarrow understands.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -16,21 +20,114 @@ import re
 import subprocess
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, wraps
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
+from tenacity import (
+    Retrying,
+    retry_if_exception,
+    stop_after_attempt,
+    stop_after_delay,
+    wait_exponential_jitter,
+)
 
-from ns_ray.errors import ConfigError, DataError
+from ns_ray.errors import ConfigError, DataError, MissingFileError, StorageError, first_line
 
 DONE = "_DONE.json"
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+_FULL = {errno.ENOSPC, errno.EDQUOT}
+_FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
+_ABSENT = {errno.ENOENT, errno.ENOTDIR}
+_LASTING = {
+    *(_FULL | _FORBIDDEN | _ABSENT),
+    *(errno.EEXIST, errno.EISDIR, errno.EFBIG, errno.EINVAL, errno.ELOOP, errno.ENAMETOOLONG),
+}
+_REFUSED = re.compile("ACCESS_DENIED|NO_SUCH_|INVALID_|SIGNATURE_DOES_NOT_MATCH|_TOKEN|MISSING_")
+"""In what Arrow says of S3, which has no error numbers: "AWS Error NO_SUCH_BUCKET during ..."."""
+
+
+def _guarded(
+    action: str,
+) -> Callable[[Callable[Concatenate[str, P], T]], Callable[Concatenate[str, P], T]]:
+    """For functions of a path: try again what may pass, and raise what lasts as ours."""
+
+    def guard(work: Callable[Concatenate[str, P], T]) -> Callable[Concatenate[str, P], T]:
+        @wraps(work)
+        def guarded(path: str, /, *args: P.args, **options: P.kwargs) -> T:
+            try:
+                try:
+                    return work(path, *args, **options)
+                except OSError as error:
+                    if not _may_pass(path, error):
+                        raise
+                return _patience(path)(work, path, *args, **options)
+            except OSError as error:
+                raise failure(action, path, error) from error
+            except pa.ArrowInvalid as error:
+                raise DataError(f"{path} is no Parquet file: {first_line(error)}") from error
+
+        return guarded
+
+    return guard
+
+
+def _may_pass(path: str, error: BaseException) -> bool:
+    """Whether the same call could go well a little later."""
+    if not isinstance(error, OSError):
+        return False
+    if number := _number(error):
+        return number not in _LASTING
+    return is_uri(path) and not _REFUSED.search(str(error))
+
+
+def _number(error: OSError) -> int | None:
+    """Its errno; Parquet readers leave it out where a file is missing."""
+    return error.errno or (errno.ENOENT if isinstance(error, FileNotFoundError) else None)
+
+
+def _patience(path: str) -> Retrying:
+    """Ten seconds of trying again, for which the clients of S3 and GCS may need longer."""
+    return Retrying(
+        retry=retry_if_exception(lambda error: _may_pass(path, error)),
+        stop=stop_after_attempt(4) | stop_after_delay(10),
+        wait=wait_exponential_jitter(initial=1, max=8, jitter=1),
+        reraise=True,
+    )
+
+
+def failure(action: str, path: str, error: OSError) -> StorageError:
+    """What a user is told when `action`, such as "write", failed."""
+    if isinstance(error, StorageError):
+        return error
+    number = _number(error)
+    reason = os.strerror(number) if number and not is_uri(path) else first_line(error)
+    if action == "read" and number in _ABSENT:
+        return MissingFileError(
+            f"cannot read {path}: {reason}; a stage makes its files again when the {DONE} beside "
+            f"them is removed",
+            number,
+        )
+    if number in _FULL:
+        advice = "free some space there"
+    elif number in _FORBIDDEN or (number is None and "ACCESS_DENIED" in reason):
+        advice = "get the permission"
+    else:
+        advice = "see that the disk or store is there and works"
+    return StorageError(
+        f"cannot {action} {path}: {reason}; {advice} and run the same command again, which goes on",
+        number,
+    )
 
 
 def is_uri(path: str) -> bool:
@@ -76,24 +173,32 @@ def _from_uri(uri: str) -> tuple[pafs.FileSystem, str]:
     return fs, str(inner)
 
 
+@_guarded("read")
 def exists(path: str) -> bool:
     """Whether a file or folder is there."""
     fs, inner = filesystem(path)
     return bool(fs.get_file_info(inner).type != pafs.FileType.NotFound)
 
 
+@_guarded("read")
 def read_bytes(path: str) -> bytes:
-    """A whole file."""
+    """A whole file.
+
+    Raises:
+        MissingFileError: there is none.
+        StorageError: it cannot be read.
+    """
     fs, inner = filesystem(path)
     with fs.open_input_stream(inner) as stream:
         return bytes(stream.read())
 
 
+@_guarded("write")
 def write_bytes(path: str, data: bytes) -> None:
     """Write a file that appears whole or not at all.
 
     Raises:
-        ConfigError: the place cannot be written.
+        StorageError: the place cannot be written.
     """
     fs, inner = filesystem(path)
     local = isinstance(fs, pafs.LocalFileSystem)
@@ -105,10 +210,10 @@ def write_bytes(path: str, data: bytes) -> None:
             stream.write(data)
         if local:
             os.replace(target, inner)
-    except OSError as error:
+    except OSError:
         if local and os.path.exists(target):
             os.unlink(target)
-        raise ConfigError(f"cannot write {path}: {error.strerror or error}") from None
+        raise
 
 
 def read_json(path: str) -> dict[str, Any]:
@@ -131,12 +236,14 @@ def write_json(path: str, value: Mapping[str, Any]) -> None:
     write_bytes(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
 
 
+@_guarded("read")
 def read_table(path: str, columns: list[str] | None = None) -> pa.Table:
     """A whole Parquet file, or some of its columns."""
     fs, inner = filesystem(path)
     return pq.read_table(inner, columns=columns, filesystem=fs, partitioning=None)
 
 
+@_guarded("read")
 def read_rows(path: str, column: str, values: list[str], columns: list[str]) -> pa.Table:
     """The rows of a Parquet file whose `column` is one of `values`, with some of their columns:
     only the row groups that hold them are read."""
@@ -153,6 +260,7 @@ def read_rows(path: str, column: str, values: list[str], columns: list[str]) -> 
     return table.filter(pc.is_in(table[column], wanted))
 
 
+@_guarded("read")
 def read_first(path: str, rows: int, columns: list[str]) -> pa.Table:
     """At most so many rows from the beginning of a Parquet file, with some of their columns."""
     fs, inner = filesystem(path)
@@ -170,6 +278,15 @@ def write_table(path: str, table: pa.Table, row_group_size: int = 256) -> None:
     write_bytes(path, sink.getvalue().to_pybytes())
 
 
+@_guarded("list")
+def changed(path: str) -> float | None:
+    """When a folder's files changed last, in seconds since the epoch; None without any."""
+    fs, inner = filesystem(path)
+    infos = fs.get_file_info(pafs.FileSelector(inner, allow_not_found=True, recursive=True))
+    return max((info.mtime_ns / 1e9 for info in infos if info.mtime_ns), default=None)
+
+
+@_guarded("list")
 def list_files(path: str, recursive: bool = False) -> list[str]:
     """Names (relative to `path`) of the files in a folder, sorted. A missing folder has none."""
     fs, inner = filesystem(path)
@@ -180,6 +297,7 @@ def list_files(path: str, recursive: bool = False) -> list[str]:
     )
 
 
+@_guarded("remove files of")
 def remove_files(path: str, names: list[str]) -> None:
     """Remove files of a folder; one that is already gone is no error."""
     fs, inner = filesystem(path)

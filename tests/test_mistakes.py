@@ -17,6 +17,7 @@ from ns_ray import errors, runtime, status
 from ns_ray.commands import app, run_app
 from ns_ray.errors import StageError
 from ns_ray.resources import Machine
+from ns_ray.values import open_corpus
 
 CONFIG, DATA, FAULT = 2, 3, 70
 
@@ -117,6 +118,25 @@ def test_a_storage_that_cannot_be_written(config: Path, images: Path, no_ray: No
     code, line = mistake(config, [f"storage={images}/file/runs"])
     assert code == CONFIG
     assert f"storage='{images}/file/runs': cannot write" in line
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_disk_that_fails_in_mid_run_is_no_wrong_setting(config: Path, tmp_path: Path) -> None:
+    root = tmp_path / "runs" / "tiny"
+    root.mkdir(parents=True)
+    (root / "gen-00").write_text("in the way of a folder")
+    done = start(["-m", "ns_ray.run"], config)
+    assert done.returncode == StageError.exit_code, done.stdout + done.stderr
+    assert done.stderr.startswith(f"error: cannot write {root}/gen-00/")
+    assert done.stderr.endswith("run the same command again, which goes on\n")
+    assert done.stderr.count("\n") == 1
+    assert "Traceback" not in done.stdout
+    assert open_corpus(f"{root}/corpora/labeled").rows == 18
+
+    (root / "gen-00").unlink()
+    done = start(["-m", "ns_ray.run"], config)
+    assert done.returncode in (0, 5), done.stdout + done.stderr
 
 
 @pytest.mark.parametrize(

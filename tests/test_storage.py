@@ -1,18 +1,21 @@
 """Files appear whole or not at all, and a publication replaces the one before it."""
 
+import errno
 import io
 import json
 import os
+import pickle
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pyarrow as pa
 import pyarrow.fs as pafs
 import pytest
 
 from ns_ray import storage
-from ns_ray.errors import ConfigError, DataError
+from ns_ray.errors import ConfigError, DataError, MissingFileError, StageError, StorageError
 from ns_ray.storage import DONE
 
 
@@ -72,7 +75,7 @@ def test_an_interrupted_write_leaves_the_old_file(
             patch.setattr(storage, "filesystem", lambda p: (Disk(), p))
         else:
             patch.setattr(os, "replace", refuse)
-        expected = ConfigError if isinstance(error, OSError) else Interrupted
+        expected = StorageError if isinstance(error, OSError) else Interrupted
         with pytest.raises(expected):
             storage.write_bytes(path, b"new")
     assert storage.read_bytes(path) == b"old"
@@ -85,16 +88,135 @@ def test_a_full_disk_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "replace", refuse)
-    with pytest.raises(ConfigError, match=r"cannot write .*file: No space left on device"):
+    with pytest.raises(StorageError, match=r"cannot write .*file: No space left .* free some"):
         storage.write_bytes(f"{tmp_path}/file", b"")
 
 
-def test_a_place_that_cannot_be_written_is_a_config_error(tmp_path: Path) -> None:
+def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("no folder")
-    with pytest.raises(ConfigError, match=f"cannot write {tmp_path}/file/below") as caught:
+    with pytest.raises(StorageError, match=f"cannot write {tmp_path}/file/below") as caught:
         storage.write_bytes(f"{tmp_path}/file/below", b"")
     assert "\n" not in str(caught.value)
     assert not storage.exists(f"{tmp_path}/file/below")
+
+
+class Disk(pafs.LocalFileSystem):  # type: ignore[misc]
+    """A disk that fails so many times before it works."""
+
+    def __init__(self, error: OSError, times: int) -> None:
+        super().__init__()
+        self.error, self.times, self.calls = error, times, 0
+
+    def _use(self) -> None:
+        self.calls += 1
+        if self.calls <= self.times:
+            raise self.error
+
+    def open_input_stream(self, *args: Any, **options: Any) -> Any:
+        self._use()
+        return super().open_input_stream(*args, **options)
+
+    def open_output_stream(self, *args: Any, **options: Any) -> Any:
+        self._use()
+        return super().open_output_stream(*args, **options)
+
+    def get_file_info(self, *args: Any, **options: Any) -> Any:
+        self._use()
+        return super().get_file_info(*args, **options)
+
+
+CALLS: dict[str, Callable[[str], Any]] = {
+    "write": lambda path: storage.write_bytes(path, b"new"),
+    "read": storage.read_bytes,
+    "list": storage.list_files,
+}
+
+
+def use(disk: Disk, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(storage, "filesystem", lambda path: (disk, path.removeprefix("s3:/")))
+
+
+@pytest.mark.parametrize("action", list(CALLS))
+def test_what_works_the_second_time_is_no_error(
+    action: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path if action == "list" else tmp_path / "file"
+    (tmp_path / "file").write_bytes(b"old")
+    disk = Disk(OSError(errno.EIO, "Input/output error"), times=1)
+    use(disk, monkeypatch)
+    assert CALLS[action](str(path)) == {"write": None, "read": b"old", "list": ["file"]}[action]
+    assert disk.calls == 2
+
+
+def test_a_busy_store_is_given_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_bytes(b"old")
+    disk = Disk(OSError("AWS Error SLOW_DOWN during GetObject operation"), times=2)
+    use(disk, monkeypatch)
+    assert storage.read_bytes(f"s3:/{tmp_path}/file") == b"old"
+
+
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (OSError(errno.ENOSPC, "x"), "No space left on device; free some space there and run"),
+        (OSError(errno.EACCES, "x"), "Permission denied; get the permission and run"),
+        (OSError(errno.EROFS, "x"), "Read-only file system; get the permission and run"),
+        (OSError("path is a directory"), "path is a directory; see that the disk or store"),
+    ],
+)
+@pytest.mark.parametrize("action", list(CALLS))
+def test_what_lasts_is_said_at_once(
+    action: str, error: OSError, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk = Disk(error, times=9)
+    use(disk, monkeypatch)
+    with pytest.raises(StorageError, match=f"^cannot {action} {tmp_path}/file: {says}") as caught:
+        CALLS[action](f"{tmp_path}/file")
+    assert disk.calls == 1
+    assert caught.value.errno == error.errno
+    assert caught.value.exit_code == StageError.exit_code == 4
+    assert caught.value.__cause__ is error
+
+
+@pytest.mark.parametrize("code", ["ACCESS_DENIED", "NO_SUCH_BUCKET", "INVALID_ACCESS_KEY_ID"])
+def test_a_store_that_refuses_is_not_asked_again(
+    code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk = Disk(OSError(f"AWS Error {code} during GetObject operation"), times=9)
+    use(disk, monkeypatch)
+    with pytest.raises(StorageError, match=f"cannot read s3:/{tmp_path}/file: .*{code}"):
+        storage.read_bytes(f"s3:/{tmp_path}/file")
+    assert disk.calls == 1
+
+
+@pytest.mark.parametrize("place", ["none", "file/below"])
+def test_a_missing_file_can_be_told_from_a_broken_disk(place: str, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("no folder")
+    with pytest.raises(FileNotFoundError, match=f"cannot read {tmp_path}/{place}: N") as caught:
+        storage.read_bytes(f"{tmp_path}/{place}")
+    assert isinstance(caught.value, StorageError)
+    with pytest.raises(FileNotFoundError, match=f"cannot read {tmp_path}/{place}: N"):
+        storage.read_table(f"{tmp_path}/{place}")
+
+
+@pytest.mark.parametrize("error", [StorageError("full", errno.ENOSPC), MissingFileError("gone", 2)])
+def test_errors_travel_between_processes(error: StorageError) -> None:
+    there = pickle.loads(pickle.dumps(error))
+    assert (type(there), str(there), there.errno) == (type(error), str(error), error.errno)
+
+
+def test_a_damaged_table_is_a_data_error(tmp_path: Path) -> None:
+    path = f"{tmp_path}/x.parquet"
+    storage.write_table(path, pa.table({"n": [1]}))
+    storage.write_bytes(path, storage.read_bytes(path)[:-9])
+
+    def rows(path: str) -> NoReturn:
+        storage.read_rows(path, "n", ["1"], ["n"])
+        raise AssertionError
+
+    for read in (storage.read_table, rows, lambda path: storage.read_first(path, 1, ["n"])):
+        with pytest.raises(DataError, match=r"x\.parquet is no Parquet file"):
+            read(path)
 
 
 def test_an_unknown_scheme_is_a_config_error() -> None:

@@ -14,7 +14,7 @@ from ns_ray.commands.door import faults_go_to
 from ns_ray.commands.options import Debug, Set
 from ns_ray.commands.verdict import show
 from ns_ray.config import RunConfig
-from ns_ray.errors import ConfigError, first_line
+from ns_ray.errors import ConfigError, StorageError, first_line
 from ns_ray.layout import RunLayout
 from ns_ray.log import Metrics, say
 from ns_ray.settings import config_hash, differences, dump, load_either
@@ -66,7 +66,10 @@ def execute(config: RunConfig, *, overwrite: bool = False) -> int:
         NsRayError: with the exit code of its kind.
     """
     layout = RunLayout.of(config)
-    _claim(config, layout, overwrite)
+    try:
+        _claim(config, layout, overwrite)
+    except StorageError as error:  # at the door, where `storage` may well name a wrong place
+        raise ConfigError(f"storage={config.storage!r}: {error}") from error
     result = _finished(config, layout)
     if result is None:
         result = _work(config, layout)
@@ -79,7 +82,8 @@ def _claim(config: RunConfig, layout: RunLayout, overwrite: bool) -> None:
     """Take the run's folder, or refuse it when another config has it.
 
     Raises:
-        ConfigError: the folder can't be written, or belongs to a different config.
+        ConfigError: it belongs to a different config.
+        StorageError: it can't be read or written.
     """
     if storage.exists(layout.config) and not overwrite:
         old = yaml.safe_load(storage.read_bytes(layout.config))
@@ -96,10 +100,7 @@ def _claim(config: RunConfig, layout: RunLayout, overwrite: bool) -> None:
     text = (dump(config) + yaml.safe_dump(record, sort_keys=False)).encode()
     if storage.exists(layout.config) and storage.read_bytes(layout.config) == text:
         return
-    try:
-        storage.write_bytes(layout.config, text)
-    except ConfigError as error:
-        raise ConfigError(f"storage={config.storage!r}: {error}") from None
+    storage.write_bytes(layout.config, text)
 
 
 def _finished(config: RunConfig, layout: RunLayout) -> dict[str, Any] | None:
