@@ -10,7 +10,6 @@ goes on where it was.
     {out}/shared/                     what the stages published
 """
 
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -25,6 +24,7 @@ from ns_ray.config import RunConfig
 from ns_ray.errors import ConfigError, NsRayError, StageError
 from ns_ray.grids import Arm, Grid, arm_config, load_grid
 from ns_ray.layout import RunLayout
+from ns_ray.mirror import mirrored
 from ns_ray.resources import Machine
 from ns_ray.settings import config_hash
 from ns_ray.sharing import Shared, SharedStages
@@ -99,16 +99,19 @@ def _run(missing: Sequence[Planned], out: str, jobs: int | None) -> list[Planned
     prepare()
     from ns_ray.check import check_models
 
-    scratch = tempfile.mkdtemp(prefix="ns-ray-") if storage.is_uri(out) else out
     config = missing[0].config.resources
-    with cluster(config, f"{scratch}/ray.log") as machine, log.to_file(f"{scratch}/log.txt") as say:
+    with (
+        mirrored(out, ["ray.log", "log.txt"]) as folder,
+        cluster(config, f"{folder}/ray.log") as machine,
+        log.to_file(f"{folder}/log.txt") as say,
+    ):
         jobs = _jobs(missing, machine, jobs)
         share = Machine(machine.cpus // jobs, machine.gpus // jobs, machine.local)
         shared = Shared(storage.join(out, "shared"))
         for name in dict.fromkeys(p.grid for p in missing):  # mistakes show before the first run
             for planned in {p.arm.name: p for p in missing if p.grid == name}.values():
                 check_models(planned.config)
-        say(f"{len(missing)} runs, {jobs} at a time; what they do is in {scratch}/log.txt")
+        say(f"{len(missing)} runs, {jobs} at a time; what they do is in {out}/log.txt")
         work = partial(_run_or_say, out=out, shared=shared, share=share, say=say)
         if jobs == 1:
             return [p for p in missing if not work(p)]

@@ -28,6 +28,8 @@ PLAIN_WIDTH = 120
 """Columns of tables when the output is not a terminal."""
 PLAIN_SECONDS = 10.0
 """Least time between two lines of a stage when the output is not a terminal."""
+FLUSH_SECONDS = 10.0
+"""How far TensorBoard's file may be behind."""
 
 console = Console(highlight=False, markup=False, emoji=False)
 if not console.is_terminal:
@@ -130,25 +132,45 @@ def to_file(path: str | os.PathLike[str]) -> Iterator[Callable[[str], None]]:
 
 
 class Metrics:
-    """Appends to `metrics.jsonl` and to TensorBoard events beside it. Local folders only; on an
-    object store the driver uploads the file when a stage ends."""
+    """Appends to `metrics.jsonl` and to TensorBoard events beside it. Local folders only:
+    `mirror.mirrored` copies them to an object store."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self._path = Path(path)
-        self._path.parent.mkdir(parents=True, exist_ok=True)
         self._writer: Any = None
+        self._flushed = time.monotonic()
+        self._failed = False
 
     def write(self, stage: str, step: int, values: Mapping[str, float]) -> None:
-        """One row: `{"time", "stage", "step", name: value, ...}`."""
+        """One row: `{"time", "stage", "step", name: value, ...}`. Where it cannot be written, that
+        is said once: a run is worth more than its metrics."""
         row = {"time": round(time.time(), 3), "stage": stage, "step": step, **values}
-        with self._path.open("a") as file:
-            file.write(json.dumps(row) + "\n")
+        try:
+            self._append(row)
+            self._tell_tensorboard(stage, step, values)
+        except OSError as error:
+            if not self._failed:
+                say(f"metrics are lost: cannot write {self._path}: {error.strerror or error}")
+            self._failed = True
+
+    def _append(self, row: Mapping[str, Any]) -> None:
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        with self._path.open("a+b") as file:
+            end = file.seek(0, os.SEEK_END)
+            file.seek(max(end - 1, 0))
+            torn = file.read(1) not in (b"", b"\n")  # what a killed process or a full disk left
+            file.write(b"\n" * torn + json.dumps(row).encode() + b"\n")
+
+    def _tell_tensorboard(self, stage: str, step: int, values: Mapping[str, float]) -> None:
         if self._writer is None:
             from tensorboard.summary import Writer
 
             self._writer = Writer(str(self._path.parent / "tensorboard"))
         for name, value in values.items():
             self._writer.add_scalar(f"{stage}/{name}", value, step)
+        if time.monotonic() - self._flushed >= FLUSH_SECONDS:
+            self._flushed = time.monotonic()
+            self._writer.flush()
 
     def close(self) -> None:
         """Flush the TensorBoard events."""

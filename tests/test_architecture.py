@@ -23,7 +23,8 @@ ROWS: tuple[frozenset[str], ...] = (
     frozenset(
         {
             *("validation", "noise", "config", "settings", "grids"),
-            *("storage", "schema", "values", "layout", "steps", "result", "log", "resources"),
+            *("storage", "mirror", "schema", "values", "layout"),
+            *("steps", "result", "log", "resources"),
         }
     ),
     frozenset(

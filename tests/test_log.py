@@ -158,3 +158,33 @@ def test_a_second_run_appends(tmp_path: Path) -> None:
         metrics.write("train", step, {"loss": 1.0})
         metrics.close()
     assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 2]
+
+
+def test_a_line_that_was_cut_off_spoils_no_other(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1}\n{"ste')
+    log.Metrics(path).write("train", 2, {})
+    first, torn, last = path.read_text().splitlines()
+    assert (json.loads(first)["step"], torn, json.loads(last)["step"]) == (1, '{"ste', 2)
+
+
+def test_tensorboard_can_follow(tmp_path: Path, clock: Clock) -> None:
+    metrics = log.Metrics(tmp_path / "metrics.jsonl")
+    metrics.write("train", 1, {"loss": 2.5})
+    clock.now += log.FLUSH_SECONDS
+    metrics.write("train", 2, {"loss": 1.5})
+    events = EventAccumulator(str(tmp_path / "tensorboard"), size_guidance={"tensors": 0})
+    events.Reload()
+    assert scalars(events, "train/loss") == [(1, 2.5), (2, 1.5)]
+    metrics.close()
+
+
+def test_metrics_that_cannot_be_written_are_mentioned_once(
+    tmp_path: Path, plain: Callable[[], list[str]]
+) -> None:
+    (tmp_path / "file").write_text("no folder")
+    metrics = log.Metrics(tmp_path / "file" / "metrics.jsonl")
+    metrics.write("train", 1, {"loss": 2.5})
+    metrics.write("train", 2, {"loss": 1.5})
+    metrics.close()
+    assert plain() == [f"metrics are lost: cannot write {tmp_path}/file/metrics.jsonl: File exists"]

@@ -3,7 +3,7 @@
 Running the same command again continues; a changed config under the same name is refused.
 """
 
-import tempfile
+from contextlib import closing
 from typing import Annotated, Any
 
 import typer
@@ -17,6 +17,7 @@ from ns_ray.config import RunConfig
 from ns_ray.errors import ConfigError, StorageError, first_line
 from ns_ray.layout import RunLayout
 from ns_ray.log import Metrics, say
+from ns_ray.mirror import mirrored
 from ns_ray.settings import config_hash, differences, dump, load_either
 
 NO_STUDENT = 5
@@ -116,10 +117,11 @@ def _work(config: RunConfig, layout: RunLayout) -> dict[str, Any]:
     from ns_ray.runtime import cluster, prepare
 
     prepare()
-    local = not storage.is_uri(layout.root)
-    scratch = layout.root if local else tempfile.mkdtemp(prefix="ns-ray-")
-    metrics = Metrics(f"{scratch}/metrics.jsonl")
-    with cluster(config.resources, f"{scratch}/ray.log") as machine:
+    with (
+        mirrored(layout.root, ["metrics.jsonl", "ray.log"]) as folder,
+        closing(Metrics(f"{folder}/metrics.jsonl")) as metrics,
+        cluster(config.resources, f"{folder}/ray.log") as machine,
+    ):
         # Here, where `prepare` has been importing torch and timm while Ray started.
         from ns_ray.bundle import scored_card
         from ns_ray.check import check_models
@@ -128,11 +130,6 @@ def _work(config: RunConfig, layout: RunLayout) -> dict[str, Any]:
 
         check_models(config)
         outcome = self_train(config, layout, open_stages(config, machine, metrics))
-    metrics.close()
-    if not local:
-        for name in storage.list_files(scratch, recursive=True):
-            data = storage.read_bytes(storage.join(scratch, name))
-            storage.write_bytes(storage.join(layout.root, name), data)
     publish_model(outcome.best.path, layout.model)
     result = dict(outcome.result)
     best = outcome.result["generations"][outcome.result["best_generation"]]

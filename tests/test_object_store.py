@@ -1,0 +1,133 @@
+"""A whole run in an object store: an S3 server of moto's on this machine, which can be stopped."""
+
+import json
+import logging
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from moto.server import ThreadedMotoServer
+from tiny import flat_folder, folder_per_class, user_environment, write_config
+
+from ns_ray import storage
+from ns_ray.errors import StageError
+from ns_ray.layout import RunLayout
+from ns_ray.settings import load_config
+from ns_ray.status import run_status
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+PROGRAM = "from ns_ray import commands, mirror; mirror.COPY_SECONDS = 0.5; commands.run_app()"
+
+
+class Store:
+    """An S3 server that keeps its objects while it is down."""
+
+    def __init__(self) -> None:
+        self._server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+        self._server.start()
+        self.port = self._server.get_host_and_port()[1]
+
+    def down(self) -> None:
+        self._server.stop()
+
+    def up(self) -> None:
+        self._server = ThreadedMotoServer(ip_address="127.0.0.1", port=self.port, verbose=False)
+        self._server.start()
+
+
+logging.getLogger("werkzeug").setLevel(logging.ERROR)
+
+
+@pytest.fixture
+def store(monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "anybody")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "anything")
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("AWS_REGION", "us-east-1")
+    made = Store()
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{made.port}")
+    bucket = f"http://127.0.0.1:{made.port}/bucket"
+    urllib.request.urlopen(urllib.request.Request(bucket, method="PUT")).close()
+    yield made
+    made.down()
+
+
+def start(config: Path) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-c", PROGRAM, "--config", str(config)],
+        env=user_environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def wait(run: subprocess.Popen[str], until: Callable[[], bool]) -> None:
+    while not until():
+        assert run.poll() is None, run.communicate()[0]
+        time.sleep(0.2)
+
+
+def test_a_run_in_an_object_store_survives_a_kill_and_an_outage(
+    store: Store, tmp_path: Path
+) -> None:
+    path = write_config(
+        tmp_path / "run.yaml",
+        {
+            "data.labeled": str(folder_per_class(tmp_path / "labeled", 20)),
+            "data.unlabeled": [str(flat_folder(tmp_path / "pile", 30, start=500))],
+            "storage": "s3://bucket/a folder",
+            "train.epochs": 100,
+            "train.checkpoint_seconds": 1,
+        },
+    )
+    config = load_config(str(path), [])
+    layout = RunLayout.of(config)
+
+    def metrics() -> list[dict[str, Any]]:
+        if not storage.exists(layout.metrics):
+            return []
+        return [json.loads(line) for line in storage.read_bytes(layout.metrics).splitlines()]
+
+    def training() -> str:
+        return next(row.detail for row in run_status(config).rows if row.name == "gen-00 train")
+
+    with start(path) as run:
+        wait(run, lambda: "checkpoint saved" in training())
+        wait(run, lambda: "step" in training() and not training().startswith("step 0"))
+        run.send_signal(signal.SIGKILL)
+    killed = metrics()
+    assert killed
+
+    with start(path) as run:
+        wait(run, lambda: len(metrics()) > len(killed))
+        store.down()
+        text, _ = run.communicate()
+    assert run.returncode == StageError.exit_code, text
+    *_, last = [line for line in text.splitlines() if line.startswith("error: ")]
+    assert "s3://bucket/a folder/tiny/" in last
+    assert last.endswith("run the same command again, which goes on")
+    assert "Traceback" not in text
+    assert "what could not be copied is in /" in text
+
+    store.up()
+    known = metrics()
+    with start(path) as run:
+        text, _ = run.communicate()
+    assert run.returncode in (0, 5), text
+    rows = metrics()
+    assert rows[: len(known)] == known
+    assert known[: len(killed)] == killed
+    steps = [row["step"] for row in rows if row["stage"] == "gen-00/train"]
+    assert steps[-1] == 300
+    assert {row["stage"] for row in rows} == {"gen-00/train", "gen-01/train"}
+    names = storage.list_files(layout.root, recursive=True)
+    assert "ray.log" in names
+    assert len([name for name in names if name.startswith("tensorboard/")]) >= 2
