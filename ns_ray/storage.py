@@ -31,13 +31,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
-from tenacity import (
-    Retrying,
-    retry_if_exception,
-    stop_after_attempt,
-    stop_after_delay,
-    wait_exponential_jitter,
-)
+import tenacity
 
 from ns_ray.errors import ConfigError, DataError, MissingFileError, StorageError, first_line
 
@@ -45,7 +39,6 @@ DONE = "_DONE.json"
 
 P = ParamSpec("P")
 T = TypeVar("T")
-
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 _FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
 _ABSENT = {errno.ENOENT, errno.ENOTDIR}
@@ -96,12 +89,12 @@ def _number(error: OSError) -> int | None:
     return error.errno or (errno.ENOENT if isinstance(error, FileNotFoundError) else None)
 
 
-def _patience(path: str) -> Retrying:
+def _patience(path: str) -> tenacity.Retrying:
     """Ten seconds of trying again, for which the clients of S3 and GCS may need longer."""
-    return Retrying(
-        retry=retry_if_exception(lambda error: _may_pass(path, error)),
-        stop=stop_after_attempt(4) | stop_after_delay(10),
-        wait=wait_exponential_jitter(initial=1, max=8, jitter=1),
+    return tenacity.Retrying(
+        retry=tenacity.retry_if_exception(lambda error: _may_pass(path, error)),
+        stop=tenacity.stop_after_attempt(4) | tenacity.stop_after_delay(10),
+        wait=tenacity.wait_exponential_jitter(initial=1, max=8, jitter=1),
         reraise=True,
     )
 
