@@ -1,7 +1,7 @@
 """What a training worker is told to do, as plain values."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +10,9 @@ from ns_ray.errors import ConfigError
 
 Tell = Callable[[tuple[int, dict[str, float]] | str], object]
 """Takes what rank 0 has to say: the step, and values such as the loss; or a line for people."""
+
+MetricsSink = Callable[[int, Mapping[str, float]], None]
+"""Takes (step, values) for the record of a run."""
 
 
 @dataclass(frozen=True)

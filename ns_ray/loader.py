@@ -25,14 +25,21 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import ray
 
-from ns_ray import schema, values
+from ns_ray import schema
 from ns_ray.augment import Augment, seeded
 from ns_ray.config import NoiseConfig, TrainConfig
 from ns_ray.errors import DataError
 from ns_ray.images import decode
 from ns_ray.job import Job, lane_sizes
 from ns_ray.rows import BatchRows, Chunk, Sizes, Stream, batches
-from ns_ray.values import Corpus, PseudoLabels, Selection
+from ns_ray.values import (
+    Corpus,
+    PseudoLabels,
+    Selection,
+    open_corpus,
+    open_labels,
+    open_selection,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -296,9 +303,9 @@ class Loader:
         """
         examples = [Examples(corpus)]
         if job.selection is not None:
-            selection = values.open_selection(job.selection)
-            labels = values.open_labels(selection.labels) if job.soft else None
-            pile = values.open_corpus(selection.corpus)
+            selection = open_selection(job.selection)
+            labels = open_labels(selection.labels) if job.soft else None
+            pile = open_corpus(selection.corpus)
             examples.append(Examples(pile, selection, labels, job.soft))
         self.sizes = Sizes(*lane_sizes(train, world, len(examples) > 1), size)
         self.waited = 0.0

@@ -10,7 +10,7 @@ import json
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
-from typing import Any, Literal, TextIO
+from typing import TYPE_CHECKING, Any, Literal, TextIO
 
 import numpy as np
 import pyarrow as pa
@@ -22,9 +22,11 @@ from ns_ray import storage
 from ns_ray.config import PredictConfig
 from ns_ray.errors import ConfigError, DataError, ImageError
 from ns_ray.log import console, progress, say
-from ns_ray.predictor import Predictor
 from ns_ray.sources import list_source
 from ns_ray.sources.items import Item, Row, read_rows
+
+if TYPE_CHECKING:
+    from ns_ray.predictor import Predictor
 
 Format = Literal["table", "csv", "json", "parquet"]
 
@@ -69,6 +71,8 @@ def predict(
         raise ConfigError("--format parquet needs --out FILE; the others can go to the screen")
     listings = [list_source(path, setting="PATH") for path in paths]
     total = sum(listing.rows for listing in listings)
+    from ns_ray.predictor import Predictor  # torch: not for those who only ask what is here
+
     predictor = Predictor(bundle, config=config, images=total)
     items = itertools.chain.from_iterable(listing.each() for listing in listings)
     rows = _rows(predictor, items, total, top_k, shown=out is not None)
@@ -103,7 +107,7 @@ class _Counted:
 
 
 def _rows(
-    predictor: Predictor, items: Iterator[Item], total: int, top_k: int, shown: bool
+    predictor: "Predictor", items: Iterator[Item], total: int, top_k: int, shown: bool
 ) -> Iterator[dict[str, Any]]:
     with progress("predict", total) if shown else nullcontext() as meter:
         while chunk := list(itertools.islice(items, CHUNK)):
@@ -113,7 +117,7 @@ def _rows(
 
 
 def _chunk_rows(
-    predictor: Predictor, items: Sequence[Item], top_k: int
+    predictor: "Predictor", items: Sequence[Item], top_k: int
 ) -> Iterator[dict[str, Any]]:
     files = list(_read(items))
     good = [data for data in files if isinstance(data, bytes)]

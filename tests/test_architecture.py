@@ -36,7 +36,7 @@ ROWS: tuple[frozenset[str], ...] = (
     frozenset({"tasks"}),
     frozenset({"job", "engines", "bundle", "predictor"}),
     frozenset({"sources", "spans", "chunks", "packing", "adopting", "ingest"}),
-    frozenset({"inference", "loader", "learner", "loop"}),
+    frozenset({"inference", "loader", "learner", "loop", "workers"}),
     STAGES,
     frozenset(
         {
@@ -64,7 +64,7 @@ LIGHT = PLAIN | {
 """Importable without torch and ray: a report is made again on any machine; what a command says of
 its options, or of a mistake in them, is said at once; and stages start quickly in a Ray task."""
 
-RAY_BELOW_THE_STAGES = {"tasks", "packing", "ingest", "inference", "loader", "loop"}
+RAY_BELOW_THE_STAGES = {"tasks", "packing", "ingest", "inference", "loader", "loop", "workers"}
 MAY_IMPORT_RAY = (
     STAGES | RAY_BELOW_THE_STAGES | {"robustness", "serving", "runtime", "launch", "commands"}
 )

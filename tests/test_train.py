@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from tiny import COLORS, MODEL, RUN, flat_folder, folder_per_class, processes
 
 from ns_ray import loader, schema, storage, train
+from ns_ray import workers as ray_workers
 from ns_ray.bundle import load
 from ns_ray.config import ModelConfig, NoiseConfig, SelectConfig, TrainConfig, fixres_config
 from ns_ray.errors import ConfigError, ImageError, StageError
@@ -252,7 +253,7 @@ def test_a_resumed_training_reports_what_all_attempts_took(data: Data, tmp_path:
 def test_what_is_trained_is_not_trained_again(
     alone: Trained, data: Data, ray_local: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(train, "_train", None)
+    monkeypatch.setattr(ray_workers, "run_workers", None)
     folder = Path(alone.out)
     before = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
     assert fit(data, folder.parent).rows == {}
@@ -263,13 +264,13 @@ def test_a_diverging_training_names_the_setting_and_is_not_retried(
     data: Data, ray_local: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     attempts = []
-    trainer = train._trainer
+    trainer = ray_workers.make_trainer
 
     def counted(*args: Any) -> Any:
         attempts.append(0)
         return trainer(*args)
 
-    monkeypatch.setattr(train, "_trainer", counted)
+    monkeypatch.setattr(ray_workers, "make_trainer", counted)
     with pytest.raises(StageError, match=r"train\.lr \(1e\+30\)") as caught:
         fit(data, tmp_path, lr=1e30)
     assert "\n" not in str(caught.value)
