@@ -114,8 +114,10 @@ def _in_tasks(work: Callable[..., T], calls: Iterable[tuple[Any, ...]]) -> Itera
             if not running:
                 return
             for done in ray.wait(list(running))[0]:
-                result = ray.get(done)
-                yield running.pop(done), result
+                # Not to be cancelled any more: Ray 2.60 aborts this process if that meets the
+                # moment at which it takes down the result ("task that was not pending").
+                number = running.pop(done)
+                yield number, ray.get(done)
     finally:
         for left in running:
             with contextlib.suppress(ray.exceptions.RayError):

@@ -148,6 +148,12 @@ def sleeps(folder: str, n: int) -> None:
         time.sleep(0.1)
 
 
+def until_begun(folder: str, tasks: int) -> None:
+    """Wait: Ray does not find a task to cancel that is on its way to a worker."""
+    while len(list(Path(folder).iterdir())) < tasks:
+        time.sleep(0.05)
+
+
 def is_idle(ray: Any) -> bool:
     """Whether nothing holds a CPU, or soon will."""
     task = ray.remote(num_cpus=ALL_CPUS)(lambda: True)
@@ -157,8 +163,7 @@ def is_idle(ray: Any) -> bool:
 @pytest.mark.ray
 def test_an_interrupt_cancels_what_runs(ray_local: Any, tmp_path: Path) -> None:
     def interrupt() -> None:
-        while not list(tmp_path.iterdir()):
-            time.sleep(0.05)
+        until_begun(str(tmp_path), ALL_CPUS)
         os.kill(os.getpid(), signal.SIGINT)
 
     threading.Thread(target=interrupt).start()
@@ -171,6 +176,7 @@ def test_an_interrupt_cancels_what_runs(ray_local: Any, tmp_path: Path) -> None:
 def first_fails(folder: str, n: int) -> None:
     if n:
         sleeps(folder, n)
+    until_begun(folder, ALL_CPUS - 1)
     raise PlaceError("shard-00007", rows=3)
 
 
@@ -180,6 +186,18 @@ def test_a_failed_call_cancels_the_others(ray_local: Any, tmp_path: Path) -> Non
     with pytest.raises(PlaceError, match=r"^shard-00007 has 3 rows$"):
         list(tasks.each(first_fails, calls, here=False, doing="x"))
     assert is_idle(ray_local)
+
+
+def fails() -> None:
+    raise PlaceError("shard-00007", rows=3)
+
+
+@pytest.mark.ray
+def test_failed_calls_leave_this_process_alive(ray_local: Any) -> None:
+    """Ray aborts the process that cancels a task while it takes down its result."""
+    for _ in range(500):
+        with pytest.raises(PlaceError):
+            list(tasks.each(fails, [()], here=False, doing="x"))
 
 
 @pytest.mark.ray
