@@ -27,9 +27,11 @@ import pyarrow as pa
 from machine import machine
 from PIL import Image
 
-from ns_ray import bundle, schema, storage, values
+from ns_ray import schema, storage
+from ns_ray.bundle import save
 from ns_ray.config import ModelConfig
 from ns_ray.models import build
+from ns_ray.values import Shard, corpus_manifest
 
 ROWS_PER_SHARD = 1000
 SIDE = 8
@@ -61,14 +63,14 @@ def make_corpus(out: str, rows: int) -> None:
         Image.fromarray(pixels).save(buffer, "PNG")
         files.append(buffer.getvalue())
     mark = storage.fingerprint("adopt.py", rows)
-    shards: list[values.Shard] = []
+    shards: list[Shard] = []
     for first in range(0, rows, ROWS_PER_SHARD):
         count = min(ROWS_PER_SHARD, rows - first)
         name = f"shard-{len(shards):05d}"
         file = schema.part_name(name, mark)
         storage.write_table(storage.join(out, file), shard_table(first, count, files))
-        shards.append(values.Shard(name, file, count, count * len(files[0])))
-    manifest = values.corpus_manifest(shards, [], [], {}, "synthetic")
+        shards.append(Shard(name, file, count, count * len(files[0])))
+    manifest = corpus_manifest(shards, [], [], {}, "synthetic")
     storage.write_json(storage.join(out, "manifest.json"), manifest)
     storage.publish(
         out,
@@ -113,9 +115,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="ns-ray-adopt-") as folder:
         net = build(ModelConfig(model="test_resnet", image_size=32), 10)
         names = [str(i) for i in range(10)]
-        teacher = bundle.save(
-            net, f"{folder}/bundle", classes=names, fingerprint="adopt", provenance={}
-        )
+        teacher = save(net, f"{folder}/bundle", classes=names, fingerprint="adopt", provenance={})
         for rows in args.rows:
             make_corpus(f"{folder}/{rows}", rows)
         found: dict[int, list[tuple[float, float, float]]] = {rows: [] for rows in args.rows}

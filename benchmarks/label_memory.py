@@ -45,9 +45,10 @@ def jpegs(side: int) -> list[bytes]:
 
 def make_corpus(out: str, rows: int, side: int) -> None:
     """Write a packed corpus of `rows` unlabeled images."""
-    from ns_ray import schema, storage, values
+    from ns_ray import schema, storage
+    from ns_ray.values import Shard, corpus_manifest
 
-    shards: list[values.Shard] = []
+    shards: list[Shard] = []
     files, digest = jpegs(side), storage.fingerprint("memory", rows, side)
     for start in range(0, rows, ROWS_PER_SHARD):
         table = pa.Table.from_pylist(
@@ -68,8 +69,8 @@ def make_corpus(out: str, rows: int, side: int) -> None:
         name = f"shard-{len(shards):05d}"
         file = schema.part_name(name, digest)
         storage.write_table(storage.join(out, file), table)
-        shards.append(values.Shard(name, file, table.num_rows, table.nbytes))
-    manifest = values.corpus_manifest(shards, [], [], {}, "benchmark")
+        shards.append(Shard(name, file, table.num_rows, table.nbytes))
+    manifest = corpus_manifest(shards, [], [], {}, "benchmark")
     storage.write_json(storage.join(out, "manifest.json"), manifest)
     names = [shard.file for shard in shards]
     facts = {"rows": rows}
@@ -104,7 +105,8 @@ def measure(folder: str, rows: int, model: str, side: int) -> None:
     from ns_ray.runtime import cluster, prepare
 
     prepare()
-    from ns_ray import bundle, resources
+    from ns_ray import resources
+    from ns_ray.bundle import save
     from ns_ray.config import LabelConfig, ModelConfig, ResourcesConfig
     from ns_ray.models import build
     from ns_ray.pseudo_label import pseudo_label
@@ -112,7 +114,7 @@ def measure(folder: str, rows: int, model: str, side: int) -> None:
 
     net = build(ModelConfig(model=model, image_size=side), 100)
     names = [str(i) for i in range(100)]
-    teacher = bundle.save(
+    teacher = save(
         net, f"{folder}/bundle", classes=names, fingerprint="memory", provenance={"model": model}
     )
     corpus = open_corpus(f"{folder}/corpus")

@@ -93,7 +93,8 @@ def measure(rows: int, per_file: int, cpus: int) -> dict[str, float]:
     """Select from that many rows; seconds, and MiB of the driver and of the largest task."""
     import ray
 
-    from ns_ray import selection, tasks
+    from ns_ray import tasks
+    from ns_ray.selection import select
 
     tasks.TASK = 0.0  # Ray tasks for any number of rows
     with tempfile.TemporaryDirectory() as folder:
@@ -103,7 +104,7 @@ def measure(rows: int, per_file: int, cpus: int) -> dict[str, float]:
         labels = open_labels(folder)
         ray.init(address="local", num_cpus=cpus, include_dashboard=False, log_to_driver=False)
         peak, start = Peak(), time.monotonic()
-        chosen = selection.select(SelectConfig(), labels, seed=0, out=f"{folder}/selection")
+        chosen = select(SelectConfig(), labels, seed=0, out=f"{folder}/selection")
         seconds = time.monotonic() - start
         largest = peak.stop()
         ray.shutdown()

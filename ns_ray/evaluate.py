@@ -5,9 +5,10 @@ from typing import Any
 import numpy as np
 import pyarrow.compute as pc
 
-from ns_ray import metrics, storage
+from ns_ray import storage
 from ns_ray.config import EvaluateConfig, PredictConfig
 from ns_ray.inference import infer
+from ns_ray.metrics import score
 from ns_ray.resources import Pool
 from ns_ray.schema import dense_probs, part_name
 from ns_ray.values import Bundle, Corpus, Evaluation
@@ -63,7 +64,7 @@ def evaluate(
             among=classes.tolist() if config.subset else None,
         )
         keys, probs, labels = _read(corpus, out, fingerprint, len(names))
-        scores = metrics.score(probs, classes_of[labels], names, config.top_k)
+        scores = score(probs, classes_of[labels], names, config.top_k)
         scores["rejected"] = inferred.rejected
         done = storage.publish(
             out,

@@ -77,8 +77,8 @@ class _Copies:
 
     def _states(self) -> dict[str, tuple[int, int]]:
         """Size and time of change of each file, by its path in the folder."""
-        files = {path: path.stat() for path in Path(self._folder).rglob("*") if path.is_file()}
+        grown = {path: path.stat() for path in Path(self._folder).rglob("*") if path.is_file()}
         return {
             path.relative_to(self._folder).as_posix(): (state.st_size, state.st_mtime_ns)
-            for path, state in files.items()
+            for path, state in grown.items()
         }

@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 import pyarrow as pa
 import xxhash
 
-from ns_ray import images, schema, spans, storage, tasks, values
+from ns_ray import images, schema, spans, storage, tasks
 from ns_ray.chunks import (
     Chunk,
     Job,
@@ -39,7 +39,7 @@ from ns_ray.sources import list_source
 from ns_ray.sources.items import Item, Range, Row, ordered
 from ns_ray.sources.listing import Listing, Packed
 from ns_ray.spans import Cut, Span
-from ns_ray.values import Corpus, open_corpus
+from ns_ray.values import Corpus, corpus_manifest, open_corpus
 
 BYTES_PER_SECOND = 16 * 2**20
 """What one process packs (measured: 22 MiB/s and more, of JPEGs of 77 kB)."""
@@ -134,7 +134,7 @@ def _publish(job: Job, parts: list[Part], listing: Listing, setting: str, second
         say(f"{setting}: left out {reasons_text(reasons)}; see {job.out}/rejected.parquet")
     shards = [shard for part in parts for shard in part.shards]
     counts = [sum(part.class_counts.get(name, 0) for part in parts) for name in job.classes]
-    manifest = values.corpus_manifest(shards, list(job.classes), counts, reasons, listing.name)
+    manifest = corpus_manifest(shards, list(job.classes), counts, reasons, listing.name)
     storage.write_json(storage.join(job.out, "manifest.json"), manifest)
     files = [*(shard.file for shard in shards), "manifest.json", "rejected.parquet"]
     storage.publish(

@@ -8,10 +8,11 @@ import numpy as np
 import pyarrow as pa
 import yaml
 
-from ns_ray import metrics, storage
+from ns_ray import storage
 from ns_ray.config import RunConfig, SelectConfig
 from ns_ray.images import encode_png
 from ns_ray.layout import CONTROL, RunLayout, arm_name
+from ns_ray.metrics import score
 from ns_ray.schema import CORPUS, REJECTED, labels_table, part_name
 from ns_ray.selection import select
 from ns_ray.settings import config_hash, dump
@@ -134,7 +135,7 @@ def robustness(error: float) -> dict[str, Any]:
 
 def scores(rows: int, wrong: int) -> dict[str, Any]:
     """What evaluation says about clean images."""
-    found = metrics.score(answers(rows, wrong), np.arange(rows) % 3, CLASSES, 2)
+    found = score(answers(rows, wrong), np.arange(rows) % 3, CLASSES, 2)
     top1 = found["top1"]
     bins = [
         {"low": i / 15, "high": (i + 1) / 15, "rows": 0, "confidence": 0.0, "accuracy": 0.0}

@@ -28,20 +28,20 @@ def test_on_a_local_disk_files_grow_in_place(tmp_path: Path) -> None:
 
 
 def test_a_store_has_what_grows_before_it_is_whole(tmp_path: Path, quick: None) -> None:
-    store = tmp_path / "store"
-    with mirrored(f"file://{store}", ["log.txt"]) as folder:
+    bucket = tmp_path / "store"
+    with mirrored(f"file://{bucket}", ["log.txt"]) as folder:
         growing = Path(folder, "log.txt")
         (Path(folder) / "sub").mkdir()
         Path(folder, "sub", "events").write_text("e")
         for text in ("one\n", "one\ntwo\n"):
             growing.write_text(text)
-            soon(lambda text=text: (store / "log.txt").exists() and now(store) == text)  # type: ignore[misc]
-        soon((store / "sub" / "events").exists)
+            soon(lambda text=text: (bucket / "log.txt").exists() and now(bucket) == text)  # type: ignore[misc]
+        soon((bucket / "sub" / "events").exists)
     assert not Path(folder).exists()
 
 
-def now(store: Path) -> str:
-    return (store / "log.txt").read_text()
+def now(bucket: Path) -> str:
+    return (bucket / "log.txt").read_text()
 
 
 def test_the_end_is_kept_however_it_comes(tmp_path: Path) -> None:
@@ -66,14 +66,14 @@ def test_the_next_process_appends(tmp_path: Path) -> None:
 
 
 def test_what_did_not_change_is_not_copied_again(tmp_path: Path, quick: None) -> None:
-    store = tmp_path / "store"
-    with mirrored(f"file://{store}", ["log.txt"]) as folder:
+    bucket = tmp_path / "store"
+    with mirrored(f"file://{bucket}", ["log.txt"]) as folder:
         Path(folder, "log.txt").write_text("one")
-        soon((store / "log.txt").exists)
-        first = (store / "log.txt").stat()
+        soon((bucket / "log.txt").exists)
+        first = (bucket / "log.txt").stat()
         Path(folder, "other.txt").write_text("two")
-        soon((store / "other.txt").exists)
-    last = (store / "log.txt").stat()
+        soon((bucket / "other.txt").exists)
+    last = (bucket / "log.txt").stat()
     assert (last.st_ino, last.st_mtime_ns) == (first.st_ino, first.st_mtime_ns)
 
 

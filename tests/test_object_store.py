@@ -46,7 +46,7 @@ logging.getLogger("werkzeug").setLevel(logging.ERROR)
 
 
 @pytest.fixture
-def store(monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
+def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "anybody")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "anything")
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
@@ -76,7 +76,7 @@ def wait(run: subprocess.Popen[str], until: Callable[[], bool]) -> None:
 
 
 def test_a_run_in_an_object_store_survives_a_kill_and_an_outage(
-    store: Store, tmp_path: Path
+    bucket: Store, tmp_path: Path
 ) -> None:
     path = write_config(
         tmp_path / "run.yaml",
@@ -108,7 +108,7 @@ def test_a_run_in_an_object_store_survives_a_kill_and_an_outage(
 
     with start(path) as run:
         wait(run, lambda: len(metrics()) > len(killed))
-        store.down()
+        bucket.down()
         text, _ = run.communicate()
     assert run.returncode == StageError.exit_code, text
     *_, last = [line for line in text.splitlines() if line.startswith("error: ")]
@@ -117,7 +117,7 @@ def test_a_run_in_an_object_store_survives_a_kill_and_an_outage(
     assert "Traceback" not in text
     assert "what could not be copied is in /" in text
 
-    store.up()
+    bucket.up()
     known = metrics()
     with start(path) as run:
         text, _ = run.communicate()

@@ -15,8 +15,9 @@ from functools import cached_property
 import numpy as np
 import pyarrow.compute as pc
 
-from ns_ray import images, storage
+from ns_ray import storage
 from ns_ray.errors import ImageError
+from ns_ray.images import decode
 from ns_ray.report.facts import Array, Lesson, Model, Predictions, Run, matched
 from ns_ray.values import Corpus, Shard
 
@@ -285,7 +286,7 @@ def thumbnail(data: bytes) -> Thumbnail:
     Raises:
         ImageError: it cannot be decoded.
     """
-    image = images.decode(data, shrink_to=SIDE)
+    image = decode(data, shrink_to=SIDE)
     image.thumbnail((SIDE, SIDE))
     buffer = io.BytesIO()
     if max(image.size) <= LOSSLESS_SIDE:

@@ -15,7 +15,7 @@ from collections import Counter
 
 import pyarrow.fs as pafs
 
-from ns_ray import storage, values
+from ns_ray import storage
 from ns_ray.errors import DataError, nearest
 from ns_ray.sources.files import (
     IMAGE_ENDINGS,
@@ -32,6 +32,7 @@ from ns_ray.sources.listing import Listing, Packed
 from ns_ray.sources.named import NAMED_SETS, named
 from ns_ray.sources.tables import tables
 from ns_ray.sources.tars import tars
+from ns_ray.values import open_corpus
 
 TABLE_ENDINGS = (".csv", ".tsv", ".jsonl", ".parquet")
 
@@ -162,5 +163,5 @@ def _left_out(source: str, infos: list[File]) -> tuple[str, ...]:
 
 
 def _corpus(source: str, path: str) -> Listing:
-    corpus = values.open_corpus(path)
+    corpus = open_corpus(path)
     return Listing(source, [], corpus.classes, corpus.fingerprint, packed=(Packed(corpus),))
