@@ -27,11 +27,10 @@ import pyarrow as pa
 from machine import machine
 from PIL import Image
 
-from ns_ray import schema, storage
-from ns_ray.bundle import save
+from ns_ray import store
 from ns_ray.config import ModelConfig
-from ns_ray.models import build
-from ns_ray.values import Shard, corpus_manifest
+from ns_ray.model import build, save
+from ns_ray.store import Shard, corpus_manifest, schema
 
 ROWS_PER_SHARD = 1000
 SIDE = 8
@@ -62,17 +61,17 @@ def make_corpus(out: str, rows: int) -> None:
         pixels = rng.integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(buffer, "PNG")
         files.append(buffer.getvalue())
-    mark = storage.fingerprint("adopt.py", rows)
+    mark = store.fingerprint("adopt.py", rows)
     shards: list[Shard] = []
     for first in range(0, rows, ROWS_PER_SHARD):
         count = min(ROWS_PER_SHARD, rows - first)
         name = f"shard-{len(shards):05d}"
         file = schema.part_name(name, mark)
-        storage.write_table(storage.join(out, file), shard_table(first, count, files))
+        store.write_table(store.join(out, file), shard_table(first, count, files))
         shards.append(Shard(name, file, count, count * len(files[0])))
     manifest = corpus_manifest(shards, [], [], {}, "synthetic")
-    storage.write_json(storage.join(out, "manifest.json"), manifest)
-    storage.publish(
+    store.write_json(store.join(out, "manifest.json"), manifest)
+    store.publish(
         out,
         stage="pack",
         fingerprint=mark,

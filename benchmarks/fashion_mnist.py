@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ns_ray.resources import cpus
+from ns_ray.compute import cpus
 
 
 def run(seed: int, storage: str, overrides: list[str]) -> dict[str, Any]:

@@ -45,11 +45,11 @@ def jpegs(side: int) -> list[bytes]:
 
 def make_corpus(out: str, rows: int, side: int) -> None:
     """Write a packed corpus of `rows` unlabeled images."""
-    from ns_ray import schema, storage
-    from ns_ray.values import Shard, corpus_manifest
+    from ns_ray import store
+    from ns_ray.store import Shard, corpus_manifest, schema
 
     shards: list[Shard] = []
-    files, digest = jpegs(side), storage.fingerprint("memory", rows, side)
+    files, digest = jpegs(side), store.fingerprint("memory", rows, side)
     for start in range(0, rows, ROWS_PER_SHARD):
         table = pa.Table.from_pylist(
             [
@@ -68,13 +68,13 @@ def make_corpus(out: str, rows: int, side: int) -> None:
         )
         name = f"shard-{len(shards):05d}"
         file = schema.part_name(name, digest)
-        storage.write_table(storage.join(out, file), table)
+        store.write_table(store.join(out, file), table)
         shards.append(Shard(name, file, table.num_rows, table.nbytes))
     manifest = corpus_manifest(shards, [], [], {}, "benchmark")
-    storage.write_json(storage.join(out, "manifest.json"), manifest)
+    store.write_json(store.join(out, "manifest.json"), manifest)
     names = [shard.file for shard in shards]
     facts = {"rows": rows}
-    storage.publish(
+    store.publish(
         out, stage="pack", fingerprint=digest, files=names, facts=facts, inputs={}, seconds=0
     )
 
@@ -102,15 +102,14 @@ def pss_bytes(root: int) -> int:
 
 def measure(folder: str, rows: int, model: str, side: int) -> None:
     """Label in this process and print the measurement as JSON."""
-    from ns_ray.runtime import cluster, prepare
+    from ns_ray.compute import cluster, prepare
 
     prepare()
-    from ns_ray import resources
-    from ns_ray.bundle import save
+    from ns_ray.compute import resources
     from ns_ray.config import LabelConfig, ModelConfig, ResourcesConfig
-    from ns_ray.models import build
-    from ns_ray.pseudo_label import pseudo_label
-    from ns_ray.values import open_corpus
+    from ns_ray.labeling import pseudo_label
+    from ns_ray.model import build, save
+    from ns_ray.store import open_corpus
 
     net = build(ModelConfig(model=model, image_size=side), 100)
     names = [str(i) for i in range(100)]
@@ -159,7 +158,7 @@ def main() -> None:
             done = subprocess.run(command, check=True, capture_output=True, text=True)
             line = next(x for x in done.stdout.splitlines() if x.startswith("RESULT "))
             results.append({**json.loads(line.removeprefix("RESULT ")), "corpus": corpus_bytes})
-    from ns_ray import resources
+    from ns_ray.compute import resources
 
     print(
         f"Machine: {resources.cpus()} CPUs, {platform.machine()}; {args.model} at {args.image} px\n"

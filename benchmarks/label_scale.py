@@ -20,20 +20,17 @@ import numpy as np
 import torch
 from machine import machine
 
-from ns_ray.runtime import cluster, prepare
+from ns_ray.compute import cluster, prepare
 
 prepare()  # before anything imports Ray
 
-from ns_ray import inference, storage  # noqa: E402
-from ns_ray.bundle import save  # noqa: E402
+from ns_ray import store  # noqa: E402
+from ns_ray.compute import Pool  # noqa: E402
 from ns_ray.config import LabelConfig, ModelConfig, PredictConfig, ResourcesConfig  # noqa: E402
-from ns_ray.images import encode_png  # noqa: E402
-from ns_ray.models import build  # noqa: E402
-from ns_ray.packing import pack  # noqa: E402
-from ns_ray.pseudo_label import pseudo_label  # noqa: E402
-from ns_ray.resources import Pool  # noqa: E402
-from ns_ray.schema import part_name  # noqa: E402
-from ns_ray.values import Bundle, Corpus  # noqa: E402
+from ns_ray.data import encode_png, pack  # noqa: E402
+from ns_ray.labeling import inference, pseudo_label  # noqa: E402
+from ns_ray.model import build, save  # noqa: E402
+from ns_ray.store import Bundle, Corpus, part_name  # noqa: E402
 
 SHARD_SECONDS = 0.2
 
@@ -43,8 +40,8 @@ class Waiting(inference.ShardPredictor):
 
     def _label(self, name: str, table: Any) -> tuple[int, int]:
         time.sleep(SHARD_SECONDS)
-        path = storage.join(self._out, part_name(name, self._fingerprint))
-        storage.write_bytes(path, b"")
+        path = store.join(self._out, part_name(name, self._fingerprint))
+        store.write_bytes(path, b"")
         return table.num_rows, 0
 
 

@@ -64,13 +64,13 @@ def plain(bundle: str, folder: str, images: int, rounds: int) -> dict[str, Any]:
 
 def ours(bundle: str, corpus: str, precision: str) -> dict[str, Any]:
     """What `_DONE.json` of a labeling says, on a local Ray."""
-    from ns_ray.runtime import cluster, prepare
+    from ns_ray.compute import cluster, prepare
 
     prepare()
-    from ns_ray import resources
+    from ns_ray.compute import resources
     from ns_ray.config import LabelConfig, PredictConfig, ResourcesConfig
-    from ns_ray.pseudo_label import pseudo_label
-    from ns_ray.values import open_bundle, open_corpus
+    from ns_ray.labeling import pseudo_label
+    from ns_ray.store import open_bundle, open_corpus
 
     with tempfile.TemporaryDirectory() as out, cluster(ResourcesConfig(), f"{out}/log") as found:
         labels = pseudo_label(
@@ -87,11 +87,10 @@ def ours(bundle: str, corpus: str, precision: str) -> dict[str, Any]:
 
 def limit(bundle: str, folder: str, precision: str, rounds: int) -> dict[str, Any]:
     """Images/s of decoding alone and of the forward pass alone, some times each."""
+    from ns_ray.compute import cpus, keep_memory
     from ns_ray.config import PredictConfig
-    from ns_ray.images import eval_pixels
-    from ns_ray.predictor import Predictor
-    from ns_ray.resources import cpus
-    from ns_ray.runtime import keep_memory
+    from ns_ray.data import eval_pixels
+    from ns_ray.model import Predictor
 
     keep_memory()
     predictor = Predictor(bundle, config=PredictConfig.model_validate({"precision": precision}))
@@ -124,7 +123,7 @@ def agreement(bundle: str, folder: str) -> dict[str, Any]:
     from timm.data import create_transform, resolve_model_data_config
 
     from ns_ray.config import PredictConfig
-    from ns_ray.predictor import Predictor
+    from ns_ray.model import Predictor
 
     model = timm.create_model(f"local-dir:{bundle}", pretrained=True).eval()
     transform = create_transform(**resolve_model_data_config(model), is_training=False)
@@ -205,11 +204,11 @@ def main() -> None:
     from models import imagenet_bundle
     from photos import write
 
-    from ns_ray.runtime import cluster, prepare
+    from ns_ray.compute import cluster, prepare
 
     prepare()  # before anything imports Ray
     from ns_ray.config import ResourcesConfig
-    from ns_ray.packing import pack
+    from ns_ray.data import pack
 
     with tempfile.TemporaryDirectory() as work:
         folder = write(f"{work}/photos", args.images)

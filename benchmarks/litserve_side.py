@@ -18,7 +18,7 @@ from fastapi import File
 from litserve import LitAPI, LitServer
 from machine import forward_rates
 
-from ns_ray.resources import cpus
+from ns_ray.compute import cpus
 
 TOP_K = 5
 
@@ -36,8 +36,8 @@ class Api(LitAPI):  # type: ignore[misc]  # LitServe has no types
         import torch
 
         from ns_ray.config import PredictConfig
-        from ns_ray.images import smooth_pixels
-        from ns_ray.predictor import Predictor
+        from ns_ray.data import smooth_pixels
+        from ns_ray.model import Predictor
 
         torch.set_num_threads(self.threads)
         self.pool = ThreadPoolExecutor(2)

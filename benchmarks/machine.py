@@ -5,7 +5,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from ns_ray.resources import cpus
+from ns_ray.compute import cpus
 
 
 def machine() -> str:

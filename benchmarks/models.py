@@ -6,7 +6,7 @@ from pathlib import Path
 import timm
 import torch
 
-from ns_ray.bundle import save
+from ns_ray.model import save
 
 
 def imagenet_bundle(name: str, out: str) -> str:

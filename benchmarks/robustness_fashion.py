@@ -15,8 +15,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from ns_ray.compute import cluster, prepare
 from ns_ray.config import ResourcesConfig, RobustnessConfig
-from ns_ray.runtime import cluster, prepare
 
 
 def last_student(run: Path) -> int:
@@ -27,9 +27,9 @@ def last_student(run: Path) -> int:
 
 def scored(run: Path, config: RobustnessConfig, machine: Any) -> list[dict[str, Any]]:
     """For teacher and last student: test scores, with `robustness` among them."""
-    from ns_ray import resources
-    from ns_ray.robustness.suites import evaluate_robustness
-    from ns_ray.values import open_bundle, open_corpus
+    from ns_ray.compute import resources
+    from ns_ray.robustness import evaluate_robustness
+    from ns_ray.store import open_bundle, open_corpus
 
     places = [run / "gen-00", run / f"gen-{last_student(run):02d}"]
     folder = run / f"robustness-{config.images}"

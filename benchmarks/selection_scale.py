@@ -25,10 +25,10 @@ import numpy as np
 import psutil
 import pyarrow as pa
 
-from ns_ray import resources, storage
+from ns_ray import store
+from ns_ray.compute import resources
 from ns_ray.config import SelectConfig
-from ns_ray.schema import part_name
-from ns_ray.values import PseudoLabels, open_labels
+from ns_ray.store import PseudoLabels, open_labels, part_name
 
 CLASSES = 1000
 MIB = 2**20
@@ -50,8 +50,8 @@ def write_labels(folder: str, rows: int, per_file: int) -> PseudoLabels:
             }
         )
         names.append(part_name(f"shard-{index:05d}", "bench0"))
-        storage.write_table(storage.join(folder, names[-1]), table, row_group_size=per_file)
-    storage.publish(
+        store.write_table(store.join(folder, names[-1]), table, row_group_size=per_file)
+    store.publish(
         folder,
         stage="label",
         fingerprint="bench0",
@@ -93,7 +93,7 @@ def measure(rows: int, per_file: int, cpus: int) -> dict[str, float]:
     """Select from that many rows; seconds, and MiB of the driver and of the largest task."""
     import ray
 
-    from ns_ray import tasks
+    from ns_ray.compute import tasks
     from ns_ray.selection import select
 
     tasks.TASK = 0.0  # Ray tasks for any number of rows
@@ -120,7 +120,7 @@ def machine(cpus: int) -> str:
         names = [x for x in info.read_text().splitlines() if x.startswith("model name")]
         model = names[0].split(":", 1)[1].strip() if names else model
     memory = psutil.virtual_memory().total / 2**30
-    found: dict[str, Any] = storage.versions()
+    found: dict[str, Any] = store.versions()
     load = os.getloadavg()[0]
     return (
         f"{model}, {resources.cpus()} CPUs, {memory:.0f} GiB; {cpus} tasks at once; load average "

@@ -160,8 +160,8 @@ def litserve(bundle: str, kind: str, options: list[str], script: str, seconds: i
 
 def limit(bundle: str, image: bytes) -> dict[str, float]:
     """Images/s of decoding and batched forward passes alone: the best batch size of three."""
-    from ns_ray.predictor import Predictor
-    from ns_ray.runtime import keep_memory
+    from ns_ray.compute import keep_memory
+    from ns_ray.model import Predictor
 
     keep_memory()
     rates = {}

@@ -79,15 +79,12 @@ def parts(run: str, threads: int) -> dict[str, float]:
     from timm.optim import create_optimizer_v2
     from timm.utils import ModelEmaV3
 
-    from ns_ray.augment import Augment
-    from ns_ray.config import train_config
-    from ns_ray.images import decode
-    from ns_ray.losses import mixed_loss
-    from ns_ray.models import build_noised, precision_for
-    from ns_ray.predictor import Predictor
-    from ns_ray.runtime import keep_memory
-    from ns_ray.settings import load_recipe
-    from ns_ray.values import open_corpus
+    from ns_ray.compute import keep_memory
+    from ns_ray.config import load_recipe, train_config
+    from ns_ray.data import Augment, decode
+    from ns_ray.model import Predictor, build_noised, precision_for
+    from ns_ray.store import open_corpus
+    from ns_ray.training import mixed_loss
 
     keep_memory()
     torch.set_num_threads(threads)
@@ -153,18 +150,18 @@ def main() -> None:
     parser.add_argument("--parts", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.parts:
-        from ns_ray.resources import cpus
+        from ns_ray.compute import cpus
 
         print(json.dumps(parts(args.parts, cpus())))
         return
     from models import imagenet_bundle
     from photos import write
 
-    from ns_ray.runtime import cluster, prepare
+    from ns_ray.compute import cluster, prepare
 
     prepare()  # before anything imports Ray
     from ns_ray.config import ResourcesConfig
-    from ns_ray.packing import pack
+    from ns_ray.data import pack
 
     with tempfile.TemporaryDirectory() as work:
         bundle = imagenet_bundle("tf_efficientnet_lite0", f"{work}/bundle")

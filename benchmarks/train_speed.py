@@ -43,7 +43,7 @@ def bare(name: str, size: int, batch: int, rounds: int) -> list[float]:
     """Images/s of the step alone, some times."""
     import torch
 
-    from ns_ray.runtime import keep_memory
+    from ns_ray.compute import keep_memory
 
     keep_memory()
     model = _model(name, size, 10)
@@ -114,10 +114,10 @@ def ours(
     name: str, size: int, batch: int, labeled: str, pile: str, epochs: str, work: str
 ) -> dict[str, Any]:
     """Seconds and images of a training from the call to the published bundle."""
-    from ns_ray.runtime import cluster, prepare
+    from ns_ray.compute import cluster, prepare
 
     prepare()  # before anything imports Ray
-    from ns_ray import resources
+    from ns_ray.compute import resources
     from ns_ray.config import (
         LabelConfig,
         ModelConfig,
@@ -126,10 +126,10 @@ def ours(
         TrainConfig,
         validate,
     )
-    from ns_ray.packing import pack
-    from ns_ray.pseudo_label import pseudo_label
+    from ns_ray.data import pack
+    from ns_ray.labeling import pseudo_label
     from ns_ray.selection import select
-    from ns_ray.train import fit
+    from ns_ray.training import fit
 
     config = ResourcesConfig()
     train = validate(

@@ -1,4 +1,4 @@
-"""Writes `config.schema.json` and `configuration.md` from the settings in `ns_ray.config`.
+"""Writes `config.schema.json` and `configuration.md` from the settings in `ns_ray.config.run`.
 
     python docs/make_configuration.py
 
@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from ns_ray.config import RunConfig, Settings
-from ns_ray.serving.settings import ServeConfig
+from ns_ray.serving import ServeConfig
 
 FOLDER = Path(__file__).resolve().parent
 SCHEMA = FOLDER / "config.schema.json"
@@ -33,7 +33,7 @@ python -m ns_ray.run --config run.yaml --set train.epochs=20 --set students.0.mo
 
 An unknown key is an error that suggests the nearest known one. The resolved settings, defaults
 included, are written to `config.yaml` in the folder of the run. Complete examples are the
-[recipes](../ns_ray/recipes) of the package.
+[recipes](../ns_ray/config/recipes) of the package.
 
 Editors that know YAML schemas complete and check the file when its first line is
 

@@ -4,11 +4,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypedDict
 
-from ns_ray import storage
-from ns_ray.config import RunConfig
-from ns_ray.settings import config_hash
+from ns_ray import store
+from ns_ray.config import RunConfig, config_hash
 from ns_ray.steps import Arm, Role
-from ns_ray.values import Bundle, Corpora, Evaluation, Facts, PseudoLabels, Selection
+from ns_ray.store import Bundle, Corpora, Evaluation, Facts, PseudoLabels, Selection
 
 
 @dataclass(frozen=True)
@@ -140,7 +139,7 @@ def result(
             **{name: corpus.rows for name, corpus in corpora.items()},
             "rejected": {name: dict(corpus.rejected) for name, corpus in corpora.items()},
         },
-        "versions": storage.versions(),
+        "versions": store.versions(),
         "config_hash": config_hash(config),
     }
 

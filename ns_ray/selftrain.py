@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from ns_ray import storage
+from ns_ray import store
 from ns_ray.config import (
     AcceptConfig,
     DataConfig,
@@ -18,22 +18,23 @@ from ns_ray.config import (
     RobustnessConfig,
     RunConfig,
     SelectConfig,
+    config_hash,
     train_config,
 )
 from ns_ray.errors import DataError
-from ns_ray.layout import CONTROL, RunLayout
 from ns_ray.log import say
-from ns_ray.metrics import better_p, compare
 from ns_ray.result import Generation, Lesson, Result, result
-from ns_ray.settings import config_hash
+from ns_ray.scoring import better_p, compare
 from ns_ray.steps import Arm, Label, Score, Select, Student, Train, steps, teaches_next
-from ns_ray.values import (
+from ns_ray.store import (
+    CONTROL,
     Bundle,
     Corpora,
     Corpus,
     Evaluation,
     Facts,
     PseudoLabels,
+    RunLayout,
     Selection,
 )
 
@@ -291,8 +292,8 @@ class _Run:
         compared with every generation, a generation with those before."""
         last = len(models) if model.generation == CONTROL else model.generation
         earlier = [g for g in models if 0 <= g.generation < last]
-        storage.write_json(
-            storage.join(self.layout.generation(model.generation), "evaluation.json"),
+        store.write_json(
+            store.join(self.layout.generation(model.generation), "evaluation.json"),
             {
                 "validation": model.validation.scores,
                 "test": model.test.scores if model.test else None,

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from ns_ray import resources
+from ns_ray.compute import Machine, Pool, Workers, resources
 from ns_ray.config import (
     DataConfig,
     EvaluateConfig,
@@ -15,27 +15,26 @@ from ns_ray.config import (
     RunConfig,
     SelectConfig,
 )
-from ns_ray.evaluate import evaluate
-from ns_ray.ingest import ingest
-from ns_ray.layout import RunLayout
+from ns_ray.data import ingest
+from ns_ray.labeling import pseudo_label
 from ns_ray.log import Metrics
-from ns_ray.pseudo_label import pseudo_label
-from ns_ray.resources import Machine, Pool, Workers
-from ns_ray.robustness.suites import evaluate_robustness
+from ns_ray.robustness import evaluate_robustness
+from ns_ray.scoring import evaluate
 from ns_ray.selection import select
 from ns_ray.selftrain import Stages
 from ns_ray.steps import Label, Score, Select, Train
-from ns_ray.train import fit
-from ns_ray.values import (
+from ns_ray.store import (
     Bundle,
     Corpora,
     Corpus,
     Evaluation,
     Facts,
     PseudoLabels,
+    RunLayout,
     Selection,
     open_bundle,
 )
+from ns_ray.training import fit
 
 
 def open_stages(config: RunConfig, machine: Machine, metrics: Metrics | None = None) -> Stages:

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from ns_ray import storage
+from ns_ray import store
 from ns_ray.config import (
     AcceptConfig,
     ModelConfig,
@@ -19,7 +19,7 @@ from ns_ray.config import (
     pretraining,
     train_config,
 )
-from ns_ray.layout import CONTROL, RunLayout, arm_name
+from ns_ray.store import CONTROL, RunLayout, arm_name
 
 Role = Literal["teacher", "student", "control"]
 Split = Literal["labeled", "unlabeled", "validation", "test"]
@@ -259,7 +259,7 @@ class _Maker:
         return Student(**vars(self.arm(g, "student", model)), label=label, select=select)
 
     def _score(self, g: int, model: ModelConfig, split: Split) -> Score:
-        name, out = arm_name(g), storage.join(self.layout.evaluation(g), split)
+        name, out = arm_name(g), store.join(self.layout.evaluation(g), split)
         return Score(f"{name}/{split}", f"{name} {split}", out, g, model, split)
 
     def _trainings(self, g: int, role: Role, model: ModelConfig) -> Iterator[Train]:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ns_ray.images import encode_png
+from ns_ray.data.images import encode_png
 
 
 def picture(seed: int = 0, width: int = 48, height: int = 32) -> Image.Image:

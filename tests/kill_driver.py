@@ -11,12 +11,13 @@ from typing import Any
 
 from tiny import processes
 
-from ns_ray import log, runtime, storage
+from ns_ray import log, store
 from ns_ray.commands import run_app
+from ns_ray.compute import runtime
 
 runtime.prepare()  # before anything imports ray
 
-from ns_ray import inference  # noqa: E402
+from ns_ray.labeling import inference  # noqa: E402
 
 MOMENTS = ("label", "select", "train", "evaluate")
 """In the order of a run: after some shards are labeled, after the first file of the selection,
@@ -42,14 +43,14 @@ def die_while_labeling() -> None:
 
 
 def die_while_selecting() -> None:
-    write = storage.write_table
+    write = store.write_table
 
     def write_table(path: str, *args: Any) -> None:
         write(path, *args)
         if "/gen-01/selection/" in path:
             die()
 
-    storage.write_table = write_table  # type: ignore[assignment]
+    store.write_table = write_table  # type: ignore[assignment]
 
 
 def die_while_training() -> None:
@@ -66,14 +67,14 @@ def die_while_training() -> None:
 
 
 def die_while_evaluating() -> None:
-    publish = storage.publish
+    publish = store.publish
 
-    def publish_stage(out: str, **facts: Any) -> storage.Done:
+    def publish_stage(out: str, **facts: Any) -> store.Done:
         if facts["stage"] == "evaluate" and "/gen-01/" in out:
             die()
         return publish(out, **facts)
 
-    storage.publish = publish_stage
+    store.publish = publish_stage
 
 
 if __name__ == "__main__":

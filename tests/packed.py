@@ -5,11 +5,12 @@ from typing import Any
 
 from broken_files import jpeg
 
-from ns_ray import schema, storage
-from ns_ray.config import DataConfig
-from ns_ray.ingest import ingest
-from ns_ray.layout import RunLayout
-from ns_ray.values import Corpora, Corpus
+from ns_ray import store
+from ns_ray.config.run import DataConfig
+from ns_ray.data.stage import ingest
+from ns_ray.store import schema
+from ns_ray.store.layout import RunLayout
+from ns_ray.store.values import Corpora, Corpus
 
 
 def fill(folder: Path, counts: dict[str, int], start: int = 0) -> Path:
@@ -34,7 +35,7 @@ def keys(corpus: Corpus) -> set[str]:
 
 
 def rejected(corpus: Corpus) -> dict[str, str]:
-    table = storage.read_table(f"{corpus.path}/rejected.parquet")
+    table = store.read_table(f"{corpus.path}/rejected.parquet")
     assert table.schema.equals(schema.REJECTED)
     return {row["key"]: row["reason"] for row in table.to_pylist()}
 

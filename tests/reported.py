@@ -8,15 +8,15 @@ import numpy as np
 import pyarrow as pa
 import yaml
 
-from ns_ray import storage
-from ns_ray.config import RunConfig, SelectConfig
-from ns_ray.images import encode_png
-from ns_ray.layout import CONTROL, RunLayout, arm_name
-from ns_ray.metrics import score
-from ns_ray.schema import CORPUS, REJECTED, labels_table, part_name
-from ns_ray.selection import select
-from ns_ray.settings import config_hash, dump
-from ns_ray.values import Shard, corpus_manifest, open_labels
+from ns_ray import store
+from ns_ray.config.loading import config_hash, dump
+from ns_ray.config.run import RunConfig, SelectConfig
+from ns_ray.data.images import encode_png
+from ns_ray.scoring.scores import score
+from ns_ray.selection.stage import select
+from ns_ray.store.layout import CONTROL, RunLayout, arm_name
+from ns_ray.store.schema import CORPUS, REJECTED, labels_table, part_name
+from ns_ray.store.values import Shard, corpus_manifest, open_labels
 
 Array = np.ndarray[Any, Any]
 
@@ -66,25 +66,23 @@ def write_corpus(out: str, split: str, rows: int, *, labeled: bool, rejected: in
             for i in part
         ]
         file = f"shard-{n:05d}.aaaaaa.parquet"
-        storage.write_table(storage.join(out, file), pa.Table.from_pylist(table, CORPUS), 8)
+        store.write_table(store.join(out, file), pa.Table.from_pylist(table, CORPUS), 8)
         shards.append(Shard(f"shard-{n:05d}", file, len(part), 1000))
     bad = [
         {"key": f"bad{i}", "uri": f"/pictures/bad{i}.png", "reason": "truncated", "detail": ""}
         for i in range(rejected)
     ]
-    storage.write_table(
-        storage.join(out, "rejected.parquet"), pa.Table.from_pylist(bad, REJECTED), 8
-    )
+    store.write_table(store.join(out, "rejected.parquet"), pa.Table.from_pylist(bad, REJECTED), 8)
     reasons = {"truncated": rejected} if rejected else {}
     classes = list(CLASSES) if labeled else []
     manifest = corpus_manifest(shards, classes, [], reasons, "by hand")
-    storage.write_json(storage.join(out, "manifest.json"), manifest)
+    store.write_json(store.join(out, "manifest.json"), manifest)
     files = [*(s.file for s in shards), "manifest.json", "rejected.parquet"]
     _publish(out, "pack", files, {"rows": rows})
 
 
 def _publish(out: str, stage: str, files: list[str], facts: Mapping[str, Any]) -> None:
-    storage.publish(
+    store.publish(
         out, stage=stage, fingerprint="f" * 12, files=files, facts=facts, inputs={}, seconds=2.0
     )
 
@@ -95,7 +93,7 @@ def write_probs(out: str, stage: str, keys: list[str], probs: Any, facts: Any) -
     for n, part in enumerate(np.array_split(np.arange(len(keys)), 2)):
         table = labels_table(pa.array([keys[i] for i in part]), probs[part], f"shard-{n:05d}", None)
         files.append(part_name(f"shard-{n:05d}", "f" * 12))
-        storage.write_table(storage.join(out, files[-1]), table, 8)
+        store.write_table(store.join(out, files[-1]), table, 8)
     _publish(out, stage, files, facts)
 
 
@@ -155,7 +153,7 @@ def write_model(layout: RunLayout, g: int, plain: bool) -> dict[str, Any]:
     folder = arm_name(g)
     wrong = WRONG[folder]
     for split, rows in (("test", TEST), ("validation", VALIDATION)):
-        out = storage.join(layout.evaluation(g), split)
+        out = store.join(layout.evaluation(g), split)
         write_probs(out, "evaluate", keys_of(split, rows), answers(rows, wrong), {})
     of: dict[str, Any] = {"validation": scores(VALIDATION, wrong), "test": scores(TEST, wrong)}
     if plain:  # as a program without these figures leaves it
@@ -164,7 +162,7 @@ def write_model(layout: RunLayout, g: int, plain: bool) -> dict[str, Any]:
                 del split[name]
     else:
         of["robustness"] = robustness(wrong / TEST)
-    storage.write_json(storage.join(layout.generation(g), "evaluation.json"), of)
+    store.write_json(store.join(layout.generation(g), "evaluation.json"), of)
     return {
         "generation": g,
         "role": "control" if g < 0 else "teacher" if g == 0 else "student",
@@ -199,7 +197,7 @@ def write_run(folder: Path, name: str = "made", *, plain: bool = False, **change
     """The whole run.
 
     Args:
-        folder: its storage.
+        folder: its store.
         plain: without intervals, bins and robustness.
         changes: settings.
     """
@@ -224,6 +222,6 @@ def write_run(folder: Path, name: str = "made", *, plain: bool = False, **change
         "config_hash": config_hash(settings),
     }
     text = dump(settings) + yaml.safe_dump({"config_hash": config_hash(settings)})
-    storage.write_bytes(layout.config, text.encode())
-    storage.write_json(layout.result, result)
+    store.write_bytes(layout.config, text.encode())
+    store.write_json(layout.result, result)
     return Path(layout.root)

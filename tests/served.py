@@ -14,8 +14,8 @@ from typing import Any
 import torch
 import uvicorn
 
-from ns_ray import bundle, models
-from ns_ray.config import ModelConfig, validate
+from ns_ray.config.run import ModelConfig, validate
+from ns_ray.model import bundle, networks
 from ns_ray.serving.app import create_app
 from ns_ray.serving.replica import Replica
 from ns_ray.serving.settings import ServeConfig
@@ -27,7 +27,7 @@ SETTINGS: dict[str, Any] = {"cpus": 1, "predict": {"runtime": "torch", "precisio
 def make_bundle(folder: Path, generation: int = 1, seed: int = 0) -> Path:
     """An untrained model of three classes, as a run leaves it."""
     torch.manual_seed(seed)
-    model = models.build(ModelConfig(model="test_resnet", image_size=32, crop_pct=1.0), 3)
+    model = networks.build(ModelConfig(model="test_resnet", image_size=32, crop_pct=1.0), 3)
     bundle.save(
         model,
         str(folder),

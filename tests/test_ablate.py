@@ -14,13 +14,13 @@ import pytest
 import yaml
 from tiny import folder_per_class, settings, user_environment
 
-from ns_ray import ablation_table as tables
-from ns_ray.ablate import ablate
-from ns_ray.ablation_table import Measured
-from ns_ray.config import RunConfig
+from ns_ray.ablation import table as tables
+from ns_ray.ablation.grid import Grid, arm_config, grid_names, load_grid
+from ns_ray.ablation.study import ablate
+from ns_ray.ablation.table import Measured
+from ns_ray.config.loading import load_config, load_recipe
+from ns_ray.config.run import RunConfig
 from ns_ray.errors import ConfigError, StageError
-from ns_ray.grids import Grid, arm_config, grid_names, load_grid
-from ns_ray.settings import load_config, load_recipe
 
 NAMED = {
     *("noise", "iterations", "teacher-size", "unlabeled-size", "soft-hard", "student-size"),

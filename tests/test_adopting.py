@@ -9,11 +9,14 @@ import pytest
 from broken_files import jpeg
 from packed import fill, keys, rejected, rows, run
 
-from ns_ray import schema, spans, storage, tasks
+from ns_ray import store
+from ns_ray.compute import tasks
+from ns_ray.data import spans
+from ns_ray.data.sources import list_source
+from ns_ray.data.stage import adopt, pack, split
 from ns_ray.errors import DataError
-from ns_ray.ingest import adopt, pack, split
-from ns_ray.sources import list_source
-from ns_ray.values import Corpora, Corpus
+from ns_ray.store import schema
+from ns_ray.store.values import Corpora, Corpus
 
 
 def test_a_packed_corpus_is_adopted_when_nothing_must_change(tmp_path: Path) -> None:
@@ -31,7 +34,7 @@ def test_a_packed_corpus_is_adopted_when_nothing_must_change(tmp_path: Path) -> 
     }
     corpora = run(tmp_path, **settings)
     assert corpora == Corpora(packed["train"], packed["pile"], packed["val"], None)
-    assert storage.list_files(f"{tmp_path}/run/corpora/labeled") == ["_DONE.json", "pointer.json"]
+    assert store.list_files(f"{tmp_path}/run/corpora/labeled") == ["_DONE.json", "pointer.json"]
     assert run(tmp_path, **settings) == corpora
 
     # A leak, a draw or other class indices need a copy; it takes the pointer's place.
@@ -41,7 +44,7 @@ def test_a_packed_corpus_is_adopted_when_nothing_must_change(tmp_path: Path) -> 
     assert corpora.unlabeled is not None
     assert rejected(corpora.unlabeled) == {"x/000.jpg": "leak"}
     assert corpora.unlabeled.path == f"{tmp_path}/run/corpora/unlabeled"
-    assert not storage.exists(f"{corpora.unlabeled.path}/pointer.json")
+    assert not store.exists(f"{corpora.unlabeled.path}/pointer.json")
     assert (corpora.labeled.rows, corpora.labeled.classes) == (4, ("a", "b"))
     only_b = pack(str(fill(tmp_path / "b", {"b": 2}, start=300)), out=str(tmp_path / "packed/b"))
     corpora = run(tmp_path, **settings | {"validation": only_b.path})
@@ -52,7 +55,7 @@ def test_a_packed_corpus_is_adopted_when_nothing_must_change(tmp_path: Path) -> 
 def spoil(corpus: Corpus) -> None:
     """Leave nothing of the shards to read."""
     for shard in corpus.shards:
-        storage.write_bytes(f"{corpus.path}/{shard.file}", b"not Parquet")
+        store.write_bytes(f"{corpus.path}/{shard.file}", b"not Parquet")
 
 
 def test_a_packed_corpus_is_listed_by_its_manifest(tmp_path: Path) -> None:

@@ -12,12 +12,13 @@ from huggingface_hub import ModelCard
 from timm.models import save_for_hf
 from torch import nn
 
-from ns_ray import storage, values
-from ns_ray.bundle import card, load, load_weights, save
-from ns_ray.config import ModelConfig, NoiseConfig
+from ns_ray import store
+from ns_ray.config.run import ModelConfig, NoiseConfig
 from ns_ray.errors import ConfigError, DataError
-from ns_ray.models import build, build_noised, parameter_count
-from ns_ray.values import Bundle, open_bundle
+from ns_ray.model.bundle import card, load, load_weights, save
+from ns_ray.model.networks import build, build_noised, parameter_count
+from ns_ray.store import values
+from ns_ray.store.values import Bundle, open_bundle
 
 CLASSES = ("ant", "bee", "cat, the")
 IMAGES = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
@@ -155,7 +156,7 @@ def test_no_model_is_a_config_error(tmp_path: Path, name: str) -> None:
 
 
 def test_an_unfinished_bundle_is_refused(copy: Path) -> None:
-    (copy / storage.DONE).unlink()
+    (copy / store.DONE).unlink()
     with pytest.raises(DataError, match="is half-written"):
         open_bundle(str(copy))
 

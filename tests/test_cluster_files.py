@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 import ns_ray
-from ns_ray import settings
+from ns_ray.config import loading
 
 ROOT = Path(__file__).resolve().parent.parent
 CLUSTER = ROOT / "cluster"
@@ -37,7 +37,7 @@ def check_launcher(settings: dict[str, Any]) -> dict[str, Any]:
     """What `ray up` does before it starts anything."""
     from ray.autoscaler._private.util import prepare_config, validate_config
 
-    prepared = prepare_config(copy.deepcopy(settings))
+    prepared = prepare_config(copy.deepcopy(loading))
     validate_config(prepared)
     return dict(prepared)
 
@@ -142,7 +142,7 @@ def test_mounted_volumes_exist(name: str) -> None:
 
 def test_the_job_runs_a_config_that_the_program_accepts() -> None:
     config_map, job = manifests("rayjob")
-    run = settings.parse(config_map["data"]["run.yaml"], origin="rayjob.yaml")
+    run = loading.parse(config_map["data"]["run.yaml"], origin="rayjob.yaml")
     assert run.storage.startswith("s3://"), "pods come and go; the run must not"
     workers = job["spec"]["rayClusterSpec"]["workerGroupSpecs"][0]
     assert run.resources.num_workers <= workers["maxReplicas"]

@@ -7,10 +7,10 @@ import torch
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
-from ns_ray import cost
-from ns_ray.config import ModelConfig, TrainConfig
-from ns_ray.cost import Alive, measured_rate, training_cost
-from ns_ray.models import build_noised
+from ns_ray.config.run import ModelConfig, TrainConfig
+from ns_ray.model import cost
+from ns_ray.model.cost import Alive, measured_rate, training_cost
+from ns_ray.model.networks import build_noised
 
 MODEL = ModelConfig(model="test_efficientnet", image_size=64)
 

@@ -9,10 +9,10 @@ import timm
 import torch
 from torch import nn
 
-from ns_ray import engines
-from ns_ray.bundle import preprocessing
-from ns_ray.engines import OpenVINOForward, TorchForward, choose
-from ns_ray.images import Preprocess
+from ns_ray.data.images import Preprocess
+from ns_ray.model import engines
+from ns_ray.model.bundle import preprocessing
+from ns_ray.model.engines import OpenVINOForward, TorchForward, choose
 
 CPU = torch.device("cpu")
 THIN = {"channels": [32, 64, 128, 256], "stem_width": 16, "stem_type": "deep"}

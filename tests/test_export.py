@@ -11,13 +11,13 @@ import torch
 from broken_files import encoded, jpeg, odd_but_good, picture
 from served import CLASSES, make_bundle, serving
 
-from ns_ray import export as exporting
-from ns_ray.bundle import load
-from ns_ray.config import PredictConfig
+from ns_ray.config.run import PredictConfig
+from ns_ray.data.images import eval_pixels
 from ns_ray.errors import ImageError, StageError
-from ns_ray.images import eval_pixels
-from ns_ray.predictor import Predictor
-from ns_ray.values import open_bundle
+from ns_ray.model import onnx as exporting
+from ns_ray.model.bundle import load
+from ns_ray.model.predictor import Predictor
+from ns_ray.store.values import open_bundle
 
 
 @pytest.fixture(scope="module")

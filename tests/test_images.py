@@ -9,8 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageFile, ImageOps
 
-from ns_ray.errors import ImageError
-from ns_ray.images import (
+from ns_ray.data.images import (
     Interpolation,
     Normalize,
     Preprocess,
@@ -19,6 +18,7 @@ from ns_ray.images import (
     eval_pixels,
     size,
 )
+from ns_ray.errors import ImageError
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 

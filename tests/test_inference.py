@@ -15,15 +15,18 @@ import torch
 from ray import cloudpickle
 from tiny import COLORS, MODEL, flat_folder
 
-from ns_ray import bundle, inference, storage, values
-from ns_ray.config import LabelConfig, ModelConfig
+from ns_ray import store
+from ns_ray.compute.resources import Pool
+from ns_ray.config.run import LabelConfig, ModelConfig
+from ns_ray.data.packing import pack
 from ns_ray.errors import DataError, StageError
-from ns_ray.models import build
-from ns_ray.packing import pack
-from ns_ray.pseudo_label import pseudo_label
-from ns_ray.resources import Pool
-from ns_ray.schema import dense_probs, labels_schema
-from ns_ray.values import Bundle, Corpus, PseudoLabels, open_corpus
+from ns_ray.labeling import inference
+from ns_ray.labeling.stage import pseudo_label
+from ns_ray.model import bundle
+from ns_ray.model.networks import build
+from ns_ray.store import values
+from ns_ray.store.schema import dense_probs, labels_schema
+from ns_ray.store.values import Bundle, Corpus, PseudoLabels, open_corpus
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -67,13 +70,13 @@ def pile(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
     )
     for index, rows in {1: (0, 4, 9), SHARDS - 1: (5,)}.items():
         path = f"{corpus.path}/{corpus.shards[index].file}"
-        table = storage.read_table(path)
+        table = store.read_table(path)
         images = table["image"].to_pylist()
         for row in rows:
             images[row] = images[row][: len(images[row]) // 2]
         column = table.schema.get_field_index("image")
         table = table.set_column(column, table.schema.field("image"), pa.array(images, pa.binary()))
-        storage.write_table(path, table)
+        store.write_table(path, table)
     assert len(corpus.shards) == SHARDS
     return corpus
 
@@ -100,8 +103,8 @@ def rows(labels: PseudoLabels) -> dict[str, dict[str, Any]]:
 
 
 def rejected(labels: PseudoLabels) -> dict[str, str]:
-    files = [n for n in storage.list_files(labels.path) if n.startswith("rejected-")]
-    tables = [storage.read_table(f"{labels.path}/{name}") for name in files]
+    files = [n for n in store.list_files(labels.path) if n.startswith("rejected-")]
+    tables = [store.read_table(f"{labels.path}/{name}") for name in files]
     return {row["key"]: row["reason"] for table in tables for row in table.to_pylist()}
 
 
@@ -139,7 +142,7 @@ def test_only_what_is_missing_is_labeled(
     folder = Path(streamed.path)
     before = rows(streamed)
     gone = [streamed.files[shard.name] for shard in pile.shards[:2]]
-    for name in [*gone, storage.DONE]:
+    for name in [*gone, store.DONE]:
         (folder / name).unlink()
     times = {path.name: path.stat().st_mtime_ns for path in folder.glob("shard-*")}
     assert len(times) == SHARDS - 2
@@ -150,9 +153,9 @@ def test_only_what_is_missing_is_labeled(
     assert again.fingerprint == streamed.fingerprint
     assert (again.rows, again.facts["rejected"]) == (ROWS - BROKEN, BROKEN)
 
-    done = (folder / storage.DONE).stat().st_mtime_ns
+    done = (folder / store.DONE).stat().st_mtime_ns
     label(teacher, pile, folder)
-    assert (folder / storage.DONE).stat().st_mtime_ns == done
+    assert (folder / store.DONE).stat().st_mtime_ns == done
 
 
 def test_nothing_is_lost_or_doubled_when_an_actor_is_killed(
@@ -196,13 +199,13 @@ def test_many_classes_are_stored_sparsely(
 def test_a_damaged_teacher_is_named(
     pool: Pool, teacher: Bundle, pile: Corpus, ray_local: Any, tmp_path: Path
 ) -> None:
-    for name in storage.list_files(teacher.path):
-        storage.write_bytes(f"{tmp_path}/bad/{name}", storage.read_bytes(f"{teacher.path}/{name}"))
+    for name in store.list_files(teacher.path):
+        store.write_bytes(f"{tmp_path}/bad/{name}", store.read_bytes(f"{teacher.path}/{name}"))
     with (tmp_path / "bad" / "model.safetensors").open("ab") as file:
         file.write(b"more")
     with pytest.raises(DataError, match=r"model.safetensors is not the file ns_ray.json names"):
         label(values.open_bundle(f"{tmp_path}/bad"), pile, tmp_path / "labels", pool)
-    assert not (tmp_path / "labels" / storage.DONE).exists()
+    assert not (tmp_path / "labels" / store.DONE).exists()
 
 
 @pytest.mark.parametrize("pool", [POOL, HERE], ids=["actors", "here"])

@@ -10,11 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from packed import config, fill, keys, rejected, rows, run
 
+from ns_ray.data.sources.items import Item
+from ns_ray.data.sources.listing import Listing
+from ns_ray.data.stage import ingest, split
 from ns_ray.errors import DataError
-from ns_ray.ingest import ingest, split
-from ns_ray.layout import RunLayout
-from ns_ray.sources.items import Item
-from ns_ray.sources.listing import Listing
+from ns_ray.store.layout import RunLayout
 
 # --------------------------------------------------------------------------------- splitting
 

@@ -18,11 +18,15 @@ import pytest
 import torch
 from broken_files import encoded, picture
 
-from ns_ray import loader, schema, storage, values
-from ns_ray.config import NoiseConfig, TrainConfig
+from ns_ray import store
+from ns_ray.config.noise import NoiseName
+from ns_ray.config.run import NoiseConfig, TrainConfig
 from ns_ray.errors import DataError
-from ns_ray.job import Job
-from ns_ray.loader import (
+from ns_ray.store import schema, values
+from ns_ray.store.values import Corpus, PseudoLabels, Selection, Shard
+from ns_ray.training import loader
+from ns_ray.training.job import Job
+from ns_ray.training.loader import (
     Batch,
     DeviceBatch,
     Examples,
@@ -32,9 +36,7 @@ from ns_ray.loader import (
     from_thread,
     make_batch,
 )
-from ns_ray.noise import NoiseName
-from ns_ray.rows import BatchRows, Sizes, batches
-from ns_ray.values import Corpus, PseudoLabels, Selection, Shard
+from ns_ray.training.rows import BatchRows, Sizes, batches
 
 # -------------------------------------------------------------------------- examples from disk
 
@@ -62,12 +64,12 @@ def corpus(folder: Path, counts: list[int], labeled: bool = True) -> Corpus:
                 }
             )
         file = schema.part_name(name, "aaaaaaaaaaaa")
-        storage.write_table(f"{folder}/{file}", pa.Table.from_pylist(rows, schema=schema.CORPUS))
+        store.write_table(f"{folder}/{file}", pa.Table.from_pylist(rows, schema=schema.CORPUS))
         shards.append(Shard(name, file, count, sum(len(row["image"]) for row in rows)))
     classes = ["a", "b", "c"] if labeled else []
     manifest = values.corpus_manifest(shards, classes, [], {}, "test")
-    storage.write_json(f"{folder}/manifest.json", manifest)
-    storage.publish(
+    store.write_json(f"{folder}/manifest.json", manifest)
+    store.publish(
         str(folder), stage="pack", fingerprint="f" * 12, files=[], facts={}, inputs={}, seconds=0
     )
     return values.open_corpus(str(folder))
@@ -88,7 +90,7 @@ def pseudo_labels(folder: Path, images: Corpus, drop: str = "") -> PseudoLabels:
         probs = np.stack([probs_of(key) for key in keys])
         file = schema.part_name(shard.name, "bbbbbbbbbbbb")
         labels = schema.labels_table(pa.array(keys), probs, shard.name, None)
-        storage.write_table(f"{folder}/{file}", labels)
+        store.write_table(f"{folder}/{file}", labels)
         files.append(file)
     facts = {"corpus": images.path, "classes": ["a", "b", "c"], "rows": images.rows}
     publish(folder, "label", files, facts)
@@ -112,7 +114,7 @@ def selection(
             for key, count in copies.items()
         ]
         file = schema.part_name(shard, "cccccccccccc")
-        storage.write_table(f"{folder}/{file}", pa.Table.from_pylist(rows, schema.SELECTION))
+        store.write_table(f"{folder}/{file}", pa.Table.from_pylist(rows, schema.SELECTION))
         files.append(file)
     counts = {shard: sum(copies.values()) for shard, copies in chosen.items()}
     facts = {
@@ -128,7 +130,7 @@ def selection(
 
 
 def publish(folder: Path, stage: str, files: list[str], facts: dict[str, Any]) -> None:
-    storage.publish(
+    store.publish(
         str(folder),
         stage=stage,
         fingerprint="f" * 12,

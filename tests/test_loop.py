@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from ns_ray.config import TrainConfig
-from ns_ray.loop import Compiling
+from ns_ray.config.run import TrainConfig
+from ns_ray.training.loop import Compiling
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 

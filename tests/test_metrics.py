@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ns_ray.metrics import (
+from ns_ray.scoring.scores import (
     MAX_CONFUSION,
     better_p,
     compare,

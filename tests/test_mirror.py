@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from ns_ray import mirror, storage
 from ns_ray.errors import StorageError
-from ns_ray.mirror import mirrored
+from ns_ray.store import mirror
+from ns_ray.store.mirror import mirrored
 
 
 def soon(true: Callable[[], bool]) -> None:
@@ -86,7 +86,7 @@ def test_a_store_that_fails_costs_only_the_copies(
         tried.append(path)
         raise StorageError(f"cannot write {path}: no")
 
-    monkeypatch.setattr(storage, "write_bytes", refuse)
+    monkeypatch.setattr("ns_ray.store.files.write_bytes", refuse)
     with mirrored(f"file://{tmp_path}/store", []) as folder:
         Path(folder, "log.txt").write_text("one")
         soon(lambda: len(tried) >= 2)

@@ -13,11 +13,13 @@ import typer
 from tiny import flat_folder, folder_per_class, start, write_config
 from typer.testing import CliRunner
 
-from ns_ray import errors, runtime, status
+from ns_ray import errors
 from ns_ray.commands import app, run_app
+from ns_ray.compute import runtime
+from ns_ray.compute.resources import Machine
 from ns_ray.errors import StageError
-from ns_ray.resources import Machine
-from ns_ray.values import open_corpus
+from ns_ray.planning import status
+from ns_ray.store.values import open_corpus
 
 CONFIG, DATA, FAULT = 2, 3, 70
 
@@ -297,7 +299,7 @@ def test_every_seed_reaches_the_ablation(
         assert names == ["noise", "init"]
         seen.extend(given["seeds"])
 
-    monkeypatch.setattr("ns_ray.ablate.ablate", compare)
+    monkeypatch.setattr("ns_ray.ablation.study.ablate", compare)
     grids = ["noise", "init", "--recipe", "ablation-digits", "--out", str(tmp_path)]
     done = CliRunner().invoke(app, ["ablate", *grids, *options])
     assert done.exit_code == 0, done.output

@@ -10,9 +10,9 @@ from timm.layers import DropPath
 from timm.utils import ModelEmaV3
 from torch import nn
 
-from ns_ray.config import ModelConfig, NoiseConfig
+from ns_ray.config.run import ModelConfig, NoiseConfig
 from ns_ray.errors import ConfigError
-from ns_ray.models import (
+from ns_ray.model.networks import (
     LiveRows,
     RowDropPath,
     add_noise,
@@ -254,7 +254,7 @@ def test_a_failure_without_words_is_still_a_config_error() -> None:
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             raise AssertionError
 
-    from ns_ray.models import check_size
+    from ns_ray.model.networks import check_size
 
     with pytest.raises(ConfigError, match=r"image_size=16 does not fit 'picky' \(AssertionError\)"):
         check_size(Picky(), "picky", 16)
@@ -365,7 +365,7 @@ def average(decay: float) -> tuple[Tiny, ModelEmaV3]:
 def test_the_learner_makes_the_average_that_is_tested_here() -> None:
     import inspect
 
-    from ns_ray import learner
+    from ns_ray.training import learner
 
     arguments = "decay=train.ema_decay, use_warmup=True, warmup_gamma=9, warmup_power=1"
     assert arguments in inspect.getsource(learner.Learner)

@@ -15,11 +15,11 @@ import pytest
 from moto.server import ThreadedMotoServer
 from tiny import flat_folder, folder_per_class, user_environment, write_config
 
-from ns_ray import storage
+from ns_ray import store
+from ns_ray.config.loading import load_config
 from ns_ray.errors import StageError
-from ns_ray.layout import RunLayout
-from ns_ray.settings import load_config
-from ns_ray.status import run_status
+from ns_ray.planning.status import run_status
+from ns_ray.store.layout import RunLayout
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -92,9 +92,9 @@ def test_a_run_in_an_object_store_survives_a_kill_and_an_outage(
     layout = RunLayout.of(config)
 
     def metrics() -> list[dict[str, Any]]:
-        if not storage.exists(layout.metrics):
+        if not store.exists(layout.metrics):
             return []
-        return [json.loads(line) for line in storage.read_bytes(layout.metrics).splitlines()]
+        return [json.loads(line) for line in store.read_bytes(layout.metrics).splitlines()]
 
     def training() -> str:
         return next(row.detail for row in run_status(config).rows if row.name == "gen-00 train")
@@ -128,6 +128,6 @@ def test_a_run_in_an_object_store_survives_a_kill_and_an_outage(
     steps = [row["step"] for row in rows if row["stage"] == "gen-00/train"]
     assert steps[-1] == 300
     assert {row["stage"] for row in rows} == {"gen-00/train", "gen-01/train"}
-    names = storage.list_files(layout.root, recursive=True)
+    names = store.list_files(layout.root, recursive=True)
     assert "ray.log" in names
     assert len([name for name in names if name.startswith("tensorboard/")]) >= 2

@@ -12,12 +12,15 @@ import pytest
 from broken_files import jpeg, write_pile
 from packed import fill, keys, rejected, rows
 
-from ns_ray import chunks, packing, schema, storage, tasks
+from ns_ray import store
+from ns_ray.compute import tasks
+from ns_ray.data import chunks, packing
+from ns_ray.data.sources.items import Item, Row
+from ns_ray.data.sources.listing import Listing
+from ns_ray.data.stage import pack
 from ns_ray.errors import DataError, StageError, StorageError
-from ns_ray.ingest import pack
-from ns_ray.sources.items import Item, Row
-from ns_ray.sources.listing import Listing
-from ns_ray.values import open_corpus
+from ns_ray.store import schema
+from ns_ray.store.values import open_corpus
 
 
 def test_a_corpus_holds_the_original_files(tmp_path: Path) -> None:
@@ -41,8 +44,8 @@ def test_a_corpus_holds_the_original_files(tmp_path: Path) -> None:
         assert row["uri"] == f"{source}/{row['key']}"
     # Nothing but the corpus is left: no records of the work, no temporary files.
     listed = {*(shard.file for shard in corpus.shards), "manifest.json", "rejected.parquet"}
-    assert set(storage.list_files(corpus.path)) == {*listed, "_DONE.json"}
-    done = storage.published(corpus.path)
+    assert set(store.list_files(corpus.path)) == {*listed, "_DONE.json"}
+    done = store.published(corpus.path)
     assert done is not None
     assert set(done.files) == listed
     assert done.facts["rows"] == 12
@@ -75,10 +78,10 @@ def test_ray_and_one_process_write_the_same_files(
     monkeypatch.setattr(tasks, "TASK", 0.0)
     there = pack(str(source), out=str(tmp_path / "there"), rows_per_shard=7)
     assert here.fingerprint == there.fingerprint
-    names = storage.list_files(here.path)
-    assert names == storage.list_files(there.path)
+    names = store.list_files(here.path)
+    assert names == store.list_files(there.path)
     for name in set(names) - {"_DONE.json"}:
-        assert storage.read_bytes(f"{here.path}/{name}") == storage.read_bytes(
+        assert store.read_bytes(f"{here.path}/{name}") == store.read_bytes(
             f"{there.path}/{name}"
         ), name
 
@@ -115,7 +118,7 @@ def test_an_unfinished_packing_continues(tmp_path: Path, monkeypatch: pytest.Mon
         pack(str(tmp_path / "pile"), out=out, rows_per_shard=10, max_rejected=0.5)
     with pytest.raises(DataError, match="not a packed corpus"):
         open_corpus(out)
-    first = {name: storage.read_bytes(f"{out}/{name}") for name in storage.list_files(out)}
+    first = {name: store.read_bytes(f"{out}/{name}") for name in store.list_files(out)}
 
     again: list[int] = []
 
@@ -130,7 +133,7 @@ def test_an_unfinished_packing_continues(tmp_path: Path, monkeypatch: pytest.Mon
     assert keys(corpus) == good
     assert rejected(corpus) == bad
     for name in (shard.file for shard in corpus.shards[:3]):
-        assert storage.read_bytes(f"{out}/{name}") == first[name]
+        assert store.read_bytes(f"{out}/{name}") == first[name]
 
     again.clear()
     pack(str(tmp_path / "pile"), out=out, rows_per_shard=10, max_rejected=0.5)
@@ -143,7 +146,7 @@ def test_a_changed_source_replaces_the_corpus(tmp_path: Path) -> None:
     fill(source, {"b": 2}, start=50)
     new = pack(str(source), out=str(tmp_path / "out"))
     assert (old.rows, new.rows) == (3, 5)
-    assert not {shard.file for shard in old.shards} & set(storage.list_files(new.path))
+    assert not {shard.file for shard in old.shards} & set(store.list_files(new.path))
 
 
 def test_what_an_interrupted_packing_of_something_else_left_is_cleared(tmp_path: Path) -> None:
@@ -154,7 +157,7 @@ def test_what_an_interrupted_packing_of_something_else_left_is_cleared(tmp_path:
         (out / name).write_text("")
     corpus = pack(str(source), out=str(out))
     expected = [corpus.shards[0].file, "_DONE.json", "manifest.json", "my", "rejected.parquet"]
-    assert sorted(storage.list_files(corpus.path)) == sorted(expected)
+    assert sorted(store.list_files(corpus.path)) == sorted(expected)
 
 
 def test_a_label_outside_the_class_list_is_named(tmp_path: Path) -> None:
@@ -214,7 +217,7 @@ def test_parquet_rows_are_packed_whole_and_shuffled(tmp_path: Path) -> None:
         f"t.parquet/{i:08d}": data[i] for i in range(30)
     }
     assert all(len(set(corpus.read(s).column("label").to_pylist())) == 2 for s in corpus.shards)
-    assert not [name for name in storage.list_files(corpus.path) if name.endswith(".bin")]
+    assert not [name for name in store.list_files(corpus.path) if name.endswith(".bin")]
     copy = pack(corpus.path, out=str(tmp_path / "copy"), seed=3, rows_per_shard=7)
     assert {row["key"]: row for row in rows(copy)} == {row["key"]: row for row in rows(corpus)}
     assert (copy.classes, copy.class_counts) == (corpus.classes, corpus.class_counts)
@@ -230,7 +233,7 @@ def test_uris_are_packed_from_and_to(tmp_path: Path) -> None:
 def test_digits_are_packed_quickly_without_ray(tmp_path: Path) -> None:
     corpus = pack("digits", out=str(tmp_path / "out"))
     assert corpus.rows == 1297
-    done = storage.published(corpus.path)
+    done = store.published(corpus.path)
     assert done is not None
     assert done.facts["rejected"] == {}
     assert sum(corpus.class_counts) == 1297

@@ -10,13 +10,13 @@ import yaml
 from tiny import MODEL, flat_folder, folder_per_class, settings
 from typer.testing import CliRunner, Result
 
-from ns_ray import plan
 from ns_ray.commands import app
-from ns_ray.config import RunConfig, validate
-from ns_ray.packing import pack
-from ns_ray.plan import Counts, Plan, make_plan
-from ns_ray.resources import Machine
-from ns_ray.status import run_status
+from ns_ray.compute.resources import Machine
+from ns_ray.config.run import RunConfig, validate
+from ns_ray.data.packing import pack
+from ns_ray.planning import plan
+from ns_ray.planning.plan import Counts, Plan, make_plan
+from ns_ray.planning.status import run_status
 
 Ask = Callable[..., Result]
 

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ns_ray import policy
-from ns_ray.config import SelectConfig
+from ns_ray.config.run import SelectConfig
+from ns_ray.selection import policy
 
 CLASSES = 4
 Array = np.ndarray[Any, Any]

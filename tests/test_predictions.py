@@ -11,7 +11,7 @@ from served import CLASSES, make_bundle
 from typer.testing import CliRunner
 
 from ns_ray.commands import app
-from ns_ray.packing import pack
+from ns_ray.data.packing import pack
 
 
 @pytest.fixture(scope="module")

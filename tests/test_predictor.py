@@ -15,14 +15,14 @@ import torch
 from broken_files import broken, encoded, jpeg, odd_but_good, picture
 from PIL import Image
 
-from ns_ray.bundle import load, save
-from ns_ray.config import ModelConfig, NoiseConfig, PredictConfig
-from ns_ray.engines import Choice, TorchForward
+from ns_ray.config.run import ModelConfig, NoiseConfig, PredictConfig
+from ns_ray.data.images import eval_pixels
 from ns_ray.errors import ConfigError, ImageError
-from ns_ray.images import eval_pixels
-from ns_ray.models import build_noised
-from ns_ray.predictor import NoisedPredictor, Predictor
-from ns_ray.values import open_bundle
+from ns_ray.model.bundle import load, save
+from ns_ray.model.engines import Choice, TorchForward
+from ns_ray.model.networks import build_noised
+from ns_ray.model.predictor import NoisedPredictor, Predictor
+from ns_ray.store.values import open_bundle
 
 CLASSES = ("ant", "bee", "cat", "dog")
 FP32 = PredictConfig(precision="fp32")
@@ -116,7 +116,7 @@ def test_a_compiled_model_takes_a_batch_that_is_larger_than_the_first(
         return Choice(forward, "torch", "fp32", None, None, {}, "")
 
     monkeypatch.setattr(torch, "compile", lambda model, mode: model)
-    monkeypatch.setattr("ns_ray.predictor.choose", compiles)
+    monkeypatch.setattr("ns_ray.model.predictor.choose", compiles)
     images = [b"no image", *(jpeg(seed) for seed in range(9))]
     compiled = Predictor(folder, device="cpu", threads=1, config=FP32, batch_size=4)
     found = compiled.predict(images)

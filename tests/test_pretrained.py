@@ -7,12 +7,12 @@ import pytest
 import timm
 import torch
 
-from ns_ray.bundle import fetch, load
-from ns_ray.config import LITE, ModelConfig, NoiseConfig
+from ns_ray.config.run import LITE, ModelConfig, NoiseConfig
 from ns_ray.errors import ConfigError, DataError
-from ns_ray.models import build, build_noised
-from ns_ray.pretrained import imagenet_synsets, load_lite
-from ns_ray.values import open_bundle
+from ns_ray.model.bundle import fetch, load
+from ns_ray.model.networks import build, build_noised
+from ns_ray.model.pretrained import imagenet_synsets, load_lite
+from ns_ray.store.values import open_bundle
 
 LITE0 = ModelConfig(model="tf_efficientnet_lite0", pretrained=LITE)
 

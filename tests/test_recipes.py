@@ -5,14 +5,14 @@ from typing import Any
 import pytest
 import torch
 
-from ns_ray.config import ModelConfig, RunConfig, TrainConfig, fixres_config, train_config
-from ns_ray.cost import forward_cost, training_cost
-from ns_ray.job import Job, lane_sizes
-from ns_ray.learner import Learner
-from ns_ray.loader import DeviceBatch
-from ns_ray.rows import Sizes
-from ns_ray.settings import load_recipe, recipe_names
-from ns_ray.values import Corpus, Shard
+from ns_ray.config.loading import load_recipe, recipe_names
+from ns_ray.config.run import ModelConfig, RunConfig, TrainConfig, fixres_config, train_config
+from ns_ray.model.cost import forward_cost, training_cost
+from ns_ray.store.values import Corpus, Shard
+from ns_ray.training.job import Job, lane_sizes
+from ns_ray.training.learner import Learner
+from ns_ray.training.loader import DeviceBatch
+from ns_ray.training.rows import Sizes
 
 PUBLISHED = {
     "efficientnet-b0": (5.3, 0.39),

@@ -18,11 +18,11 @@ from playwright.sync_api import Browser, Page, Request
 from reported import CLASSES, PILE, TEST, WRONG, config, keys_of, write_run
 from typer.testing import CliRunner
 
-from ns_ray import report, storage
+from ns_ray import report, store
 from ns_ray.commands import app, execute
 from ns_ray.report import gallery, words
 from ns_ray.report.facts import kept_precision, open_run
-from ns_ray.values import Shard
+from ns_ray.store.values import Shard
 
 Open = Callable[..., Page]
 
@@ -37,7 +37,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def facts_of(folder: Path) -> dict[str, Any]:
     """What a stage says of what it has published."""
-    done = storage.published(str(folder))
+    done = store.published(str(folder))
     assert done is not None
     return done.facts
 
@@ -161,12 +161,12 @@ def test_the_galleries_show_the_rows_they_promise(made: Path) -> None:
 
 def test_what_was_not_measured_is_left_out(tmp_path: Path) -> None:
     root = write_run(tmp_path, plain=True)
-    result = storage.read_json(str(root / "result.json"))
+    result = store.read_json(str(root / "result.json"))
     result["control"] = None
     result["data"].pop("test")
     for row in result["generations"]:
         row["test_top1"] = None
-    storage.write_json(str(root / "result.json"), result)
+    store.write_json(str(root / "result.json"), result)
     shutil.rmtree(root / "corpora" / "test")
     shutil.rmtree(root / "corpora" / "unlabeled")
     shown = plain(Path(report.write(str(root))).read_text())
@@ -261,9 +261,9 @@ def test_mistakes_end_with_one_line(made: Path, tmp_path: Path) -> None:
     (unfinished / "result.json").unlink()
     strange = tmp_path / "strange"
     shutil.copytree(made, strange)
-    result = storage.read_json(str(strange / "result.json"))
+    result = store.read_json(str(strange / "result.json"))
     result["data"]["classes"] = ["cat", "cow", "dog"]
-    storage.write_json(str(strange / "result.json"), result)
+    store.write_json(str(strange / "result.json"), result)
     for arguments, code, words_of_it in (
         ((str(tmp_path),), 2, "is no run"),
         ((str(unfinished),), 3, "has not finished"),

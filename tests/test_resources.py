@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ns_ray.config import ResourcesConfig
+from ns_ray.compute.resources import Machine, Pool, Workers, logical_cpus, pool, workers
+from ns_ray.config.run import ResourcesConfig
 from ns_ray.errors import ConfigError
-from ns_ray.resources import Machine, Pool, Workers, logical_cpus, pool, workers
 
 LAPTOP = Machine(cpus=2, gpus=0, local=True)
 BOX = Machine(cpus=16, gpus=1, local=True)
@@ -174,7 +174,7 @@ def test_only_the_cpus_a_process_may_run_on_count() -> None:
     one = min(os.sched_getaffinity(0))
     code = (
         f"import os; os.sched_setaffinity(0, {{{one}}})\n"
-        "from ns_ray.runtime import local_machine; print(local_machine().cpus)"
+        "from ns_ray.compute.runtime import local_machine; print(local_machine().cpus)"
     )
     env = {**os.environ, "RAY_ADDRESS": ""}
     done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, check=True)

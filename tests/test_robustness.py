@@ -14,7 +14,7 @@ from PIL import Image
 from scipy.ndimage import zoom as scipy_zoom
 from torch import nn
 
-from ns_ray.images import Preprocess
+from ns_ray.data.images import Preprocess
 from ns_ray.robustness import perturbations, scores, small
 from ns_ray.robustness.adversarial import Attack
 from ns_ray.robustness.corruptions import (

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ns_ray import rows
 from ns_ray.errors import DataError
-from ns_ray.rows import BatchRows, Chunk, Segment, Sizes, Stream, batches
+from ns_ray.training import rows
+from ns_ray.training.rows import BatchRows, Chunk, Segment, Sizes, Stream, batches
 
 Row = tuple[tuple[int, ...], int, int]
 """Seed of the chunk, shards of it as a number, and row of the permuted chunk."""

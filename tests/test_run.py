@@ -14,8 +14,8 @@ import torch
 import yaml
 from tiny import COLORS, LONELY, MODEL, Whole, start
 
-from ns_ray import storage
-from ns_ray.values import open_corpus, open_labels, open_selection
+from ns_ray import store
+from ns_ray.store.values import open_corpus, open_labels, open_selection
 
 pytestmark = pytest.mark.slow
 
@@ -94,7 +94,7 @@ with runtime._quiet(sys.argv[1]):
 @needs_run
 def test_the_good_images_are_labeled_and_the_bad_ones_listed(whole: Whole) -> None:
     corpus = open_corpus(str(whole.root / "corpora" / "unlabeled"))
-    rejected = storage.read_table(f"{corpus.path}/rejected.parquet").to_pylist()
+    rejected = store.read_table(f"{corpus.path}/rejected.parquet").to_pylist()
     assert {row["key"]: row["reason"] for row in rejected} == whole.bad
     assert len(whole.bad) / (len(whole.bad) + len(whole.good)) == 0.02
     labels = open_labels(str(whole.root / "gen-01" / "pseudo_labels"))
@@ -192,7 +192,7 @@ def test_overwrite_redoes_what_a_setting_changes_and_only_that(
     chosen = open_selection(f"{root}/gen-01/selection")
     assert chosen.facts["threshold"] == 0.4
     # What the old settings left is gone, and what the new ones need is there.
-    listed = {*chosen.files.values(), storage.DONE}
+    listed = {*chosen.files.values(), store.DONE}
     assert {path.name for path in (root / "gen-01" / "selection").iterdir()} == listed
 
 

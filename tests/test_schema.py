@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ns_ray import schema, storage, values
+from ns_ray import store
 from ns_ray.errors import DataError
+from ns_ray.store import schema, values
 
 Array = np.ndarray[Any, Any]
 
@@ -27,7 +28,7 @@ def keys(rows: int) -> pa.Array:
 
 
 def done(folder: Path, stage: str, files: list[str], facts: dict[str, Any]) -> None:
-    storage.publish(
+    store.publish(
         str(folder),
         stage=stage,
         fingerprint="abcdef123456",
@@ -87,12 +88,12 @@ def test_label_and_confidence_are_those_of_the_full_precision() -> None:
 def test_probabilities_survive_the_disk_and_any_order_of_rows(tmp_path: Path) -> None:
     probs = distributions(1, 50, 5)
     path = f"{tmp_path}/part.parquet"
-    storage.write_table(path, schema.labels_table(keys(50), probs, "s", None), row_group_size=7)
+    store.write_table(path, schema.labels_table(keys(50), probs, "s", None), row_group_size=7)
     order = np.random.default_rng(0).permutation(50)
-    table = storage.read_table(path).take(pa.array(order))
+    table = store.read_table(path).take(pa.array(order))
     np.testing.assert_allclose(schema.dense_probs(table, 5), probs[order], atol=1e-3)
     np.testing.assert_allclose(
-        schema.dense_probs(storage.read_table(path).slice(10, 5), 5), probs[10:15], atol=1e-3
+        schema.dense_probs(store.read_table(path).slice(10, 5), 5), probs[10:15], atol=1e-3
     )
 
 
@@ -125,7 +126,7 @@ def test_part_names() -> None:
 def write_corpus(folder: Path, **changes: Any) -> None:
     shards = [values.Shard("shard-00000", "shard-00000.abcdef.parquet", 3, 30)]
     manifest = values.corpus_manifest(shards, ["a", "b"], [2, 1], {"truncated": 4}, "src")
-    storage.write_json(f"{folder}/manifest.json", {**manifest, **changes})
+    store.write_json(f"{folder}/manifest.json", {**manifest, **changes})
 
 
 def test_a_corpus_opens_once_it_is_done(tmp_path: Path) -> None:
@@ -144,7 +145,7 @@ def test_a_corpus_opens_once_it_is_done(tmp_path: Path) -> None:
 def test_a_pointer_is_followed(tmp_path: Path) -> None:
     write_corpus(tmp_path / "real")
     done(tmp_path / "real", "pack", [], {})
-    storage.write_json(f"{tmp_path}/here/pointer.json", {"corpus": str(tmp_path / "real")})
+    store.write_json(f"{tmp_path}/here/pointer.json", {"corpus": str(tmp_path / "real")})
     assert values.open_corpus(str(tmp_path / "here")).path == str(tmp_path / "real")
 
 

@@ -10,9 +10,9 @@ import jsonschema
 import pytest
 import yaml
 
-from ns_ray.config import RunConfig, validate
+from ns_ray.config.loading import load_recipe, recipe_names
+from ns_ray.config.run import RunConfig, validate
 from ns_ray.errors import ConfigError
-from ns_ray.settings import load_recipe, recipe_names
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALLEST = {
@@ -61,7 +61,7 @@ def test_every_setting_is_on_the_page() -> None:
 
 @pytest.mark.parametrize("name", recipe_names())
 def test_recipes_follow_the_schema(name: str, validator: Any) -> None:
-    text = (ROOT / "ns_ray" / "recipes" / f"{name}.yaml").read_text()
+    text = (ROOT / "ns_ray" / "config" / "recipes" / f"{name}.yaml").read_text()
     assert list(validator.iter_errors(yaml.safe_load(text))) == []
     assert list(validator.iter_errors(load_recipe(name).model_dump(mode="json"))) == []
 

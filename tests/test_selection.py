@@ -7,12 +7,14 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from ns_ray import log, selection, storage, tasks
-from ns_ray.config import SelectConfig
+from ns_ray import log, store
+from ns_ray.compute import tasks
+from ns_ray.config.run import SelectConfig
 from ns_ray.errors import DataError
-from ns_ray.schema import SELECTION, labels_table, part_name
-from ns_ray.selection import select, selection_table
-from ns_ray.values import PseudoLabels, Selection, open_labels, open_selection
+from ns_ray.selection import stage
+from ns_ray.selection.stage import select, selection_table
+from ns_ray.store.schema import SELECTION, labels_table, part_name
+from ns_ray.store.values import PseudoLabels, Selection, open_labels, open_selection
 
 CLASSES = ("cat", "dog", "emu")
 
@@ -31,14 +33,14 @@ def make_labels(
     path: Path, probs: np.ndarray[Any, Any], shards: int = 3, corpus: str = "corpus"
 ) -> PseudoLabels:
     """Published pseudo-labels; row i has the key `image-i`, wherever it lies."""
-    folder, fingerprint = str(path), storage.fingerprint(str(path), shards)
+    folder, fingerprint = str(path), store.fingerprint(str(path), shards)
     names = []
     for index, rows in enumerate(np.array_split(np.arange(len(probs)), shards)):
         keys = pa.array([f"image-{row}" for row in rows], pa.string())
         table = labels_table(keys, probs[rows], f"shard-{index:05d}", None)
         names.append(part_name(f"shard-{index:05d}", fingerprint))
-        storage.write_table(storage.join(folder, names[-1]), table)
-    storage.publish(
+        store.write_table(store.join(folder, names[-1]), table)
+    store.publish(
         folder,
         stage="label",
         fingerprint=fingerprint,
@@ -149,7 +151,7 @@ def test_a_second_call_returns_what_was_published(
 ) -> None:
     labels = make_labels(tmp_path / "labels", make_probs(100))
     first = select(SelectConfig(), labels, seed=0, out=str(tmp_path / "out"))
-    monkeypatch.setattr(selection, "_each", None)
+    monkeypatch.setattr(stage, "_each", None)
     assert select(SelectConfig(), labels, seed=0, out=str(tmp_path / "out")) == first
     assert open_selection(str(tmp_path / "out")) == first
 
@@ -172,7 +174,7 @@ def test_a_new_selection_replaces_the_old_one(tmp_path: Path) -> None:
     labels = make_labels(tmp_path / "labels", make_probs(100))
     select(SelectConfig(), labels, seed=0, out=str(tmp_path / "out"))
     second = select(SelectConfig(per_class=3), labels, seed=0, out=str(tmp_path / "out"))
-    assert sorted(second.files.values()) == storage.list_files(second.path)[1:]
+    assert sorted(second.files.values()) == store.list_files(second.path)[1:]
     assert second.kept == 9
 
 
@@ -253,8 +255,8 @@ def test_ray_tasks_select_the_same_rows(
     labels = make_labels(tmp_path / "labels", probs, 7)
     here = select(config, labels, seed=0, out=str(tmp_path / "here"))
     monkeypatch.setattr(tasks, "TASK", 0.0)
-    monkeypatch.setattr(selection, "BATCH_FILES", 2)
-    monkeypatch.setattr(selection, "_show", lambda _: None)
+    monkeypatch.setattr(stage, "BATCH_FILES", 2)
+    monkeypatch.setattr(stage, "_show", lambda _: None)
     there = select(config, labels, seed=0, out=str(tmp_path / "there"))
     assert copies_by_key(there) == copies_by_key(here)
     assert there.facts == here.facts

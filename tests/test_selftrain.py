@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from ns_ray import storage
-from ns_ray.config import (
+from ns_ray import store
+from ns_ray.config.loading import config_hash
+from ns_ray.config.run import (
     DataConfig,
     EvaluateConfig,
     LabelConfig,
@@ -20,12 +21,11 @@ from ns_ray.config import (
     validate,
 )
 from ns_ray.errors import DataError
-from ns_ray.layout import RunLayout
 from ns_ray.result import robustness_summary
 from ns_ray.selftrain import self_train
-from ns_ray.settings import config_hash
 from ns_ray.steps import Label, Score, Select, Train
-from ns_ray.values import (
+from ns_ray.store.layout import RunLayout
+from ns_ray.store.values import (
     Bundle,
     Corpora,
     Corpus,
@@ -528,7 +528,7 @@ def test_labels_that_two_students_learn_from_are_paid_once(tmp_path: Path) -> No
 def test_every_model_s_scores_lie_beside_it(tmp_path: Path) -> None:
     run(tmp_path, Fakes([20, 25], control_right=22), control=True)
     for name, right in [("gen-00", 20), ("gen-01", 25), ("control", 22)]:
-        scores = storage.read_json(folder(tmp_path, name, "evaluation.json"))
+        scores = store.read_json(folder(tmp_path, name, "evaluation.json"))
         assert scores["validation"]["top1"] == right / IMAGES
         assert scores["test"] == {"top1": (IMAGES - right) / IMAGES, "split": "test"}
 
@@ -540,9 +540,9 @@ def test_robustness_is_scored_once_for_those_that_matter(tmp_path: Path) -> None
     assert asked["names"] == ["gen-00", "gen-01", "gen-03", "control"]
     assert asked["outs"] == [folder(tmp_path, name, "robustness") for name in asked["names"]]
     for name in ("gen-00", "gen-01", "gen-03", "control"):
-        scores = storage.read_json(folder(tmp_path, name, "evaluation.json"))
+        scores = store.read_json(folder(tmp_path, name, "evaluation.json"))
         assert scores["robustness"] == {"of": folder(tmp_path, name, "bundle")}
-    skipped = storage.read_json(folder(tmp_path, "gen-02", "evaluation.json"))
+    skipped = store.read_json(folder(tmp_path, "gen-02", "evaluation.json"))
     assert skipped["robustness"] is None
 
 
@@ -567,19 +567,19 @@ def test_a_baseline_of_the_user_s_is_named(tmp_path: Path) -> None:
     fakes = Fakes([20, 30])
     run(tmp_path, fakes, evaluate={"robustness": {"baseline": "/theirs"}})
     assert fakes.asked["robustness"][0]["names"] == ["/theirs", "gen-00", "gen-01"]
-    scores = storage.read_json(folder(tmp_path, "gen-01", "evaluation.json"))
+    scores = store.read_json(folder(tmp_path, "gen-01", "evaluation.json"))
     assert scores["robustness"] == {"of": folder(tmp_path, "gen-01", "bundle")}
 
 
 def test_every_pair_of_generations_is_compared_on_test(tmp_path: Path) -> None:
     run(tmp_path, Fakes([20, 25, 22], control_right=22), control=True)
-    last = storage.read_json(folder(tmp_path, "gen-02", "evaluation.json"))["paired"]
+    last = store.read_json(folder(tmp_path, "gen-02", "evaluation.json"))["paired"]
     assert set(last) == {"gen-00", "gen-01"}
     assert last["gen-00"]["lost"] == 2  # test: 2 fewer right than gen-00
     assert last["gen-01"]["gained"] == 3
     assert last["gen-01"]["difference"] == pytest.approx(3 / IMAGES)
     assert last["gen-01"]["p"] == pytest.approx(0.5**4)
-    control = storage.read_json(folder(tmp_path, "control", "evaluation.json"))["paired"]
+    control = store.read_json(folder(tmp_path, "control", "evaluation.json"))["paired"]
     assert set(control) == {"gen-00", "gen-01", "gen-02"}
 
 

@@ -15,8 +15,9 @@ import pytest
 from broken_files import jpeg
 from served import Server, b64, make_bundle, serving
 
-from ns_ray import engines, images, predictor
 from ns_ray import serving as package
+from ns_ray.data import images
+from ns_ray.model import engines, predictor
 
 PACKAGE = package.__name__
 MODULES = ("settings", "totals", "batcher", "requests", "responses", "replica", "app")

@@ -6,10 +6,8 @@ from typing import Any
 import pytest
 import yaml
 
-from ns_ray import config as configs
-from ns_ray.config import RunConfig, TrainConfig, train_config, validate
-from ns_ray.errors import ConfigError
-from ns_ray.settings import (
+from ns_ray.config import run as configs
+from ns_ray.config.loading import (
     config_hash,
     differences,
     dump,
@@ -19,6 +17,8 @@ from ns_ray.settings import (
     parse_sections,
     recipe_names,
 )
+from ns_ray.config.run import RunConfig, TrainConfig, train_config, validate
+from ns_ray.errors import ConfigError
 
 SMALLEST = """
 name: x

@@ -17,12 +17,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.io import savemat
 
+from ns_ray.data.images import decode
+from ns_ray.data.sources import list_source
+from ns_ray.data.sources.items import allocate, natural, ordered
+from ns_ray.data.sources.listing import Listing
+from ns_ray.data.sources.named import FASHION_CLASSES
 from ns_ray.errors import DataError
-from ns_ray.images import decode
-from ns_ray.sources import list_source
-from ns_ray.sources.items import allocate, natural, ordered
-from ns_ray.sources.listing import Listing
-from ns_ray.sources.named import FASHION_CLASSES
 
 
 def fill(folder: Path, *names: str) -> Path:

@@ -7,14 +7,14 @@ import pytest
 from test_selftrain import Fakes
 from tiny import MODEL, settings
 
-from ns_ray import storage
-from ns_ray.config import AcceptConfig, RunConfig, validate
-from ns_ray.layout import RunLayout
-from ns_ray.plan import Counts, make_plan
-from ns_ray.resources import Machine
+from ns_ray import store
+from ns_ray.compute.resources import Machine
+from ns_ray.config.run import AcceptConfig, RunConfig, validate
+from ns_ray.planning.plan import Counts, make_plan
+from ns_ray.planning.status import run_status
 from ns_ray.selftrain import self_train
-from ns_ray.status import run_status
 from ns_ray.steps import Label, Pack, Publish, Robustness, Score, Step, Train, steps, teachers
+from ns_ray.store.layout import RunLayout
 
 TUNED = {**MODEL, "finetune": {"lr": 0.01}}
 FIXRES = {**MODEL, "fixres": {"image_size": 64, "lr": 0.1}}
@@ -100,7 +100,7 @@ def test_status_does_not_wait_for_what_an_ended_run_left_out(tmp_path: Path) -> 
     assert "gen-02 train" in [row.name for row in run_status(asked).rows]
     layout = RunLayout.of(asked)
     ended = self_train(asked, layout, Fakes([20, 15, 30], has_test=False)).result
-    storage.write_json(layout.result, ended)
+    store.write_json(layout.result, ended)
     assert [row.name for row in run_status(asked).rows][-1] == "model"
     assert not [row for row in run_status(asked).rows if row.name.startswith("gen-02")]
 

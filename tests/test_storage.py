@@ -14,17 +14,17 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 import pytest
 
-from ns_ray import storage
+from ns_ray import store
 from ns_ray.errors import ConfigError, DataError, MissingFileError, StageError, StorageError
-from ns_ray.storage import DONE
+from ns_ray.store.files import DONE
 
 
-def publish(folder: Path, fingerprint: str, **files: str) -> storage.Done:
+def publish(folder: Path, fingerprint: str, **files: str) -> store.Done:
     """A publication of text files."""
     names = [f"{name}.txt" for name in files]
     for name, text in zip(names, files.values(), strict=True):
-        storage.write_bytes(f"{folder}/{name}", text.encode())
-    return storage.publish(
+        store.write_bytes(f"{folder}/{name}", text.encode())
+    return store.publish(
         str(folder),
         stage="test",
         fingerprint=fingerprint,
@@ -40,10 +40,10 @@ def publish(folder: Path, fingerprint: str, **files: str) -> storage.Done:
 
 def test_what_is_written_is_read(tmp_path: Path) -> None:
     path = f"{tmp_path}/a/b c/ü#{{1}}.bin"
-    storage.write_bytes(path, b"one")
-    storage.write_bytes(path, b"two")
-    assert storage.read_bytes(path) == b"two"
-    assert storage.list_files(str(tmp_path), recursive=True) == ["a/b c/ü#{1}.bin"]
+    store.write_bytes(path, b"one")
+    store.write_bytes(path, b"two")
+    assert store.read_bytes(path) == b"two"
+    assert store.list_files(str(tmp_path), recursive=True) == ["a/b c/ü#{1}.bin"]
 
 
 class Interrupted(BaseException):
@@ -56,7 +56,7 @@ def test_an_interrupted_write_leaves_the_old_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException, moment: str
 ) -> None:
     path = f"{tmp_path}/file.json"
-    storage.write_bytes(path, b"old")
+    store.write_bytes(path, b"old")
 
     class HalfWritten(io.BytesIO):
         def write(self, data: Any) -> int:
@@ -72,13 +72,13 @@ def test_an_interrupted_write_leaves_the_old_file(
 
     with monkeypatch.context() as patch:
         if moment == "while writing":
-            patch.setattr(storage, "filesystem", lambda p: (Disk(), p))
+            patch.setattr("ns_ray.store.files.filesystem", lambda p: (Disk(), p))
         else:
             patch.setattr(os, "replace", refuse)
         expected = StorageError if isinstance(error, OSError) else Interrupted
         with pytest.raises(expected):
-            storage.write_bytes(path, b"new")
-    assert storage.read_bytes(path) == b"old"
+            store.write_bytes(path, b"new")
+    assert store.read_bytes(path) == b"old"
     if isinstance(error, OSError):
         assert os.listdir(tmp_path) == ["file.json"]
 
@@ -89,15 +89,15 @@ def test_a_full_disk_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
     monkeypatch.setattr(os, "replace", refuse)
     with pytest.raises(StorageError, match=r"cannot write .*file: No space left .* free some"):
-        storage.write_bytes(f"{tmp_path}/file", b"")
+        store.write_bytes(f"{tmp_path}/file", b"")
 
 
 def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("no folder")
     with pytest.raises(StorageError, match=f"cannot write {tmp_path}/file/below") as caught:
-        storage.write_bytes(f"{tmp_path}/file/below", b"")
+        store.write_bytes(f"{tmp_path}/file/below", b"")
     assert "\n" not in str(caught.value)
-    assert not storage.exists(f"{tmp_path}/file/below")
+    assert not store.exists(f"{tmp_path}/file/below")
 
 
 class Disk(pafs.LocalFileSystem):  # type: ignore[misc]
@@ -126,14 +126,16 @@ class Disk(pafs.LocalFileSystem):  # type: ignore[misc]
 
 
 CALLS: dict[str, Callable[[str], Any]] = {
-    "write": lambda path: storage.write_bytes(path, b"new"),
-    "read": storage.read_bytes,
-    "list": storage.list_files,
+    "write": lambda path: store.write_bytes(path, b"new"),
+    "read": store.read_bytes,
+    "list": store.list_files,
 }
 
 
 def use(disk: Disk, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(storage, "filesystem", lambda path: (disk, path.removeprefix("s3:/")))
+    monkeypatch.setattr(
+        "ns_ray.store.files.filesystem", lambda path: (disk, path.removeprefix("s3:/"))
+    )
 
 
 @pytest.mark.parametrize("action", list(CALLS))
@@ -152,7 +154,7 @@ def test_a_busy_store_is_given_time(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     (tmp_path / "file").write_bytes(b"old")
     disk = Disk(OSError("AWS Error SLOW_DOWN during GetObject operation"), times=2)
     use(disk, monkeypatch)
-    assert storage.read_bytes(f"s3:/{tmp_path}/file") == b"old"
+    assert store.read_bytes(f"s3:/{tmp_path}/file") == b"old"
 
 
 @pytest.mark.parametrize(
@@ -185,7 +187,7 @@ def test_a_store_that_refuses_is_not_asked_again(
     disk = Disk(OSError(f"AWS Error {code} during GetObject operation"), times=9)
     use(disk, monkeypatch)
     with pytest.raises(StorageError, match=f"cannot read s3:/{tmp_path}/file: .*{code}"):
-        storage.read_bytes(f"s3:/{tmp_path}/file")
+        store.read_bytes(f"s3:/{tmp_path}/file")
     assert disk.calls == 1
 
 
@@ -193,10 +195,10 @@ def test_a_store_that_refuses_is_not_asked_again(
 def test_a_missing_file_can_be_told_from_a_broken_disk(place: str, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("no folder")
     with pytest.raises(FileNotFoundError, match=f"cannot read {tmp_path}/{place}: N") as caught:
-        storage.read_bytes(f"{tmp_path}/{place}")
+        store.read_bytes(f"{tmp_path}/{place}")
     assert isinstance(caught.value, StorageError)
     with pytest.raises(FileNotFoundError, match=f"cannot read {tmp_path}/{place}: N"):
-        storage.read_table(f"{tmp_path}/{place}")
+        store.read_table(f"{tmp_path}/{place}")
 
 
 @pytest.mark.parametrize("error", [StorageError("full", errno.ENOSPC), MissingFileError("gone", 2)])
@@ -207,20 +209,20 @@ def test_errors_travel_between_processes(error: StorageError) -> None:
 
 def test_a_damaged_table_is_a_data_error(tmp_path: Path) -> None:
     path = f"{tmp_path}/x.parquet"
-    storage.write_table(path, pa.table({"n": [1]}))
-    storage.write_bytes(path, storage.read_bytes(path)[:-9])
+    store.write_table(path, pa.table({"n": [1]}))
+    store.write_bytes(path, store.read_bytes(path)[:-9])
 
     def rows(path: str) -> NoReturn:
-        storage.read_rows(path, "n", ["1"], ["n"])
+        store.read_rows(path, "n", ["1"], ["n"])
         raise AssertionError
 
-    for read in (storage.read_table, rows, lambda path: storage.read_first(path, 1, ["n"])):
+    for read in (store.read_table, rows, lambda path: store.read_first(path, 1, ["n"])):
         with pytest.raises(DataError, match=r"x\.parquet is no Parquet file"):
             read(path)
 
 
 def test_an_unknown_scheme_is_a_config_error() -> None:
-    for call in (storage.exists, storage.read_bytes, storage.list_files):
+    for call in (store.exists, store.read_bytes, store.list_files):
         with pytest.raises(ConfigError, match=r"'foo://bucket/x'.*s3://") as caught:
             call("foo://bucket/x")
         assert "\n" not in str(caught.value)
@@ -229,38 +231,38 @@ def test_an_unknown_scheme_is_a_config_error() -> None:
 def test_file_uris_are_the_local_disk(tmp_path: Path) -> None:
     (tmp_path / "a b").mkdir()
     (tmp_path / "a b" / "x#1").write_bytes(b"hello")
-    assert storage.read_bytes(f"file://{tmp_path}/a b/x#1") == b"hello"
-    assert storage.list_files(f"file://{tmp_path}", recursive=True) == ["a b/x#1"]
+    assert store.read_bytes(f"file://{tmp_path}/a b/x#1") == b"hello"
+    assert store.list_files(f"file://{tmp_path}", recursive=True) == ["a b/x#1"]
 
 
 def test_paths(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
-    assert storage.absolute("runs/x/") == f"{tmp_path}/runs/x"
-    assert storage.absolute("s3://bucket/runs/") == "s3://bucket/runs"
-    assert storage.absolute("~") == os.path.expanduser("~")
-    assert storage.join("a/", "b", "c") == "a/b/c"
-    assert storage.is_uri("gs://b")
-    assert not storage.is_uri("/b")
+    assert store.absolute("runs/x/") == f"{tmp_path}/runs/x"
+    assert store.absolute("s3://bucket/runs/") == "s3://bucket/runs"
+    assert store.absolute("~") == os.path.expanduser("~")
+    assert store.join("a/", "b", "c") == "a/b/c"
+    assert store.is_uri("gs://b")
+    assert not store.is_uri("/b")
 
 
 def test_a_missing_folder_has_no_files(tmp_path: Path) -> None:
-    assert storage.list_files(f"{tmp_path}/none") == []
-    storage.remove_files(str(tmp_path), ["gone.txt"])
+    assert store.list_files(f"{tmp_path}/none") == []
+    store.remove_files(str(tmp_path), ["gone.txt"])
 
 
 def test_tables_come_back(tmp_path: Path) -> None:
     table = pa.table({"key": ["a", "b"], "n": [1, 2]})
     path = f"{tmp_path}/day=1/part.parquet"  # a folder name is never read as a column
-    storage.write_table(path, table)
-    assert storage.read_table(path).equals(table)
-    assert storage.read_table(path, ["n"]).column_names == ["n"]
+    store.write_table(path, table)
+    assert store.read_table(path).equals(table)
+    assert store.read_table(path, ["n"]).column_names == ["n"]
 
 
 @pytest.mark.parametrize(("text", "says"), [("{", "not valid JSON"), ("[1]", "not list")])
 def test_bad_json_is_a_data_error(tmp_path: Path, text: str, says: str) -> None:
     (tmp_path / "x.json").write_text(text)
     with pytest.raises(DataError, match=says):
-        storage.read_json(f"{tmp_path}/x.json")
+        store.read_json(f"{tmp_path}/x.json")
 
 
 # --------------------------------------------------------------------------------- publications
@@ -282,24 +284,24 @@ def test_nothing_is_removed_before_the_new_publication_stands(
     def refuse(*_args: Any) -> None:
         raise ConfigError("disk full")
 
-    monkeypatch.setattr(storage, "write_json", refuse)
+    monkeypatch.setattr("ns_ray.store.files.write_json", refuse)
     with pytest.raises(ConfigError):
         publish(tmp_path, "two", b="2")
-    done = storage.already(str(tmp_path), "one")
+    done = store.already(str(tmp_path), "one")
     assert done is not None
     assert all((tmp_path / name).exists() for name in done.files)
 
 
 def test_already_asks_for_just_these_inputs(tmp_path: Path) -> None:
-    assert storage.already(str(tmp_path), "one") is None
+    assert store.already(str(tmp_path), "one") is None
     done = publish(tmp_path, "one", a="1")
-    again = storage.already(str(tmp_path), "one")
+    again = store.already(str(tmp_path), "one")
     assert again is not None
     assert (again.stage, again.files, again.facts) == (done.stage, ["a.txt"], {"rows": 1})
     assert again.seconds == 1.235
-    assert storage.already(str(tmp_path), "two") is None
+    assert store.already(str(tmp_path), "two") is None
     publish(tmp_path, "two", a="2")
-    assert storage.already(str(tmp_path), "one") is None
+    assert store.already(str(tmp_path), "one") is None
 
 
 def test_the_record_says_where_it_comes_from(tmp_path: Path) -> None:
@@ -311,14 +313,14 @@ def test_the_record_says_where_it_comes_from(tmp_path: Path) -> None:
 
 
 def test_fingerprints_tell_values_apart() -> None:
-    one = storage.fingerprint("a", {"x": 1, "y": [1, 2]}, None)
-    assert one == storage.fingerprint("a", {"y": [1, 2], "x": 1}, None)
+    one = store.fingerprint("a", {"x": 1, "y": [1, 2]}, None)
+    assert one == store.fingerprint("a", {"y": [1, 2], "x": 1}, None)
     assert len(one) == 12
     others = [
-        storage.fingerprint("a", {"x": 1, "y": [2, 1]}, None),
-        storage.fingerprint("a", {"x": 1.5, "y": [1, 2]}, None),
-        storage.fingerprint("a", {"x": 1, "y": [1, 2]}),
-        storage.fingerprint("a", {"x": 1, "y": [1, 2]}, ""),
+        store.fingerprint("a", {"x": 1, "y": [2, 1]}, None),
+        store.fingerprint("a", {"x": 1.5, "y": [1, 2]}, None),
+        store.fingerprint("a", {"x": 1, "y": [1, 2]}),
+        store.fingerprint("a", {"x": 1, "y": [1, 2]}, ""),
     ]
     assert len({one, *others}) == 5
 
@@ -337,18 +339,18 @@ def git(folder: Path, *arguments: str) -> str:
 def test_the_commit_of_a_checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     inner = tmp_path / "checkout" / "package"
     inner.mkdir(parents=True)
-    assert storage.git_sha(str(inner)) is None  # installed
+    assert store.git_sha(str(inner)) is None  # installed
     git(tmp_path / "checkout", "init")
-    assert storage.git_sha(str(inner)) is None  # no commit yet
+    assert store.git_sha(str(inner)) is None  # no commit yet
     git(inner, "commit", "--allow-empty", "-m", "one")
     sha = git(inner, "rev-parse", "HEAD")
-    assert storage.git_sha(str(inner)) == sha
+    assert store.git_sha(str(inner)) == sha
     git(inner, "gc")
     assert (tmp_path / "checkout" / ".git" / "packed-refs").exists()
-    assert storage.git_sha(str(inner)) == sha
+    assert store.git_sha(str(inner)) == sha
     git(inner, "worktree", "add", "-b", "other", str(tmp_path / "other"))
-    assert storage.git_sha(str(tmp_path / "other")) == sha
+    assert store.git_sha(str(tmp_path / "other")) == sha
     git(inner, "checkout", "--detach")
-    assert storage.git_sha(str(inner)) == sha
+    assert store.git_sha(str(inner)) == sha
     monkeypatch.setenv("PATH", "")
-    assert storage.git_sha(str(inner)) is None  # no git to ask
+    assert store.git_sha(str(inner)) is None  # no git to ask

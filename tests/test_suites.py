@@ -13,23 +13,23 @@ import torch
 from broken_files import encoded, picture
 from tiny import COLORS, folder_per_class
 
-from ns_ray import storage
-from ns_ray.bundle import class_map, save
-from ns_ray.config import EvaluateConfig, ModelConfig, RobustnessConfig
+from ns_ray import store
+from ns_ray.compute.resources import Pool
+from ns_ray.config.run import EvaluateConfig, ModelConfig, RobustnessConfig
+from ns_ray.data.images import eval_pixels
+from ns_ray.data.stage import pack
 from ns_ray.errors import ConfigError, DataError
-from ns_ray.evaluate import evaluate
-from ns_ray.images import eval_pixels
-from ns_ray.inference import among_classes
-from ns_ray.ingest import pack
-from ns_ray.models import build
-from ns_ray.predictor import Predictor
-from ns_ray.pretrained import imagenet_synsets
-from ns_ray.resources import Pool
+from ns_ray.labeling.inference import among_classes
+from ns_ray.model.bundle import class_map, save
+from ns_ray.model.networks import build
+from ns_ray.model.predictor import Predictor
+from ns_ray.model.pretrained import imagenet_synsets
 from ns_ray.robustness import pictures, work
 from ns_ray.robustness.corruptions import STANDARD, corrupt
 from ns_ray.robustness.pictures import released_units, video
 from ns_ray.robustness.suites import evaluate_robustness
-from ns_ray.values import Bundle, Corpus
+from ns_ray.scoring.stage import evaluate
+from ns_ray.store.values import Bundle, Corpus
 
 CONFIG = RobustnessConfig(images=7, sequences=2, severities=(1, 3), epsilons=(4,), pgd_steps=2)
 HERE = Pool(actors=1, cpus=1, gpus=0, in_process=True)
@@ -97,7 +97,7 @@ def test_a_job_on_actors_finds_what_one_process_finds(
     ]
     predicted = Predictor(models[0].path, device="cpu", threads=1).forward(np.stack(shown))
     wrong = int((predicted.argmax(axis=1) != np.array(unit.labels)).sum())
-    parts = [storage.read_json(str(p)) for p in sorted((tmp_path / "here" / "A").glob("0*.json"))]
+    parts = [store.read_json(str(p)) for p in sorted((tmp_path / "here" / "A").glob("0*.json"))]
     counted = [row[2:] for part in parts for row in part["rows"] if row[:2] == ["contrast", 3.0]]
     assert [float(wrong), len(unit.keys)] in counted
 

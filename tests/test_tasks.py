@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 from ray import cloudpickle
 
-from ns_ray import tasks
+from ns_ray.compute import tasks
+from ns_ray.compute.resources import Pool
 from ns_ray.errors import ConfigError, DataError, ImageError, NsRayError, StageError
-from ns_ray.resources import Pool
 
 ALL_CPUS = 6
 """Of `ray_local`."""

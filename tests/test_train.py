@@ -13,16 +13,18 @@ import torch
 from safetensors.torch import load_file
 from tiny import COLORS, MODEL, RUN, flat_folder, folder_per_class, processes
 
-from ns_ray import loader, schema, storage, train
-from ns_ray import workers as ray_workers
-from ns_ray.bundle import load
-from ns_ray.config import ModelConfig, NoiseConfig, SelectConfig, TrainConfig, fixres_config
+from ns_ray import store
+from ns_ray.compute.resources import Workers
+from ns_ray.config.run import ModelConfig, NoiseConfig, SelectConfig, TrainConfig, fixres_config
+from ns_ray.data.packing import pack
 from ns_ray.errors import ConfigError, ImageError, StageError
-from ns_ray.packing import pack
-from ns_ray.resources import Workers
-from ns_ray.rows import Sizes, batches
-from ns_ray.selection import select
-from ns_ray.values import Corpus, Selection, open_bundle, open_corpus, open_labels
+from ns_ray.model.bundle import load
+from ns_ray.selection.stage import select
+from ns_ray.store import schema
+from ns_ray.store.values import Corpus, Selection, open_bundle, open_corpus, open_labels
+from ns_ray.training import loader, stage
+from ns_ray.training import workers as ray_workers
+from ns_ray.training.rows import Sizes, batches
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -79,8 +81,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Data:
         keys = table["key"].combine_chunks()
         files.append(schema.part_name(shard.name, "teacher"))
         labels = schema.labels_table(pa.array(keys), probs, shard.name, None)
-        storage.write_table(f"{folder}/labels/{files[-1]}", labels)
-    storage.publish(
+        store.write_table(f"{folder}/labels/{files[-1]}", labels)
+    store.publish(
         f"{folder}/labels",
         stage="label",
         fingerprint="teacher",
@@ -111,7 +113,7 @@ def fit(
         if on_row is not None:
             on_row(step)
 
-    train.fit(
+    stage.fit(
         ModelConfig.model_validate({**MODEL, "fixres": fixres}),
         TrainConfig.model_validate({**SETTINGS, **changes}),
         labeled=data.labeled,
@@ -288,7 +290,7 @@ def test_an_image_that_has_broken_is_named_in_one_line(
         images = [image[: len(image) // 2] for image in table["image"].to_pylist()]
         column = table.schema.get_field_index("image")
         table = table.set_column(column, table.schema.field("image"), pa.array(images, pa.binary()))
-        storage.write_table(f"{tmp_path}/corpus/{shard.file}", table)
+        store.write_table(f"{tmp_path}/corpus/{shard.file}", table)
     workers = replace(ONE, in_process=in_process)
     with pytest.raises(ImageError, match=r"^truncated: [^\n]*$"):
         fit(replace(data, labeled=broken), tmp_path, workers)

@@ -10,7 +10,7 @@ from tiny import flat_folder, folder_per_class, write_config
 from typer.testing import CliRunner
 
 from ns_ray.commands import app
-from ns_ray.values import open_bundle, open_corpus, open_labels, open_selection
+from ns_ray.store.values import open_bundle, open_corpus, open_labels, open_selection
 
 pytestmark = pytest.mark.ray
 

@@ -13,7 +13,7 @@ import numpy as np
 import yaml
 from broken_files import broken, odd_but_good
 
-from ns_ray.images import encode_png
+from ns_ray.data.images import encode_png
 
 COLORS = {"blue": (40, 60, 200), "green": (60, 170, 60), "red": (200, 60, 50)}
 SIDE = 16

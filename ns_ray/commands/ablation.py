@@ -4,17 +4,19 @@ from typing import Annotated
 
 import typer
 
-from ns_ray import storage
+from ns_ray import store
 from ns_ray.commands.options import Config, Debug, Out, Recipe, Set
+from ns_ray.config import load_either
 from ns_ray.errors import ConfigError
-from ns_ray.settings import load_either
 
 
 def ablate(
     names: Annotated[
         list[str],
         typer.Argument(
-            metavar="NAME", help="Grids (see ns_ray/ablations), or YAML files.", show_default=False
+            metavar="NAME",
+            help="Grids (see ns_ray/ablation/grids), or YAML files.",
+            show_default=False,
         ),
     ],
     out: Out,
@@ -33,12 +35,12 @@ def ablate(
     debug: Debug = False,
 ) -> None:
     """Compare settings: a grid of runs over seeds, as a table beside the paper's numbers."""
-    from ns_ray.ablate import ablate as compare
+    from ns_ray.ablation import ablate as compare
 
     compare(
         names,
         lambda more: load_either(config, recipe, [*(set_ or []), *more]),
-        out=storage.absolute(out),
+        out=store.absolute(out),
         seeds=_seeds(seeds),
         jobs=jobs,
     )

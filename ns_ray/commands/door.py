@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from ns_ray import __version__, storage
+from ns_ray import __version__, store
 from ns_ray.errors import FaultError, NsRayError, first_line
 
 INTERRUPTED = 130
@@ -72,8 +72,8 @@ def _write(error: Exception, folder: str | None) -> str:
     text = "\n".join(line.rstrip("\n") for line in lines) + "\n"
     if folder is not None:
         with suppress(Exception):  # that storage may be what is at fault
-            file = storage.join(folder, "fault.txt")
-            storage.write_bytes(file, text.encode())
+            file = store.join(folder, "fault.txt")
+            store.write_bytes(file, text.encode())
             return f"in {file}"
     try:
         with tempfile.NamedTemporaryFile(

@@ -5,9 +5,9 @@ from typing import Annotated
 import typer
 
 from ns_ray.commands.options import Config, Debug, Recipe, Set
+from ns_ray.config import load_either
 from ns_ray.errors import ConfigError
 from ns_ray.log import console, say
-from ns_ray.settings import load_either
 
 
 def check(
@@ -15,10 +15,10 @@ def check(
 ) -> int:
     """Try settings, images, models, machine and storage of a run, without starting it."""
     settings = load_either(config, recipe, set_)
-    from ns_ray.runtime import keep_memory, machine
+    from ns_ray.compute import keep_memory, machine
 
     keep_memory()
-    from ns_ray.check import check_run, findings_table
+    from ns_ray.planning import check_run, findings_table
 
     found = check_run(settings, machine())
     console.print(findings_table(found))
@@ -42,11 +42,11 @@ def plan(
 ) -> None:
     """Say how many images, steps, bytes and hours each stage of a run will take."""
     settings = load_either(config, recipe, set_)
-    from ns_ray.runtime import keep_memory, machine
+    from ns_ray.compute import keep_memory, machine
 
     keep_memory()
-    from ns_ray.ingest import list_all
-    from ns_ray.plan import Counts, make_plan, plan_lines, plan_table
+    from ns_ray.data import list_all
+    from ns_ray.planning import Counts, make_plan, plan_lines, plan_table
 
     if images is None:
         counts = Counts.of(list_all(settings.data, seed=settings.seed))
@@ -62,7 +62,7 @@ def status(
     config: Config = None, recipe: Recipe = None, set_: Set = None, debug: Debug = False
 ) -> None:
     """Say what of a run is done, in progress and missing."""
-    from ns_ray.status import run_status, status_table
+    from ns_ray.planning import run_status, status_table
 
     found = run_status(load_either(config, recipe, set_))
     console.print(status_table(found))

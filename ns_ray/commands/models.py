@@ -4,13 +4,12 @@ from typing import Annotated, Literal
 
 import typer
 
-from ns_ray import storage
+from ns_ray import store
 from ns_ray.commands.options import Bundle, Debug, Out, set_of
-from ns_ray.config import ModelConfig, PredictConfig, Settings
-from ns_ray.launch import Ingress, ServeSettings, serve_model
+from ns_ray.config import ModelConfig, PredictConfig, Settings, parse_sections
 from ns_ray.log import say
-from ns_ray.settings import parse_sections
-from ns_ray.values import resolve
+from ns_ray.serving import Ingress, ServeSettings, serve_model
+from ns_ray.store import resolve
 
 Previous = Annotated[bool, typer.Option("--previous", help="Go back to the bundle before.")]
 
@@ -45,7 +44,7 @@ def predict(
 ) -> None:
     """Say what is in images: a table, CSV, JSON or Parquet."""
     settings = parse_sections(PredictSettings, set_)
-    from ns_ray.predictions import predict as predict_all
+    from ns_ray.labeling import predict as predict_all
 
     predict_all(bundle, paths, top_k=top_k, format=format_, out=out, config=settings.predict)
 
@@ -56,7 +55,7 @@ def export(
     debug: Debug = False,
 ) -> None:
     """Write a model as ONNX, with its labels beside it, and compare its answers with torch's."""
-    from ns_ray.export import export as export_bundle
+    from ns_ray.model import export as export_bundle
 
     done = export_bundle(bundle, out)
     say(
@@ -75,10 +74,10 @@ def fetch(
     debug: Debug = False,
 ) -> None:
     """Write a pretrained model with its own classes as a bundle: a teacher, or one to score."""
-    from ns_ray.bundle import fetch as fetch_bundle
+    from ns_ray.model import fetch as fetch_bundle
 
     config = ModelConfig(model=model, pretrained=pretrained)
-    made = fetch_bundle(config, storage.absolute(out))
+    made = fetch_bundle(config, store.absolute(out))
     say(f"{made.path}: {made.architecture}, {len(made.classes):,} classes")
 
 
@@ -123,7 +122,7 @@ def swap(
     debug: Debug = False,
 ) -> None:
     """Change the model of a server on a cluster (serve deploy), without losing a request."""
-    from ns_ray.serving.swap import swap_bundle
+    from ns_ray.serving import swap_bundle
 
     now, before = swap_bundle(
         None if bundle is None else resolve(bundle),

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ns_ray import resources, storage
+from ns_ray import store
 from ns_ray.commands.options import Bundle, Config, Data, Debug, Out, Recipe, Set, set_of
+from ns_ray.compute import Machine, Pool, done_here, resources
 from ns_ray.config import (
     DataConfig,
     EvaluateConfig,
@@ -19,19 +20,17 @@ from ns_ray.config import (
     RunConfig,
     SelectConfig,
     Settings,
+    load_either,
+    parse_sections,
 )
 from ns_ray.errors import ConfigError, NsRayError
-from ns_ray.layout import RunLayout
 from ns_ray.log import say
-from ns_ray.resources import Machine, Pool
-from ns_ray.settings import load_either, parse_sections
 from ns_ray.steps import Arm, steps
-from ns_ray.tasks import done_here
-from ns_ray.values import Bundle as Model
-from ns_ray.values import Corpus, Selection, open_bundle, open_labels, open_selection
+from ns_ray.store import Bundle as Model
+from ns_ray.store import Corpus, RunLayout, Selection, open_bundle, open_labels, open_selection
 
 if TYPE_CHECKING:
-    from ns_ray.sources.listing import Listing
+    from ns_ray.data import Listing
 
 
 class PackSettings(Settings):
@@ -75,7 +74,7 @@ def pack(
     """Pack images into a corpus: Parquet shards, a manifest, and rejected.parquet."""
     settings = parse_sections(PackSettings, set_, data={"labeled": data})
     with _ray(settings.resources):
-        corpus = _packed(settings.data, data, storage.absolute(out), labeled=True)
+        corpus = _packed(settings.data, data, store.absolute(out), labeled=True)
     rejected = sum(corpus.rejected.values())
     say(f"{corpus.path}: {corpus.rows:,} images, {rejected:,} rejected")
 
@@ -89,9 +88,9 @@ def label(
 ) -> None:
     """Pseudo-label images with a model. The summary is in _DONE.json of the result."""
     settings = parse_sections(LabelSettings, set_, data={"labeled": data})
-    teacher, place = open_bundle(bundle), storage.absolute(out)
+    teacher, place = open_bundle(bundle), store.absolute(out)
     with _inference(settings.data, settings.resources, place, labeled=False) as (pile, pool):
-        from ns_ray.pseudo_label import pseudo_label
+        from ns_ray.labeling import pseudo_label
 
         labels = pseudo_label(
             settings.label,
@@ -116,7 +115,7 @@ def select(
 ) -> None:
     """Choose which pseudo-labeled images train a student, and how many copies of each."""
     settings = parse_sections(SelectSettings, set_)
-    found, place = open_labels(labels), storage.absolute(out)
+    found, place = open_labels(labels), store.absolute(out)
     from ns_ray.selection import seconds
     from ns_ray.selection import select as select_rows
 
@@ -142,8 +141,8 @@ def train(
     """Train one model on labeled images and, if given, on selected pseudo-labeled ones."""
     settings = load_either(config, recipe, set_)
     chosen = None if selection is None else open_selection(selection)
-    place = storage.absolute(out)
-    plan = steps(settings, RunLayout(storage.join(place, "work")))
+    place = store.absolute(out)
+    plan = steps(settings, RunLayout(store.join(place, "work")))
     arm = plan.teacher if chosen is None else plan.students[0]
     if not arm.trainings:
         raise ConfigError(
@@ -164,14 +163,14 @@ def evaluate(
 ) -> None:
     """Score a model on labeled images. The scores are in evaluation.json of the result."""
     settings = parse_sections(EvaluateSettings, set_, data={"labeled": data})
-    model, place = open_bundle(bundle), storage.absolute(out)
+    model, place = open_bundle(bundle), store.absolute(out)
     robustness = settings.evaluate.robustness is not None
     with _inference(settings.data, settings.resources, place, labeled=True, ray=robustness) as (
         corpus,
         pool,
     ):
         scores = _scores(settings, model, corpus, pool, place)
-    storage.write_json(storage.join(place, "evaluation.json"), scores)
+    store.write_json(store.join(place, "evaluation.json"), scores)
     say(f"{place}: top-1 {scores['top1']:.4f} on {scores['rows']:,} images")
 
 
@@ -179,15 +178,15 @@ def _scores(
     settings: EvaluateSettings, model: Model, corpus: Corpus, pool: Pool, place: str
 ) -> dict[str, Any]:
     """What evaluation.json holds."""
-    from ns_ray.evaluate import evaluate as score
-    from ns_ray.robustness.suites import evaluate_one
+    from ns_ray.robustness import evaluate_one
+    from ns_ray.scoring import evaluate as score
 
     scored = score(
         settings.evaluate,
         model,
         corpus,
         pool=pool,
-        out=storage.join(place, "predictions"),
+        out=store.join(place, "predictions"),
         title="evaluate",
         predict=settings.predict,
     )
@@ -219,7 +218,7 @@ def _fit(
     out: str,
 ) -> Model:
     """The trainings of one model of a run; the last one leaves its bundle in `out`."""
-    from ns_ray.ingest import ingest
+    from ns_ray.data import ingest
     from ns_ray.selftrain import train_model
     from ns_ray.stages import open_stages
 
@@ -227,7 +226,7 @@ def _fit(
         replace(step, title=step.title.removeprefix(f"{arm.name} ")) for step in arm.trainings
     ]
     trainings[-1] = replace(trainings[-1], out=out)
-    layout = RunLayout(storage.join(out, "work"))
+    layout = RunLayout(store.join(out, "work"))
     data = ingest(settings.data, seed=settings.seed, out=layout, pile=False)
     return train_model(
         settings,
@@ -243,7 +242,7 @@ def _fit(
 @contextmanager
 def _ray(config: ResourcesConfig) -> Iterator[Machine]:
     """Ray, with its messages in a file among its own."""
-    from ns_ray.runtime import cluster, prepare
+    from ns_ray.compute import cluster, prepare
 
     prepare()
     with (
@@ -259,14 +258,13 @@ def _inference(
 ) -> Iterator[tuple[Corpus, Pool]]:
     """The source as a packed corpus, itself where it is one, and the actors for it. Ray, which
     takes seconds to start, is started where `ray` says so, or there is work for it."""
-    from ns_ray.runtime import local_machine, prepare
+    from ns_ray.compute import local_machine, prepare
 
     prepare()
-    from ns_ray.inference import seconds
-    from ns_ray.ingest import adopt
-    from ns_ray.sources import list_source
+    from ns_ray.data import adopt, list_source
+    from ns_ray.labeling import seconds
 
-    place = storage.join(out, "corpus")
+    place = store.join(out, "corpus")
     listing = list_source(data.labeled, setting="--data")
     adopted = adopt(listing, out=place, classes=(), excluded=frozenset())
     here = local_machine()
@@ -281,7 +279,7 @@ def _inference(
 
 
 def _packed(config: DataConfig, source: "str | Listing", out: str, *, labeled: bool) -> Corpus:
-    from ns_ray.ingest import pack
+    from ns_ray.data import pack
 
     return pack(
         source,

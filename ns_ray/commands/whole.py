@@ -9,16 +9,14 @@ from typing import Annotated, Any
 import typer
 import yaml
 
-from ns_ray import __version__, storage
+from ns_ray import __version__, store
 from ns_ray.commands.door import faults_go_to
 from ns_ray.commands.options import Debug, Set
 from ns_ray.commands.verdict import show
-from ns_ray.config import RunConfig
+from ns_ray.config import RunConfig, config_hash, differences, dump, load_either
 from ns_ray.errors import ConfigError, StorageError, first_line
-from ns_ray.layout import RunLayout
 from ns_ray.log import Metrics, say
-from ns_ray.mirror import mirrored
-from ns_ray.settings import config_hash, differences, dump, load_either
+from ns_ray.store import RunLayout, mirrored
 
 NO_STUDENT = 5
 DEFAULT_RECIPE = "digits"
@@ -86,8 +84,8 @@ def _claim(config: RunConfig, layout: RunLayout, overwrite: bool) -> None:
         ConfigError: it belongs to a different config.
         StorageError: it can't be read or written.
     """
-    if storage.exists(layout.config) and not overwrite:
-        old = yaml.safe_load(storage.read_bytes(layout.config))
+    if store.exists(layout.config) and not overwrite:
+        old = yaml.safe_load(store.read_bytes(layout.config))
         found = old.pop("config_hash", None)
         old.pop("versions", None)
         if found != config_hash(config):
@@ -97,24 +95,24 @@ def _claim(config: RunConfig, layout: RunLayout, overwrite: bool) -> None:
                 f"run {config.name!r} exists in {layout.root} with other settings "
                 f"({'; '.join(changed[:5])}); choose another `name`, or pass --overwrite"
             )
-    record = {"config_hash": config_hash(config), "versions": storage.versions()}
+    record = {"config_hash": config_hash(config), "versions": store.versions()}
     text = (dump(config) + yaml.safe_dump(record, sort_keys=False)).encode()
-    if storage.exists(layout.config) and storage.read_bytes(layout.config) == text:
+    if store.exists(layout.config) and store.read_bytes(layout.config) == text:
         return
-    storage.write_bytes(layout.config, text)
+    store.write_bytes(layout.config, text)
 
 
 def _finished(config: RunConfig, layout: RunLayout) -> dict[str, Any] | None:
     """The result of a run that has ended already."""
-    if not storage.exists(layout.result):
+    if not store.exists(layout.result):
         return None
-    result = storage.read_json(layout.result)
+    result = store.read_json(layout.result)
     return result if result.get("config_hash") == config_hash(config) else None
 
 
 def _work(config: RunConfig, layout: RunLayout) -> dict[str, Any]:
     """Everything that needs Ray and torch, imported only here: a finished run answers at once."""
-    from ns_ray.runtime import cluster, prepare
+    from ns_ray.compute import cluster, prepare
 
     prepare()
     with (
@@ -123,8 +121,8 @@ def _work(config: RunConfig, layout: RunLayout) -> dict[str, Any]:
         cluster(config.resources, f"{folder}/ray.log") as machine,
     ):
         # Here, where `prepare` has been importing torch and timm while Ray started.
-        from ns_ray.bundle import scored_card
-        from ns_ray.check import check_models
+        from ns_ray.model import scored_card
+        from ns_ray.planning import check_models
         from ns_ray.selftrain import self_train
         from ns_ray.stages import open_stages
 
@@ -133,10 +131,10 @@ def _work(config: RunConfig, layout: RunLayout) -> dict[str, Any]:
     publish_model(outcome.best.path, layout.model)
     result = dict(outcome.result)
     best = outcome.result["generations"][outcome.result["best_generation"]]
-    storage.write_bytes(
-        storage.join(layout.model, "README.md"), scored_card(layout.model, best).encode()
+    store.write_bytes(
+        store.join(layout.model, "README.md"), scored_card(layout.model, best).encode()
     )
-    storage.write_json(layout.result, result)
+    store.write_json(layout.result, result)
     return result
 
 
@@ -156,7 +154,7 @@ def _report(layout: RunLayout) -> None:
 
 def publish_model(bundle: str, out: str) -> None:
     """Copy the best bundle to where it is served from; `_DONE.json` last."""
-    done = storage.published(bundle)
+    done = store.published(bundle)
     files = done.files if done else ["config.json", "model.safetensors"]
-    for name in [*files, *([storage.DONE] if done else [])]:
-        storage.write_bytes(storage.join(out, name), storage.read_bytes(storage.join(bundle, name)))
+    for name in [*files, *([store.DONE] if done else [])]:
+        store.write_bytes(store.join(out, name), store.read_bytes(store.join(bundle, name)))

@@ -11,7 +11,7 @@ Knows no torch, no Ray and no driver.
 
 import logging
 
-from ns_ray import storage
+from ns_ray import store
 
 
 def write(root: str) -> str:
@@ -33,7 +33,7 @@ def write(root: str) -> str:
     logging.getLogger("matplotlib").setLevel(logging.ERROR)  # no remarks about its font cache
     from ns_ray.report.page import run_page
 
-    storage.write_bytes(run.layout.report, run_page(run).encode())
+    store.write_bytes(run.layout.report, run_page(run).encode())
     return run.layout.report
 
 
@@ -47,7 +47,7 @@ def up_to_date(root: str) -> str:
 
     run = open_run(root)
     mark = f'<meta name="run" content="{run.mark}">'.encode()
-    if storage.exists(run.layout.report) and mark in storage.read_bytes(run.layout.report):
+    if store.exists(run.layout.report) and mark in store.read_bytes(run.layout.report):
         return run.layout.report
     return write(root)
 
@@ -73,6 +73,6 @@ def compare(first: str, second: str, out: str | None = None) -> str:
     logging.getLogger("matplotlib").setLevel(logging.ERROR)
     from ns_ray.report.comparison import comparison_page
 
-    path = storage.absolute(out) if out else storage.join(b.layout.root, f"compare-{a.name}.html")
-    storage.write_bytes(path, comparison_page(a, b).encode())
+    path = store.absolute(out) if out else store.join(b.layout.root, f"compare-{a.name}.html")
+    store.write_bytes(path, comparison_page(a, b).encode())
     return path

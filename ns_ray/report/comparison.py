@@ -5,10 +5,10 @@ from typing import Any
 
 from markupsafe import Markup
 
+from ns_ray.config import differences
 from ns_ray.errors import DataError
 from ns_ray.report import charts, gallery, page, words
 from ns_ray.report.facts import Predictions, Run
-from ns_ray.settings import differences
 
 CLASSES = 20
 """Classes listed, those that changed most."""

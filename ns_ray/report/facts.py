@@ -10,17 +10,18 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import yaml
 
-from ns_ray import storage
+from ns_ray import store
 from ns_ray.config import AcceptConfig, validate
 from ns_ray.errors import ConfigError, DataError
-from ns_ray.layout import RunLayout, arm_name
-from ns_ray.schema import REJECTED_PREFIX
 from ns_ray.steps import teachers
-from ns_ray.values import (
+from ns_ray.store import (
     PROVENANCE,
+    REJECTED_PREFIX,
     Corpus,
     PseudoLabels,
+    RunLayout,
     Selection,
+    arm_name,
     open_corpus,
     open_labels,
     open_selection,
@@ -132,7 +133,7 @@ class Run:
     @property
     def mark(self) -> str:
         """Changes with the result."""
-        return storage.fingerprint(self.result)
+        return store.fingerprint(self.result)
 
     @property
     def classes(self) -> list[str]:
@@ -148,8 +149,8 @@ class Run:
         return [Model(row, self._scores(int(row["generation"]))) for row in rows]
 
     def _scores(self, g: int) -> dict[str, Any]:
-        path = storage.join(self.layout.generation(g), "evaluation.json")
-        return storage.read_json(path) if storage.exists(path) else {}
+        path = store.join(self.layout.generation(g), "evaluation.json")
+        return store.read_json(path) if store.exists(path) else {}
 
     @property
     def commit(self) -> str | None:
@@ -158,8 +159,8 @@ class Run:
 
     def provenance(self, model: Model) -> dict[str, Any]:
         """What its bundle says of where it came from; empty where it lies elsewhere."""
-        path = storage.join(self.layout.bundle(model.generation), PROVENANCE)
-        return dict(storage.read_json(path)) if storage.exists(path) else {}
+        path = store.join(self.layout.bundle(model.generation), PROVENANCE)
+        return dict(store.read_json(path)) if store.exists(path) else {}
 
     @property
     def teacher(self) -> Model:
@@ -211,7 +212,7 @@ class Run:
     def corpus(self, split: str) -> Corpus | None:
         """Labeled, unlabeled, validation or test images; None where the run has none."""
         path = self.layout.corpus(split)
-        return open_corpus(path) if storage.published(path) else None
+        return open_corpus(path) if store.published(path) else None
 
     def predictions(self, model: Model, split: str) -> Predictions | None:
         """What a model said about validation or test images; None where that is gone."""
@@ -224,16 +225,16 @@ class Run:
         return {}
 
     def _read_predictions(self, model: Model, split: str) -> Predictions | None:
-        place = storage.join(self.layout.evaluation(model.generation), split)
-        done = storage.published(place)
+        place = store.join(self.layout.evaluation(model.generation), split)
+        done = store.published(place)
         corpus = self.corpus(split)
         if done is None or corpus is None:
             return None
         tables = []
         files = {name.split(".", 1)[0]: name for name in done.files if _is_labels(name)}
         for shard, truth in corpus.scan(["key", "label"]):
-            table = storage.read_table(
-                storage.join(place, files[shard.name]), ["key", "label", "confidence", "shard"]
+            table = store.read_table(
+                store.join(place, files[shard.name]), ["key", "label", "confidence", "shard"]
             )
             rows = pc.index_in(table["key"], value_set=truth["key"].combine_chunks())
             tables.append(table.append_column("truth", truth["label"].take(rows)))
@@ -255,15 +256,15 @@ def open_run(path: str) -> Run:
         ConfigError: there is no run.
         DataError: the run has not finished.
     """
-    layout = RunLayout(storage.absolute(path))
-    if not storage.exists(layout.config):
+    layout = RunLayout(store.absolute(path))
+    if not store.exists(layout.config):
         raise ConfigError(f"{layout.root} is no run: it has no config.yaml; give a run's folder")
-    if not storage.exists(layout.result):
+    if not store.exists(layout.result):
         raise DataError(
             f"{layout.root} has no result.json: the run has not finished; start it again"
         )
-    config = yaml.safe_load(storage.read_bytes(layout.config))
-    return Run(layout, storage.read_json(layout.result), config)
+    config = yaml.safe_load(store.read_bytes(layout.config))
+    return Run(layout, store.read_json(layout.result), config)
 
 
 def matched(a: Array, b: Array) -> tuple[Array, Array]:
@@ -327,14 +328,14 @@ def unreadable(run: Run) -> list[dict[str, Any]]:
         corpus = run.corpus(split)
         for reason, rows in (corpus.rejected if corpus else {}).items():
             assert corpus is not None
-            path = storage.join(corpus.path, "rejected.parquet")
+            path = store.join(corpus.path, "rejected.parquet")
             examples = _examples([path]).get(reason, [])
             found.append({"corpus": split, "reason": reason, "rows": rows, "examples": examples})
     if run.lessons and run.lessons[0].labels.facts.get("rejected"):
         labels = run.lessons[0].labels
-        done = storage.published(labels.path)
+        done = store.published(labels.path)
         names = [n for n in done.files if n.startswith(REJECTED_PREFIX)] if done else []
-        by_reason = _examples([storage.join(labels.path, name) for name in names[:10]])
+        by_reason = _examples([store.join(labels.path, name) for name in names[:10]])
         found.append(
             {
                 "corpus": "unlabeled",
@@ -349,8 +350,8 @@ def unreadable(run: Run) -> list[dict[str, Any]]:
 def _examples(paths: list[str]) -> dict[str, list[str]]:
     """Up to three images per reason of rejection."""
     found: dict[str, list[str]] = {}
-    for path in filter(storage.exists, paths):
-        for row in storage.read_first(path, 10_000, ["uri", "reason"]).to_pylist():
+    for path in filter(store.exists, paths):
+        for row in store.read_first(path, 10_000, ["uri", "reason"]).to_pylist():
             known = found.setdefault(row["reason"], [])
             if len(known) < 3:
                 known.append(row["uri"])

@@ -15,11 +15,11 @@ from functools import cached_property
 import numpy as np
 import pyarrow.compute as pc
 
-from ns_ray import storage
+from ns_ray import store
+from ns_ray.data import decode
 from ns_ray.errors import ImageError
-from ns_ray.images import decode
 from ns_ray.report.facts import Array, Lesson, Model, Predictions, Run, matched
-from ns_ray.values import Corpus, Shard
+from ns_ray.store import Corpus, Shard
 
 SHOWN = 12
 """Pictures in a gallery."""
@@ -269,8 +269,8 @@ def thumbnails(run: Run, galleries: Iterable[Gallery]) -> dict[tuple[str, str], 
 def _read_shard(job: tuple[str, Corpus, str, list[str]]) -> tuple[str, dict[str, Thumbnail]]:
     name, corpus, shard_name, keys = job
     file = next(shard.file for shard in corpus.shards if shard.name == shard_name)
-    path = storage.join(corpus.path, file)
-    table = storage.read_rows(path, "key", keys, ["key", "image"])
+    path = store.join(corpus.path, file)
+    table = store.read_rows(path, "key", keys, ["key", "image"])
     found = {}
     for key, data in zip(table["key"].to_pylist(), table["image"], strict=True):
         try:

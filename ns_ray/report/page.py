@@ -8,7 +8,7 @@ import jinja2
 import numpy as np
 from markupsafe import Markup
 
-from ns_ray import __version__, storage
+from ns_ray import __version__, store
 from ns_ray.report import charts, gallery, words
 from ns_ray.report.charts import Score, Series
 from ns_ray.report.facts import (
@@ -70,7 +70,7 @@ def run_page(run: Run) -> str:
         stages=stages(run),
         corpora=corpora(run),
         unreadable=unreadable(run),
-        config=storage.read_bytes(run.layout.config).decode(),
+        config=store.read_bytes(run.layout.config).decode(),
         versions=run.result["versions"],
         commit=run.commit,
     )
@@ -80,9 +80,9 @@ def finished(run: Run) -> str:
     """When the last model was scored, `2026-11-25 01:54 UTC`."""
     times = []
     for model in run.models:
-        path = storage.join(run.layout.evaluation(model.generation), run.split, storage.DONE)
-        if storage.exists(path):
-            times.append(str(storage.read_json(path).get("finished", "")))
+        path = store.join(run.layout.evaluation(model.generation), run.split, store.DONE)
+        if store.exists(path):
+            times.append(str(store.read_json(path).get("finished", "")))
     last = max(times, default="")
     return f"{last[:10]} {last[11:16]} UTC" if len(last) >= 16 else ""
 
@@ -355,7 +355,7 @@ def stages(run: Run) -> dict[str, Any]:
         for split in ("validation", "test"):
             rates.setdefault(split, model.of(split).get("images_per_second"))
         chosen = None if model.is_control else selected.get(model.generation)
-        done = storage.published(chosen.path) if chosen else None
+        done = store.published(chosen.path) if chosen else None
         if chosen and done and done.seconds:
             took["select"] = done.seconds
             rates["select"] = chosen.facts["rows"] / done.seconds
@@ -388,7 +388,7 @@ def corpora(run: Run) -> list[dict[str, Any]]:
     rows = []
     for split in SPLITS:
         if data.get(split) is not None:
-            done = storage.published(run.layout.corpus(split))
+            done = store.published(run.layout.corpus(split))
             took = done.seconds if done else None
             rejected = sum((data["rejected"].get(split) or {}).values())
             rate = data[split] / took if took else None

@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ns_ray.metrics import better_p
 from ns_ray.report.facts import Model, Predictions, Run, matched
+from ns_ray.scoring import better_p
 
 PROVEN = 0.05
 """Largest p of a difference that is called one."""

@@ -1,13 +1,9 @@
 """How much a model bears: common corruptions, small perturbations, and attacks.
 
-    corruptions     ImageNet-C's and CIFAR-C's corruptions of a picture, seeded by its key
-    small           how CIFAR-C makes them at 32 pixels
-    perturbations   ImageNet-P's and CIFAR-P's sequences, and flip rates
-    adversarial     FGSM and PGD
-    scores          mean corruption error, mCE, mFR: numbers in, numbers out
-    pictures        what the models are shown
-    work            what tasks and actors do
-    suites          the Ray job that puts test images through all of it
-
-Definitions and sources: docs/robustness.md.
+In go bundles and a test corpus; out come error rates, mCE and mFR. Knows nothing about training or
+the driver. Definitions and sources: docs/robustness.md.
 """
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812  as everywhere
 from torch import nn
 
-from ns_ray.images import Normalize, Preprocess
+from ns_ray.data import Normalize, Preprocess
 
 
 class Attack:

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 import xxhash
 
-from ns_ray.augment import seeded
+from ns_ray.data import seeded
 from ns_ray.errors import ConfigError
 
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]

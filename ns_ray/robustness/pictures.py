@@ -11,13 +11,13 @@ from typing import Any, Literal
 import numpy as np
 from PIL import Image
 
-from ns_ray import storage
+from ns_ray import store
 from ns_ray.config import RobustnessConfig
+from ns_ray.data import Preprocess, decode, eval_pixels
 from ns_ray.errors import DataError
-from ns_ray.images import Preprocess, decode, eval_pixels
 from ns_ray.robustness.corruptions import FAMILY, SIZES, STANDARD, corrupt
 from ns_ray.robustness.scores import PERTURBATIONS
-from ns_ray.values import open_corpus
+from ns_ray.store import open_corpus
 
 EXTRA_PERTURBATIONS = ("speckle_noise", "gaussian_blur", "spatter", "shear")
 
@@ -138,12 +138,12 @@ def _sequences(
 
 def _released(unit: Unit) -> Iterator[Shown]:
     assert unit.name is not None
-    paths = [storage.join(unit.source, key) for key in unit.keys]
+    paths = [store.join(unit.source, key) for key in unit.keys]
     if unit.suite == "perturbations":
         for path, label in zip(paths, unit.labels, strict=True):
             yield Shown(unit.name, 0, video(path), (label,))
         return
-    pictures = [np.array(decode(storage.read_bytes(path))) for path in paths]
+    pictures = [np.array(decode(store.read_bytes(path))) for path in paths]
     by_shape: dict[tuple[int, ...], list[int]] = {}
     for i, picture in enumerate(pictures):
         by_shape.setdefault(picture.shape, []).append(i)
@@ -161,9 +161,9 @@ def video(path: str) -> Any:
     import cv2
 
     with tempfile.TemporaryDirectory() as folder:
-        if storage.is_uri(path):
+        if store.is_uri(path):
             local = str(Path(folder) / Path(path).name)
-            Path(local).write_bytes(storage.read_bytes(path))
+            Path(local).write_bytes(store.read_bytes(path))
             path = local
         capture = cv2.VideoCapture(path)
         frames = []
@@ -192,15 +192,15 @@ def released_units(
     """
     corruptions = suite == "corruptions"
     setting = f"evaluate.robustness.released_{suite}={folder!r}"
-    folder = storage.absolute(folder)
+    folder = store.absolute(folder)
     levels: tuple[int | None, ...] = tuple(config.severities) if corruptions else (None,)
     found: list[tuple[str, int, str, list[str]]] = []
     for name in names_of(config, suite):
         for level in levels:
-            place = storage.join(folder, name, *([] if level is None else [str(level)]))
+            place = store.join(folder, name, *([] if level is None else [str(level)]))
             files = [
                 file
-                for file in storage.list_files(place, recursive=True)
+                for file in store.list_files(place, recursive=True)
                 if file.count("/") == 1
                 and (corruptions or file.lower().endswith(VIDEO_ENDINGS))
                 and not Path(file).name.startswith(".")

@@ -13,18 +13,17 @@ from typing import Any
 
 import numpy as np
 
-from ns_ray import storage, tasks
-from ns_ray.bundle import class_map
+from ns_ray import store
+from ns_ray.compute import Pool, tasks
 from ns_ray.config import EvaluateConfig, PredictConfig, RobustnessConfig
 from ns_ray.errors import DataError, StageError
 from ns_ray.log import progress, say
-from ns_ray.resources import Pool
+from ns_ray.model import class_map
 from ns_ray.robustness import scores
 from ns_ray.robustness.corruptions import check_installed, constants_for
 from ns_ray.robustness.pictures import Unit, names_of, released_units
 from ns_ray.robustness.work import END, Job, Make, Row, Scorer, make
-from ns_ray.schema import hash_keys
-from ns_ray.values import Bundle, Corpus, open_bundle
+from ns_ray.store import Bundle, Corpus, hash_keys, open_bundle
 
 SECONDS_PER_PICTURE = 3e-3
 """What making a picture and a forward pass take in one process with a small model, or on a GPU."""
@@ -71,14 +70,14 @@ def evaluate_robustness(
         _work(job, outs, prints, pool, title)
     results = []
     for out, fingerprint in zip(outs, prints, strict=True):
-        done = storage.already(out, fingerprint)
+        done = store.already(out, fingerprint)
         if done is None:
             files = [_part(i, fingerprint) for i in range(len(job.units))]
-            lost = set(files) - set(storage.list_files(out))
+            lost = set(files) - set(store.list_files(out))
             if lost:
                 raise StageError(f"{len(lost)} of {len(files)} parts are not in {out}; run again")
             facts = {"rows": rows, "constants": job.constants, **_summary(out, files, config)}
-            done = storage.publish(
+            done = store.publish(
                 out,
                 stage="robustness",
                 fingerprint=fingerprint,
@@ -114,7 +113,7 @@ def evaluate_one(
         robustness,
         models,
         corpus,
-        outs=[storage.join(out, name) for name in ("baseline", "robustness")[-len(models) :]],
+        outs=[store.join(out, name) for name in ("baseline", "robustness")[-len(models) :]],
         names=names,
         pool=pool,
         title="robustness",
@@ -149,13 +148,13 @@ def _plan(
     # Another baseline or other batches change nothing that is stored.
     settings = [config.model_dump(mode="json", exclude={"baseline"}), predict.model_dump()]
     prints = [
-        storage.fingerprint("robustness", m.fingerprint, corpus.fingerprint, settings, constants)
+        store.fingerprint("robustness", m.fingerprint, corpus.fingerprint, settings, constants)
         for m in models
     ]
     needed: list[set[int]] = [set() for _ in units]
     for m, (out, fingerprint) in enumerate(zip(outs, prints, strict=True)):
-        if storage.already(out, fingerprint) is None:
-            present = set(storage.list_files(out))
+        if store.already(out, fingerprint) is None:
+            present = set(store.list_files(out))
             for i in range(len(units)):
                 if _part(i, fingerprint) not in present:
                     needed[i].add(m)
@@ -255,7 +254,7 @@ def _work(job: Job, outs: Sequence[str], prints: Sequence[str], pool: Pool, titl
                     if r["model"] == m
                 ]
                 part = {"suite": job.units[i].suite, "rows": own}
-                storage.write_json(storage.join(outs[m], _part(i, prints[m])), part)
+                store.write_json(store.join(outs[m], _part(i, prints[m])), part)
             del rows[i]
             meter.add(size[i] * len(job.missing[i]))
 
@@ -302,7 +301,7 @@ def _summary(out: str, files: Sequence[str], config: RobustnessConfig) -> dict[s
     baseline."""
     totals: dict[tuple[str, str, float], list[float]] = defaultdict(lambda: [0.0, 0.0])
     for file in files:
-        part = storage.read_json(storage.join(out, file))
+        part = store.read_json(store.join(out, file))
         for name, level, value, count in part["rows"]:
             total = totals[part["suite"], name, level]
             total[0] += value

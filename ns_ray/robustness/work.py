@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ns_ray.bundle import load
 from ns_ray.config import PredictConfig, RobustnessConfig
-from ns_ray.images import eval_pixels, resampling
+from ns_ray.data import eval_pixels, resampling
+from ns_ray.model import load
 from ns_ray.robustness.pictures import Unit, encoded, shown
 from ns_ray.robustness.scores import flip_rate
-from ns_ray.values import open_bundle
+from ns_ray.store import open_bundle
 
 Row = dict[str, Any]
 """unit, model (an index), name, level, value (mistakes, flips or hits), count."""
@@ -90,7 +90,7 @@ class Scorer:
     """Ray Data actor: pictures in, counts out, for every model."""
 
     def __init__(self, job: Job, images: int) -> None:
-        from ns_ray.predictor import Predictor
+        from ns_ray.model import Predictor
 
         self._job = job
         used = sorted({m for models in job.missing for m in models})

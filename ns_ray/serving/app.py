@@ -28,14 +28,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from ns_ray import __version__
 from ns_ray.errors import ImageError
 from ns_ray.serving.replica import Model, Replica
-from ns_ray.serving.requests import (
-    INPUT,
-    Question,
-    Reader,
-    held,
-    infer_question,
-    predict_question,
-)
+from ns_ray.serving.requests import INPUT, Question, Reader, held, infer_question, predict_question
 from ns_ray.serving.responses import Found, failure, infer_answer, predict_answer
 from ns_ray.serving.totals import MAX_LABELS, Totals, render
 

@@ -14,9 +14,9 @@ from ray import serve
 from ray.serve import Application
 from starlette.applications import Starlette
 
+from ns_ray.compute import WORKER_ENVIRONMENT, cpus
 from ns_ray.config import validate
 from ns_ray.errors import ConfigError
-from ns_ray.resources import WORKER_ENVIRONMENT, cpus
 from ns_ray.serving.settings import ServeConfig
 from ns_ray.serving.totals import Board, Totals
 
@@ -94,7 +94,8 @@ class Classifier:
 
 
 def build_app(args: ServeConfig) -> Application:
-    """The application with these settings: see `ns_ray.serving.build_app`."""
+    """The application for Ray Serve: `import_path: ns_ray.serving:build_app`, with the settings as
+    `args`. (The annotation is how Serve knows to validate them: it must stay a class.)"""
     args = args.model_copy(update={"cpus": args.cpus or min(cpus(), MAX_CPUS)})
     resources = {
         "num_cpus": args.cpus,

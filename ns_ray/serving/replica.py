@@ -8,9 +8,9 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from ns_ray.images import smooth_pixels
-from ns_ray.predictor import Predictor
-from ns_ray.resources import cpus
+from ns_ray.compute import cpus
+from ns_ray.data import smooth_pixels
+from ns_ray.model import Predictor
 from ns_ray.serving.batcher import Batcher
 from ns_ray.serving.settings import ServeConfig
 from ns_ray.serving.totals import Totals

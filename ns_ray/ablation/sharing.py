@@ -1,0 +1,169 @@
+"""Stages that publish under a name made of their inputs, so that the runs of an ablation share what
+they have in common."""
+
+import threading
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+from ns_ray import store
+from ns_ray.config import (
+    DataConfig,
+    EvaluateConfig,
+    LabelConfig,
+    NoiseConfig,
+    RobustnessConfig,
+    SelectConfig,
+)
+from ns_ray.selftrain import Stages
+from ns_ray.steps import Label, Score, Select, Train
+from ns_ray.store import (
+    Bundle,
+    Corpora,
+    Corpus,
+    Evaluation,
+    Facts,
+    PseudoLabels,
+    RunLayout,
+    Selection,
+)
+
+
+class Shared:
+    """The folder where all runs look. A stage that is asked for twice at the same time is run once.
+
+    Args:
+        root: the folder.
+    """
+
+    def __init__(self, root: str) -> None:
+        self._root = root
+        self._locks: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
+
+    @contextmanager
+    def place(self, kind: str, *inputs: object) -> Iterator[str]:
+        """The folder of a stage's output, to itself."""
+        out = store.join(self._root, kind, store.fingerprint(*inputs))
+        with self._locks[out]:
+            yield out
+
+
+@dataclass(frozen=True)
+class SharedStages:
+    """`selftrain.Stages` that publish where all runs look.
+
+    Attributes:
+        own: the same stages with the run's resources.
+        shared: where they publish.
+        run: its name, for the log.
+    """
+
+    own: Stages
+    shared: Shared
+    run: str
+
+    def ingest(self, config: DataConfig, *, seed: int, out: RunLayout) -> Corpora:
+        """Sources -> corpora."""
+        with self.shared.place("images", config.model_dump(mode="json"), seed) as place:
+            return self.own.ingest(config, seed=seed, out=RunLayout(place))
+
+    def open_bundle(self, path: str) -> Bundle:
+        """A model that the user has."""
+        return self.own.open_bundle(path)
+
+    def fit(
+        self,
+        step: Train,
+        *,
+        labeled: Corpus,
+        pseudo: Selection | None,
+        teacher: Bundle | None,
+        seed: int,
+        provenance: Facts,
+    ) -> Bundle:
+        """Images -> model."""
+        settings = [step.model.model_dump(mode="json"), step.train.model_dump(mode="json")]
+        made_of = [labeled.fingerprint]
+        if pseudo is not None:
+            made_of.append(pseudo.fingerprint)
+        if teacher is not None and step.model.init == "teacher":
+            made_of.append(teacher.fingerprint)
+        with self.shared.place("models", *settings, seed, *made_of) as place:
+            step = replace(
+                step,
+                title=f"{self.run} {step.title}",
+                out=store.join(place, "bundle"),
+                checkpoints=store.join(place, "checkpoints"),
+            )
+            return self.own.fit(
+                step,
+                labeled=labeled,
+                pseudo=pseudo,
+                teacher=teacher,
+                seed=seed,
+                provenance=provenance,
+            )
+
+    def pseudo_label(
+        self,
+        step: Label,
+        config: LabelConfig,
+        teacher: Bundle,
+        unlabeled: Corpus,
+        *,
+        noise: NoiseConfig | None,
+    ) -> PseudoLabels:
+        """A model's probabilities for the pile."""
+        settings = [c.model_dump(mode="json") if c else None for c in (config, noise)]
+        made_of = (teacher.fingerprint, unlabeled.fingerprint)
+        with self.shared.place("labels", *settings, *made_of) as place:
+            step = replace(step, title=f"{self.run} {step.title}", out=place)
+            return self.own.pseudo_label(step, config, teacher, unlabeled, noise=noise)
+
+    def select(
+        self,
+        step: Select,
+        config: SelectConfig,
+        labels: PseudoLabels,
+        *,
+        seed: int,
+        labeled_counts: Sequence[int],
+        previous: Selection | None,
+    ) -> Selection:
+        """Which pseudo-labels train the student."""
+        made_of = (seed, labels.fingerprint, previous.fingerprint if previous else None)
+        settings = config.model_dump(mode="json")
+        with self.shared.place("selections", settings, *made_of) as place:
+            return self.own.select(
+                replace(step, out=place),
+                config,
+                labels,
+                seed=seed,
+                labeled_counts=labeled_counts,
+                previous=previous,
+            )
+
+    def evaluate(
+        self, step: Score, config: EvaluateConfig, model: Bundle, corpus: Corpus
+    ) -> Evaluation:
+        """How good a model is."""
+        made_of = (config.model_dump(mode="json"), model.fingerprint, corpus.fingerprint)
+        with self.shared.place("scores", *made_of) as place:
+            step = replace(step, title=f"{self.run} {step.title}", out=place)
+            return self.own.evaluate(step, config, model, corpus)
+
+    def robustness(
+        self,
+        config: RobustnessConfig,
+        models: Sequence[Bundle],
+        corpus: Corpus,
+        *,
+        outs: Sequence[str],
+        names: Sequence[str],
+        batch_size: int,
+    ) -> Sequence[Facts]:
+        """How much models bear; not shared."""
+        return self.own.robustness(
+            config, models, corpus, outs=outs, names=names, batch_size=batch_size
+        )

@@ -1,0 +1,15 @@
+from . import resources as resources
+from . import tasks as tasks
+from .resources import WORKER_ENVIRONMENT as WORKER_ENVIRONMENT
+from .resources import Machine as Machine
+from .resources import Pool as Pool
+from .resources import Workers as Workers
+from .resources import cpus as cpus
+from .runtime import cluster as cluster
+from .runtime import keep_memory as keep_memory
+from .runtime import local_cluster as local_cluster
+from .runtime import local_machine as local_machine
+from .runtime import machine as machine
+from .runtime import prepare as prepare
+from .tasks import done_here as done_here
+from .tasks import ours as ours

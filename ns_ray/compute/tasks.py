@@ -1,0 +1,237 @@
+"""Where work is done, here or in Ray tasks; and Ray's errors as ours.
+
+    done_here       whether it is so little that others are not started for it
+    each            calls made here or in Ray tasks, a bounded number at a time
+    stream          the rows of a Ray Data job
+    translated      errors of Ray and of the storage as ours
+    ours, lost      what is behind an error of Ray
+
+Ray is imported inside functions: little work does without. Knows nothing about what the work is.
+"""
+
+import contextlib
+import errno
+import sys
+import time
+from collections.abc import Callable, Generator, Iterable, Iterator
+from itertools import count
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from ns_ray.compute.resources import Pool
+from ns_ray.errors import NsRayError, StageError, first_line
+
+if TYPE_CHECKING:
+    from ray.data import Dataset
+
+RAY, TASK, ALONE = 5.0, 0.5, 60.0
+"""Seconds of work that this process does itself rather than start others for it. A local Ray takes
+5 to 7 s to start, the first worker processes of a running one 0.3 to 0.6 s, and then they share
+the work. A model is another matter: one process uses all CPUs of a machine, or its GPU, and an
+actor would only import for 4 to 6 s what this process has imported already. It works alone as long
+as an accident costs little; longer work gets an actor, which may die without taking the run with
+it. Measured on two cores; see docs/decisions/0026-little-work-in-seconds.md."""
+
+QUEUED = 8
+"""Tasks that wait beside the two for each CPU, so that no CPU waits for the driver."""
+
+WAITS = 0.2, 1.0, 3.0
+"""Seconds before a call is made again that failed at a bad moment of the storage."""
+
+LASTING = (
+    FileExistsError,
+    FileNotFoundError,
+    IsADirectoryError,
+    NotADirectoryError,
+    PermissionError,
+)
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+"""With these, what waiting does not mend."""
+
+T = TypeVar("T")
+
+
+def done_here(seconds: float, pool: Pool | None = None) -> bool:
+    """Whether so little work is done in this process, without Ray.
+
+    Args:
+        seconds: what it takes here, estimated.
+        pool: where a model works; None where none does.
+    """
+    if pool is not None:
+        return pool.in_process and seconds <= ALONE
+    return seconds <= (TASK if _ray_runs() else RAY)
+
+
+def _ray_runs() -> bool:
+    ray = sys.modules.get("ray")
+    return ray is not None and bool(ray.is_initialized())
+
+
+def each(
+    work: Callable[..., T], calls: Iterable[tuple[Any, ...]], *, here: bool, doing: str
+) -> Generator[tuple[int, T]]:
+    """Call `work` with each of the arguments; (number of the call, its result) as they finish.
+
+    A call is made again when its process or node was lost, or at a bad moment of the storage. What
+    still runs when one fails, or when the caller stops asking, is cancelled.
+
+    Args:
+        work: travels to the tasks once.
+        calls: arguments; a few more are taken than can run at a time.
+        here: in this process, in order. Otherwise in Ray tasks of one CPU; Ray runs already.
+        doing: what this is, for messages: `packing /out`.
+
+    Raises:
+        NsRayError: of ours, as a call raised it.
+        StageError: anything else that went wrong in a task, or with a file.
+    """
+    if here:
+        for number, call in enumerate(calls):
+            with translated(doing, OSError):
+                result = patiently(work, *call)
+            yield number, result
+        return
+    import ray
+
+    with translated(doing, OSError, ray.exceptions.RayError):
+        yield from _in_tasks(work, calls)
+
+
+def _in_tasks(work: Callable[..., T], calls: Iterable[tuple[Any, ...]]) -> Iterator[tuple[int, T]]:
+    import ray
+
+    assert ray.is_initialized()  # or Ray would start one by itself
+    task = ray.remote(num_cpus=1, max_retries=3)(patiently)
+    shared = ray.put(work)
+    most = QUEUED + 2 * int(ray.cluster_resources().get("CPU", 1))
+    coming = zip(count(), calls, strict=False)
+    running: dict[Any, int] = {}
+    try:
+        while True:
+            while len(running) < most and (following := next(coming, None)) is not None:
+                number, call = following
+                running[task.remote(shared, *call)] = number
+            if not running:
+                return
+            for done in ray.wait(list(running))[0]:
+                # Not to be cancelled any more: Ray 2.60 aborts this process if that meets the
+                # moment at which it takes down the result ("task that was not pending").
+                number = running.pop(done)
+                yield number, ray.get(done)
+    finally:
+        for left in running:
+            with contextlib.suppress(ray.exceptions.RayError):
+                ray.cancel(left)
+
+
+def patiently(work: Callable[..., T], *arguments: Any) -> T:
+    """The result of a call that is made again after bad moments of the storage. An error of ours is
+    final: whoever raised it has tried."""
+    for seconds in WAITS:
+        try:
+            return work(*arguments)
+        except OSError as error:
+            if not _passes(error):
+                raise
+            time.sleep(seconds)
+    return work(*arguments)
+
+
+def _passes(error: OSError) -> bool:
+    return not isinstance(error, (NsRayError, *LASTING)) and error.errno not in FULL
+
+
+def stream(job: "Dataset", doing: str) -> Iterator[dict[str, Any]]:
+    """The rows of a Ray Data job, as they are made.
+
+    Raises:
+        NsRayError: of ours, as a task or an actor raised it.
+        StageError: anything else that went wrong.
+    """
+    # Otherwise an error of Ray Data comes out, and the one that was raised stays in the worker.
+    job.context.raise_original_map_exception = True
+    with translated(doing, Exception):
+        yield from job.iter_rows()
+
+
+# -------------------------------------------------------------------------------- errors of Ray
+
+
+@contextlib.contextmanager
+def translated(doing: str, *kinds: type[Exception]) -> Iterator[None]:
+    """Inside, errors of these kinds become ours.
+
+    Args:
+        doing: what failed, for the message: `packing /out`.
+        kinds: of what is caught.
+    """
+    try:
+        yield
+    except kinds as error:
+        found = ours(error, doing)
+        if found is error:
+            raise
+        raise found from error
+
+
+def ours(error: BaseException, doing: str) -> NsRayError:
+    """The error of ours that is behind one of Ray, as it was raised; where there is none, a
+    StageError that quotes what is behind it.
+
+    Args:
+        error: what was caught.
+        doing: what failed, for the message: `packing /out`.
+    """
+    found = list(_behind(error))
+    for cause in found:
+        if isinstance(cause, NsRayError):
+            return cause
+    name, says = type(found[0]).__name__, first_line(found[0])
+    reason = name if says == name else f"{name}: {says}"
+    return StageError(f"{doing} failed: {reason}; the same command continues")
+
+
+def lost(error: BaseException) -> bool:
+    """Whether a process or a node went away, rather than that code failed on it."""
+    from ray import exceptions
+
+    gone = (
+        exceptions.RayActorError,
+        exceptions.WorkerCrashedError,
+        exceptions.NodeDiedError,
+        exceptions.LocalRayletDiedError,
+        exceptions.ObjectLostError,
+        exceptions.OutOfMemoryError,
+        exceptions.ActorPlacementGroupRemoved,
+        exceptions.TaskPlacementGroupRemoved,
+    )
+    return any(isinstance(cause, gone) for cause in _behind(error))
+
+
+def _behind(error: BaseException) -> Iterator[BaseException]:
+    """What was raised in the first place: several errors where several workers failed."""
+    inner = _wrapped(error)
+    if not inner:
+        yield error
+    for cause in inner:
+        yield from _behind(cause)
+
+
+def _wrapped(error: BaseException) -> list[BaseException]:
+    if "ray" not in sys.modules:
+        return []
+    from ray import exceptions
+    from ray.train import ControllerError, WorkerGroupError
+
+    # First: `ray.get` raises it as a subclass of what it wraps too, with a traceback for a text.
+    if isinstance(error, exceptions.RayTaskError):
+        return [error.cause]
+    if isinstance(error, exceptions.ActorDiedError):
+        return [cause for cause in error.args if isinstance(cause, exceptions.RayTaskError)]
+    if isinstance(error, WorkerGroupError):
+        return list(error.worker_failures.values())
+    if isinstance(error, ControllerError):
+        return [error.controller_failure]
+    # Ray Train's for a worker that does not answer; its class is not public.
+    failure = getattr(error, "health_check_failure", None)
+    return [failure] if isinstance(failure, BaseException) else []

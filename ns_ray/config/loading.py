@@ -1,0 +1,186 @@
+"""Settings from YAML files and recipes, with `--set a.b=c` on top, and back to YAML.
+
+Everything goes through the validation of config.py. Knows nothing about torch or ray.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from importlib import resources
+from importlib.resources.abc import Traversable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ns_ray.config.run import RunConfig, Settings, validate
+from ns_ray.config.validation import S
+from ns_ray.errors import ConfigError, nearest
+
+EXPONENT = r"[-+]?\d+(\.\d*)?[eE][-+]?\d+"
+"""Numbers such as 1e-3, which YAML 1.1 reads as text."""
+
+
+def recipe_names() -> list[str]:
+    """Names of the YAML recipes inside the package, such as digits or paper/efficientnet-b0."""
+    return sorted(_recipes(resources.files("ns_ray.config") / "recipes"))
+
+
+def _recipes(folder: Traversable, prefix: str = "") -> Iterator[str]:
+    for entry in folder.iterdir():
+        if entry.is_dir():
+            yield from _recipes(entry, f"{prefix}{entry.name}/")
+        elif entry.name.endswith(".yaml"):
+            yield prefix + entry.name.removesuffix(".yaml")
+
+
+def load_recipe(name: str, overrides: Iterable[str] = ()) -> RunConfig:
+    """A recipe of the package, with `--set` overrides on top.
+
+    Raises:
+        ConfigError: no such recipe, or a bad override.
+    """
+    if name not in recipe_names():
+        raise ConfigError(
+            f"recipe {name!r} does not exist{nearest(name, recipe_names())}; "
+            f"--recipe takes one of: {', '.join(recipe_names())}"
+        )
+    recipes = resources.files("ns_ray.config") / "recipes"
+    text = recipes.joinpath(*f"{name}.yaml".split("/")).read_text()
+    return parse(text, overrides, origin=f"recipe {name}")
+
+
+def load_config(path: str | Path, overrides: Iterable[str] = ()) -> RunConfig:
+    """A user's YAML file, with `--set` overrides on top.
+
+    Raises:
+        ConfigError: the file is missing or not YAML, or a setting is wrong.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"--config {path}: {error.strerror or error}") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"--config {path} is not a text file; give a YAML file") from None
+    return parse(text, overrides, origin=str(path))
+
+
+def load_either(config: str | None, recipe: str | None, overrides: list[str] | None) -> RunConfig:
+    """A user's YAML file or a recipe of the package, whichever is given.
+
+    Raises:
+        ConfigError: none or both are, or as `load_config` and `load_recipe`.
+    """
+    if (config is None) == (recipe is None):
+        raise ConfigError("give either --config or --recipe")
+    if config is not None:
+        return load_config(config, overrides or [])
+    return load_recipe(str(recipe), overrides or [])
+
+
+def parse(text: str, overrides: Iterable[str] = (), *, origin: str = "config") -> RunConfig:
+    """YAML text and `a.b=c` overrides, through one validation."""
+    try:
+        raw = _unshared(yaml.safe_load(text))
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{origin} is not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{origin} must be a mapping of settings, not {type(raw).__name__}")
+    for override in overrides:
+        set_value(raw, override)
+    return validate(RunConfig, raw, origin=origin)
+
+
+def parse_sections(
+    model: type[S], overrides: Iterable[str] | None, **given: Mapping[str, Any]
+) -> S:
+    """The settings of one command: sections of a run's, as a model that has them as fields.
+
+    Args:
+        model: the sections.
+        overrides: `section.key=value`, on top of what is given.
+        given: plain values of some sections, from options of the command.
+
+    Raises:
+        ConfigError: the command has no such section, or a setting is wrong.
+    """
+    raw: dict[str, Any] = {name: dict(values) for name, values in given.items()}
+    for override in overrides or ():
+        set_value(raw, override)
+    return validate(model, raw, origin="--set")
+
+
+def _unshared(value: Any) -> Any:
+    """The same plain values without what YAML's anchors make several places share: setting one
+    of them leaves the others alone."""
+    if isinstance(value, dict):
+        return {key: _unshared(inner) for key, inner in value.items()}
+    return [_unshared(inner) for inner in value] if isinstance(value, list) else value
+
+
+def set_value(raw: dict[str, Any], override: str) -> None:
+    """Apply one `a.b.0.c=value` to nested settings; the value is YAML."""
+    path, equals, text = override.partition("=")
+    if not equals or not path:
+        raise ConfigError(f"--set {override!r} must look like train.epochs=20")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise ConfigError(f"--set {override!r}: the value is not valid YAML") from None
+    if isinstance(value, str) and re.fullmatch(EXPONENT, text.strip()):
+        value = float(value)
+    node: Any = raw
+    *parents, last = path.split(".")
+    for key in parents:
+        if isinstance(node, list):
+            node = node[_index(node, key, override)]
+        else:
+            if not isinstance(_mapping(node, override).get(key), dict | list):
+                node[key] = {}
+            node = node[key]
+    if isinstance(node, list):
+        node[_index(node, last, override)] = value
+    else:
+        _mapping(node, override)[last] = value
+
+
+def _mapping(node: Any, override: str) -> dict[str, Any]:
+    if not isinstance(node, dict):
+        raise ConfigError(f"--set {override!r}: {node!r} is a single value with nothing inside it")
+    return node
+
+
+def _index(items: list[Any], key: str, override: str) -> int:
+    if not key.isdigit() or int(key) >= len(items):
+        raise ConfigError(
+            f"--set {override!r}: {key!r} must be an index from 0 to {len(items) - 1}"
+        )
+    return int(key)
+
+
+def dump(config: Settings) -> str:
+    """Settings as YAML, every default written out."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def config_hash(config: Settings | Mapping[str, Any]) -> str:
+    """Twelve hex digits that change with anything that changes the result of a run: where it is
+    stored and which resources it gets do not."""
+    plain = dict(config.model_dump(mode="json") if isinstance(config, Settings) else config)
+    for key in ("storage", "resources"):
+        plain.pop(key, None)
+    text = json.dumps(plain, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """`a.b: old -> new` for every setting in which two plain configs differ."""
+    found = []
+    for key in sorted({*old, *new}):
+        a, b, path = old.get(key), new.get(key), f"{prefix}{key}"
+        if isinstance(a, Mapping) and isinstance(b, Mapping):
+            found += differences(a, b, f"{path}.")
+        elif a != b:
+            found.append(f"{path}: {a!r} -> {b!r}")
+    return found

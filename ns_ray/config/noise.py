@@ -1,0 +1,74 @@
+"""The noises of training as settings: which act, how strongly, and on which images (paper, 2).
+
+Knows nothing about how they are carried out (see augment.py and models.py).
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from ns_ray.config.validation import Fraction, Settings
+
+NoiseName = Literal["randaugment", "erase", "crop", "flip", "dropout", "stochastic_depth"]
+
+
+class NoiseConfig(Settings):
+    """Student noise (paper section 2). On in training only; never while labeling or evaluating."""
+
+    randaugment: str | None = "rand-m9-mmax30-n2-p1.0"
+    """timm's RandAugment string. `p1.0` applies every drawn operation and `mmax30` lifts the cap
+    on the magnitude: plain `rand-m27-n2` is silently magnitude 10 at probability 0.5. null: off."""
+    erase: Fraction = 0.0
+    """Probability of erasing a random rectangle (timm's RandomErasing; stands in for Cutout)."""
+    crop_scale: tuple[float, float] | None = (0.08, 1.0)
+    """Area range of the random resized crop. null: no resized crop."""
+    crop_padding: Annotated[float, Field(ge=0.0, lt=0.5)] = 0.0
+    """Shift by padding this fraction of the image size on each side (reflected) and cropping back;
+    the usual augmentation of small images, used instead of `crop_scale`."""
+    flip: Fraction = 0.5
+    """Probability of a horizontal flip."""
+    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.2
+    """Dropout before the classifier."""
+    stochastic_depth: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.2
+    """Drop rate of the last block; linear over the blocks (survival 0.8 in the paper)."""
+    off_labeled: tuple[NoiseName, ...] = ()
+    """Noises that labeled images do without."""
+    off_unlabeled: tuple[NoiseName, ...] = ()
+    """Noises that pseudo-labeled images do without (the paper's ablation)."""
+
+    @field_validator("randaugment")
+    @classmethod
+    def _timm_string(cls, value: str | None) -> str | None:
+        if value is not None and not value.startswith("rand"):
+            raise ValueError(
+                f"{value!r} is not a RandAugment string such as rand-m9-mmax30-n2-p1.0"
+            )
+        return value
+
+    @model_validator(mode="after")
+    def _one_crop(self) -> "NoiseConfig":
+        if self.crop_scale is not None:
+            low, high = self.crop_scale
+            if not 0 < low <= high <= 1:
+                raise ValueError(f"crop_scale {self.crop_scale} must be 0 < low <= high <= 1")
+        return self
+
+    def live(self, stream: Literal["labeled", "unlabeled"]) -> str:
+        """The noises that act on a stream in training, in words."""
+        crop = None
+        if self.crop_padding:
+            crop = f"shift {self.crop_padding:g}"
+        elif self.crop_scale is not None:
+            crop = "crop {:g}-{:g}".format(*self.crop_scale)
+        words: dict[NoiseName, str | None] = {
+            "crop": crop,
+            "flip": f"flip {self.flip:g}" if self.flip else None,
+            "randaugment": self.randaugment,
+            "erase": f"erase {self.erase:g}" if self.erase else None,
+            "dropout": f"dropout {self.dropout:g}" if self.dropout else None,
+            "stochastic_depth": f"stochastic depth {self.stochastic_depth:g}"
+            if self.stochastic_depth
+            else None,
+        }
+        off = self.off_labeled if stream == "labeled" else self.off_unlabeled
+        return ", ".join(w for n, w in words.items() if w and n not in off) or "none"

@@ -1,0 +1,213 @@
+"""`ns-ray predict`: a table of what a model sees in images, for people who want only that.
+
+One process, no Ray: images are read, decoded and classified in chunks of constant memory.
+"""
+
+import csv
+import io
+import itertools
+import json
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, Any, Literal, TextIO
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from rich import box
+from rich.table import Table
+
+from ns_ray import store
+from ns_ray.config import PredictConfig
+from ns_ray.data import Item, Row, list_source, read_rows
+from ns_ray.errors import ConfigError, DataError, ImageError
+from ns_ray.log import console, progress, say
+
+if TYPE_CHECKING:
+    from ns_ray.model import Predictor
+
+Format = Literal["table", "csv", "json", "parquet"]
+
+CHUNK = 256
+"""Images read at a time."""
+
+SCHEMA = pa.schema(
+    [
+        ("filename", pa.string()),
+        ("rank", pa.int32()),
+        ("index", pa.int32()),
+        ("label", pa.string()),
+        ("prob", pa.float32()),
+        ("error", pa.string()),
+    ]
+)
+"""One row per image and rank, from 1; an image that cannot be used has one row with its error.
+The names are those of timm's inference.py."""
+
+
+def predict(
+    bundle: str,
+    paths: Sequence[str],
+    *,
+    top_k: int,
+    format: Format,
+    out: str | None,
+    config: PredictConfig,
+) -> int:
+    """Classify all images of some sources, and print or write the table.
+
+    Returns:
+        How many images could not be used.
+
+    Raises:
+        ConfigError: a wrong option.
+        DataError: no image could be used, or a source is missing.
+    """
+    if top_k < 1:
+        raise ConfigError(f"--top-k {top_k} must be at least 1")
+    if format == "parquet" and out is None:
+        raise ConfigError("--format parquet needs --out FILE; the others can go to the screen")
+    listings = [list_source(path, setting="PATH") for path in paths]
+    total = sum(listing.rows for listing in listings)
+    from ns_ray.model import Predictor  # torch: not for those who only ask what is here
+
+    predictor = Predictor(bundle, config=config, images=total)
+    items = itertools.chain.from_iterable(listing.each() for listing in listings)
+    rows = _rows(predictor, items, total, top_k, shown=out is not None)
+    counted = _Counted(rows)
+    if out is None:
+        _write(counted, format, sys.stdout)
+    elif format == "parquet":
+        _write_parquet(counted, out)
+    else:
+        text = io.StringIO()
+        _write(counted, format, text)
+        store.write_bytes(store.absolute(out), text.getvalue().encode())
+    if counted.bad == total:
+        raise DataError(f"none of the {total:,} images could be used: {counted.last}")
+    if out is not None:
+        say(f"{out}: {total - counted.bad:,} images, {counted.bad:,} could not be used")
+    return counted.bad
+
+
+class _Counted:
+    """Rows on their way through, the bad ones counted."""
+
+    def __init__(self, rows: Iterator[dict[str, Any]]) -> None:
+        self._rows = rows
+        self.bad, self.last = 0, ""
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        for row in self._rows:
+            if row["error"] is not None:
+                self.bad, self.last = self.bad + 1, f"{row['filename']}: {row['error']}"
+            yield row
+
+
+def _rows(
+    predictor: "Predictor", items: Iterator[Item], total: int, top_k: int, shown: bool
+) -> Iterator[dict[str, Any]]:
+    with progress("predict", total) if shown else nullcontext() as meter:
+        while chunk := list(itertools.islice(items, CHUNK)):
+            yield from _chunk_rows(predictor, chunk, top_k)
+            if meter is not None:
+                meter.add(len(chunk))
+
+
+def _chunk_rows(
+    predictor: "Predictor", items: Sequence[Item], top_k: int
+) -> Iterator[dict[str, Any]]:
+    files = list(_read(items))
+    good = [data for data in files if isinstance(data, bytes)]
+    answers = iter(predictor.predict(good))
+    for item, data in zip(items, files, strict=True):
+        answer = data if isinstance(data, ImageError) else next(answers)
+        empty = {"filename": item.uri, "rank": None, "index": None, "label": None, "prob": None}
+        if isinstance(answer, ImageError):
+            yield {**empty, "error": str(answer)}
+            continue
+        order = np.argsort(-answer, kind="stable")[:top_k]
+        for rank, index in enumerate(order, start=1):
+            yield {
+                "filename": item.uri,
+                "rank": rank,
+                "index": int(index),
+                "label": predictor.classes[index],
+                "prob": round(float(answer[index]), 6),
+                "error": None,
+            }
+
+
+def _read(items: Sequence[Item]) -> Iterator[bytes | ImageError]:
+    """The encoded files; images of one row group of a Parquet file are read together."""
+
+    def group(item: Item) -> Any:
+        place = item.place
+        return (place.path, place.column, place.group) if isinstance(place, Row) else id(item)
+
+    for _, members in itertools.groupby(items, key=group):
+        some = list(members)
+        places = [item.place for item in some if isinstance(item.place, Row)]
+        try:
+            if places:
+                yield from read_rows(places)
+            else:
+                yield some[0].read()
+        except OSError as error:
+            yield from (ImageError("unreadable", error.strerror or str(error)) for _ in some)
+
+
+def _write(rows: Iterable[dict[str, Any]], format: str, out: TextIO) -> None:
+    if format == "csv":
+        writer = csv.DictWriter(out, SCHEMA.names, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    elif format == "json":
+        _write_json(rows, out)
+    else:
+        _write_table(rows, out)
+
+
+def _write_json(rows: Iterable[dict[str, Any]], out: TextIO) -> None:
+    """A list with one object per image, in the words of the server."""
+    separator = "[\n"
+    for name, group in itertools.groupby(rows, key=lambda row: row["filename"]):
+        entries = list(group)
+        value: dict[str, Any] = {"filename": name}
+        if entries[0]["error"] is not None:
+            value["error"] = entries[0]["error"]
+        else:
+            value["predictions"] = [{"label": e["label"], "score": e["prob"]} for e in entries]
+        out.write(separator + json.dumps(value, ensure_ascii=False))
+        separator = ",\n"
+    out.write("\n]\n")
+
+
+def _write_table(rows: Iterable[dict[str, Any]], out: TextIO) -> None:
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False)
+    table.add_column("image", overflow="fold")
+    table.add_column("class")
+    table.add_column("probability", justify="right")
+    for row in rows:
+        first = row["rank"] in (None, 1)
+        table.add_row(
+            row["filename"] if first else "",
+            row["label"] if row["error"] is None else row["error"],
+            f"{row['prob']:.4f}" if row["error"] is None else "",
+        )
+    if out is sys.stdout:
+        console.print(table)
+        return
+    from rich.console import Console
+
+    Console(file=out, width=120, markup=False, emoji=False).print(table)
+
+
+def _write_parquet(rows: Iterable[dict[str, Any]], out: str) -> None:
+    buffer = io.BytesIO()
+    with pq.ParquetWriter(buffer, SCHEMA) as writer:
+        iterator = iter(rows)
+        while part := list(itertools.islice(iterator, 50_000)):
+            writer.write_table(pa.Table.from_pylist(part, SCHEMA))
+    store.write_bytes(store.absolute(out), buffer.getvalue())

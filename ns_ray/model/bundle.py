@@ -1,0 +1,292 @@
+"""A model folder: weights, config, class names, preprocessing, provenance.
+
+It is timm's local-dir (`config.json` + `model.safetensors`), so that
+`timm.create_model("local-dir:PATH", pretrained=True)` loads it, plus a model card and
+`ns_ray.json`. Any timm local-dir that somebody else made can be opened too. No pickle is read.
+"""
+
+import hashlib
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import timm
+import torch
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from timm.data import resolve_model_data_config
+from timm.models import save_for_hf
+from torch import nn
+
+from ns_ray import store
+from ns_ray.config import ModelConfig
+from ns_ray.data import Preprocess
+from ns_ray.errors import ConfigError, DataError, first_line
+from ns_ray.model.networks import build, model_name, parameter_count
+from ns_ray.model.pretrained import imagenet_synsets, pretrained_classes
+from ns_ray.store import CONFIG, PROVENANCE, WEIGHTS, Bundle, open_bundle
+
+
+def save(
+    model: nn.Module,
+    out: str,
+    *,
+    classes: Sequence[str],
+    fingerprint: str,
+    provenance: Mapping[str, Any],
+) -> Bundle:
+    """Write a bundle; `_DONE.json` comes last.
+
+    Args:
+        model: a timm model whose `pretrained_cfg` holds its preprocessing.
+        out: the folder.
+        classes: class names in the order of the logits.
+        fingerprint: of everything that the weights depend on.
+        provenance: run, generation, config hash, teacher, data counts, seconds ...
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        save_for_hf(
+            model.to(memory_format=torch.contiguous_format),
+            folder,
+            model_config={"label_names": list(classes), "num_classes": len(classes)},
+            safe_serialization=True,
+        )
+        weights = (Path(folder) / WEIGHTS).read_bytes()
+        config = (Path(folder) / CONFIG).read_bytes()
+    facts = {
+        **provenance,
+        "fingerprint": fingerprint,
+        "parameters": parameter_count(model),
+        "weights_sha256": hashlib.sha256(weights).hexdigest(),
+        "temperature": provenance.get("temperature", 1.0),
+        "git_sha": store.git_sha(),
+        "versions": store.versions(),
+    }
+    store.write_bytes(store.join(out, WEIGHTS), weights)
+    store.write_bytes(store.join(out, CONFIG), config)
+    store.write_bytes(store.join(out, "README.md"), card(classes, facts).encode())
+    store.write_json(store.join(out, PROVENANCE), facts)
+    store.publish(
+        out,
+        stage="train",
+        fingerprint=fingerprint,
+        files=[WEIGHTS, CONFIG, "README.md", PROVENANCE],
+        facts={"parameters": facts["parameters"]},
+        inputs={k: provenance[k] for k in ("labeled", "pseudo", "teacher") if k in provenance},
+        seconds=float(provenance.get("seconds", 0.0)),
+    )
+    return open_bundle(out)
+
+
+def card(
+    classes: Sequence[str], facts: Mapping[str, Any], row: Mapping[str, Any] | None = None
+) -> str:
+    """The model card: what Hugging Face and people expect in a model folder's README.md.
+
+    Args:
+        classes: class names.
+        facts: the provenance.
+        row: the model's row of result.json, once it has been scored.
+    """
+    shown = ", ".join(classes[:20]) + (", ..." if len(classes) > 20 else "")
+    source = (
+        "Pretrained by others, and written as a bundle by ns_ray."
+        if facts.get("role") == "pretrained"
+        else "Trained by Noisy Student self-training with ns_ray; the weights are the exponential "
+        "moving average."
+    )
+    rows = "\n".join(
+        f"| {key} | {value} |"
+        for key, value in facts.items()
+        if isinstance(value, str | int | float) and key not in ("weights_sha256",)
+    )
+    scores = {name: found for name, found in (row or {}).get("scores", {}).items() if found}
+    head = ModelCardData(
+        library_name="timm",
+        pipeline_tag="image-classification",
+        tags=["image-classification", "timm", "noisy-student"],
+        **_results(str(facts.get("run", "model")), scores),
+    )
+    body = (
+        f"# {facts.get('model', 'model')}, {facts.get('role', 'trained')} of run "
+        f"{facts.get('run', '?')}\n\n"
+        f"Classifies an image into {len(classes)} classes: {shown}.\n"
+        f"{source}\n\n"
+        '```python\nmodel = timm.create_model("local-dir:PATH", pretrained=True)\n```\n\n'
+        + (_scores_table(scores) if scores else "")
+        + _robustness_table((row or {}).get("robustness") or {})
+        + f"| | |\n|---|---|\n{rows}\n"
+    )
+    return str(ModelCard(f"---\n{head}\n---\n{body}"))
+
+
+def scored_card(path: str, row: Mapping[str, Any]) -> str:
+    """The model card of a published bundle, with the scores of its row of result.json."""
+    bundle = open_bundle(path)
+    facts = {"model": row["model"], "role": row["role"], **bundle.provenance}
+    return card(bundle.classes, facts, row)
+
+
+def _results(run: str, scores: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Scores as Hugging Face's model-index has them; nothing for a model without scores."""
+    results = [
+        EvalResult(
+            task_type="image-classification",
+            dataset_type="image-classification",
+            dataset_name=split,
+            dataset_split=split,  # what tells results apart
+            metric_type="accuracy" if name == "top1" else name,
+            metric_value=value,
+        )
+        for split, found in scores.items()
+        for name, value in found.items()
+        if name not in ("rows", "top1_interval")
+    ]
+    return {"model_name": run, "eval_results": results} if results else {}
+
+
+def _scores_table(scores: Mapping[str, Mapping[str, Any]]) -> str:
+    names = list(dict.fromkeys(name for found in scores.values() for name in found))
+    lines = [f"| | {' | '.join(scores)} |", "|---" * (len(scores) + 1) + "|"]
+    for name in names:
+        values = (_score(found.get(name)) for found in scores.values())
+        lines.append(f"| {name} | {' | '.join(values)} |")
+    return "Fractions but for rows and nll (nats):\n\n" + "\n".join(lines) + "\n\n"
+
+
+def _robustness_table(found: Mapping[str, Any]) -> str:
+    if not found:
+        return ""
+    lines = []
+    for name, value in found.items():
+        if isinstance(value, Mapping):
+            lines += [
+                f"| accuracy under {name}, epsilon {epsilon} of 255 | {_score(accuracy)} |"
+                for epsilon, accuracy in value.items()
+            ]
+        else:
+            lines.append(f"| {name} | {_score(value)} |")
+    head = "Corrupted, perturbed and attacked images (docs/robustness.md of ns_ray):\n\n| | |\n"
+    return head + "|---|---|\n" + "\n".join(lines) + "\n\n"
+
+
+def _score(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        return " to ".join(_score(end) for end in value)
+    if isinstance(value, float):
+        return f"{value:.4f}"
+    return "-" if value is None else f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def class_map(model: Bundle, classes: Sequence[str], where: str) -> np.ndarray[Any, Any]:
+    """Index among the model's classes of each class of labeled images. Folders named by ImageNet's
+    WordNet ids fit every model with ImageNet's 1000 classes.
+
+    Args:
+        model: what is to be scored.
+        classes: class names of the images.
+        where: the images, for messages.
+
+    Raises:
+        DataError: the images have no labels, or classes that the model doesn't know.
+    """
+    if not classes:
+        raise DataError(f"{where} has no labels; evaluation needs a labeled corpus")
+    known = model.classes
+    nameless = known == tuple(str(i) for i in range(len(known)))
+    if len(known) == 1000 and set(classes) <= set(imagenet_synsets()):
+        known = imagenet_synsets()
+    elif nameless and len(classes) == len(known):
+        return np.arange(len(classes))  # by position
+    unknown = [name for name in classes if name not in known]
+    if unknown:
+        raise DataError(
+            f"class {unknown[0]!r} of {where} is not a class of {model.path}, "
+            f"which knows: {', '.join(known[:20])}"
+        )
+    return np.array([known.index(name) for name in classes])
+
+
+def fetch(config: ModelConfig, out: str) -> Bundle:
+    """Write a pretrained model, with the classes it was trained for, as a bundle.
+
+    Raises:
+        ConfigError: timm has no such model, or its weights cannot be had.
+    """
+    name = model_name(config)
+    known = timm.get_pretrained_cfg(name, allow_unregistered=True)
+    model = build(config, int(known.num_classes) if known else 1000)
+    return save(
+        model,
+        out,
+        classes=pretrained_classes(model),
+        fingerprint=store.fingerprint("fetch", config.model_dump(mode="json")),
+        provenance={"run": "none", "role": "pretrained", "model": f"{name}, {config.pretrained}"},
+    )
+
+
+def load(bundle: Bundle, **model_args: Any) -> tuple[nn.Module, Preprocess]:
+    """The model in eval mode on the CPU, and the preprocessing it was trained for.
+
+    Args:
+        bundle: the model folder.
+        model_args: further arguments of timm.create_model.
+
+    Raises:
+        DataError: the weights don't match the provenance, or timm cannot load them.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        local = bundle.path
+        if store.is_uri(bundle.path):
+            local = folder
+            for name in (CONFIG, WEIGHTS):
+                data = store.read_bytes(store.join(bundle.path, name))
+                (Path(folder) / name).write_bytes(data)
+        expected = bundle.provenance.get("weights_sha256")
+        if expected:
+            with open(Path(local) / WEIGHTS, "rb") as file:
+                if hashlib.file_digest(file, "sha256").hexdigest() != expected:
+                    raise DataError(f"{bundle.path}/{WEIGHTS} is not the file {PROVENANCE} names")
+        try:
+            model: nn.Module = timm.create_model(
+                f"local-dir:{local}", pretrained=True, **model_args
+            )
+        except Exception as error:  # timm raises almost anything on somebody's odd config
+            raise DataError(f"timm cannot load {bundle.path}: {first_line(error)}") from None
+    return model.eval(), preprocessing(model)
+
+
+def preprocessing(model: nn.Module) -> Preprocess:
+    """How images must look for a timm model."""
+    data = resolve_model_data_config(model)
+    return Preprocess(
+        size=int(data["input_size"][-1]),
+        crop_pct=float(data["crop_pct"]),
+        interpolation=data["interpolation"],
+        mean=tuple(data["mean"]),
+        std=tuple(data["std"]),
+    )
+
+
+def load_weights(model: nn.Module, path: str) -> None:
+    """Start from the weights of a bundle with the same architecture, position embeddings resampled
+    where the image size differs; a classifier for another number of classes is left as it is.
+
+    Raises:
+        ConfigError: the architectures differ.
+    """
+    bundle = open_bundle(path)
+    config = store.read_json(store.join(bundle.path, CONFIG)).get("pretrained_cfg", {})
+    args = {"img_size": preprocessing(model).size} if config.get("fixed_input_size") else {}
+    source, _ = load(bundle, **args)
+    state: dict[str, torch.Tensor] = source.state_dict()
+    own = model.state_dict()
+    fits = {k: v for k, v in state.items() if k in own and own[k].shape == v.shape}
+    missing = [k for k in own if k not in fits]
+    if len(missing) > 2:  # weight and bias of a classifier for other classes
+        raise ConfigError(
+            f"the weights in {path} don't fit this model: {len(missing)} tensors such as "
+            f"{missing[0]!r} are missing; use the same `model` and `model_args`"
+        )
+    model.load_state_dict(fits, strict=False)

@@ -1,0 +1,208 @@
+"""Encoded images in, class probabilities out: the one path that labeling, evaluation and serving
+share. Decodes in threads while the model works. Knows nothing about Ray, files or HTTP.
+"""
+
+import os
+import threading
+import time
+import zlib
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from typing import Any
+
+import numpy as np
+import torch
+
+from ns_ray.compute import cpus
+from ns_ray.config import NoiseConfig, PredictConfig
+from ns_ray.data import MAX_PIXELS, Augment, decode, eval_pixels, seeded
+from ns_ray.errors import DataError, ImageError
+from ns_ray.model.bundle import load
+from ns_ray.model.engines import Choice, Finish, choose
+from ns_ray.model.networks import add_noise, noise_in_eval
+from ns_ray.store import Bundle, open_bundle
+
+AHEAD = 2
+"""Batches that are decoded before the model asks for them."""
+
+
+class Predictor:
+    """A trained model, its preprocessing, and what runs it (see engines.py), which is chosen when
+    the first images come.
+
+    Attributes:
+        classes: class names in the order of the probabilities.
+        device: where the forward pass runs.
+        waited: seconds spent waiting for decoded images so far.
+        choice: what runs the model; None before the first images.
+    """
+
+    def __init__(
+        self,
+        bundle: str,
+        *,
+        config: PredictConfig | None = None,
+        device: str = "auto",
+        threads: int | None = None,
+        batch_size: int = 64,
+        images: int | None = None,
+        max_pixels: int = MAX_PIXELS,
+    ) -> None:
+        """
+        Args:
+            bundle: a bundle, a run folder, or a timm local-dir.
+            config: runtime, precision, and how exactly to decode.
+            device: auto (CUDA where there is some), cpu, or cuda.
+            threads: decoding threads, and CPU threads of the forward pass. None: all CPUs that this
+                process may use.
+            batch_size: images in one forward pass; a compiled model takes no other number.
+            images: how many are coming; None if there is no end to them. A short job starts with
+                what is ready at once.
+            max_pixels: larger images are an ImageError.
+
+        Raises:
+            ConfigError: there is no such bundle.
+            DataError: the bundle is half-written or not a timm model.
+        """
+        self.bundle: Bundle = open_bundle(bundle)
+        self.classes = self.bundle.classes
+        self.config = config or PredictConfig()
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.device = torch.device(device)
+        self.threads = threads or cpus()
+        self.batch_size = batch_size
+        self.waited = 0.0
+        self.choice: Choice | None = None
+        # A GPU works on one batch while the next is stacked and copied.
+        self._in_flight = 1 if self.device.type == "cuda" else 0
+        if self.device.type == "cpu":
+            torch.set_num_threads(self.threads)
+        self._images, self._max_pixels = images, max_pixels
+        self._model, self.preprocess = load(self.bundle)
+        self._pool = ThreadPoolExecutor(
+            self.threads, thread_name_prefix="decode", initializer=_yield_to_the_model
+        )
+
+    def pixels(self, data: bytes) -> np.ndarray[Any, np.dtype[np.uint8]]:
+        """An encoded image as the model sees it: uint8 [size, size, 3].
+
+        Raises:
+            ImageError: it cannot be decoded.
+        """
+        return eval_pixels(
+            data, self.preprocess, self.config.fast_decode, max_pixels=self._max_pixels
+        )
+
+    def forward(self, pixels: np.ndarray[Any, np.dtype[np.uint8]]) -> np.ndarray[Any, Any]:
+        """uint8 [n, size, size, 3] -> float32 probabilities [n, classes]."""
+        return self.start(pixels)()
+
+    def start(self, pixels: np.ndarray[Any, np.dtype[np.uint8]]) -> Finish:
+        """Begin what `forward` does."""
+        return self._chosen(pixels).start(pixels)
+
+    def _chosen(self, pixels: np.ndarray[Any, np.dtype[np.uint8]]) -> Choice:
+        """What runs the model, chosen with the first images."""
+        if self.choice is None:
+            self.choice = choose(
+                self._model,
+                self.preprocess,
+                self.device,
+                pixels,
+                threads=self.threads,
+                batch_size=self.batch_size,
+                images=self._images,
+                runtime=self.config.runtime,
+                precision=self.config.precision,
+            )
+        return self.choice
+
+    def predict(self, images: Sequence[bytes]) -> list[np.ndarray[Any, Any] | ImageError]:
+        """Probabilities, float32 [classes], of each image, or why it has none."""
+        results: list[np.ndarray[Any, Any] | ImageError] = []
+        running: deque[tuple[list[Any], Finish]] = deque()
+        for batch in self._decoded(images):
+            good = [item for item in batch if not isinstance(item, ImageError)]
+            pixels = np.stack(good) if good else None
+            finish = self.start(pixels) if pixels is not None else _nothing
+            running.append((batch, finish))
+            if len(running) > self._in_flight:
+                results += _joined(*running.popleft())
+        for batch, finish in running:
+            results += _joined(batch, finish)
+        return results
+
+    def _decoded(
+        self, images: Sequence[bytes]
+    ) -> Iterator[list[np.ndarray[Any, np.dtype[np.uint8]] | ImageError]]:
+        """Batches of decoded images in order, a few of them ahead of the model."""
+        pending: deque[list[Future[Any]]] = deque()
+        for start in range(0, len(images), self.batch_size):
+            batch = images[start : start + self.batch_size]
+            pending.append([self._pool.submit(self._pixels_or_error, data) for data in batch])
+            if len(pending) > AHEAD:
+                yield self._collect(pending.popleft())
+        while pending:
+            yield self._collect(pending.popleft())
+
+    def _collect(self, futures: list[Future[Any]]) -> list[Any]:
+        start = time.monotonic()
+        items = [future.result() for future in futures]
+        self.waited += time.monotonic() - start
+        return items
+
+    def _pixels_or_error(self, data: bytes) -> np.ndarray[Any, Any] | ImageError:
+        try:
+            return self.pixels(data)
+        except ImageError as error:
+            return error
+
+
+class NoisedPredictor(Predictor):
+    """A predictor with training noise on images and model: what the paper's ablation labels with.
+    The same images in the same batches give the same answers."""
+
+    def __init__(self, noise: NoiseConfig, bundle: str, **arguments: Any) -> None:
+        super().__init__(bundle, **arguments)
+        # Eager torch: other runtimes leave out what doesn't act in eval mode.
+        self.config = self.config.model_copy(update={"runtime": "torch"})
+        if noise.stochastic_depth > 0.0:
+            with suppress(DataError):  # a model of timm that has none, such as VGG
+                self._model, _ = load(self.bundle, drop_path_rate=noise.stochastic_depth)
+        add_noise(self._model, noise)
+        noise_in_eval(self._model)
+        self._augment = Augment(noise, self.preprocess.size, noise.off_labeled)
+
+    def pixels(self, data: bytes) -> np.ndarray[Any, np.dtype[np.uint8]]:
+        """An encoded image as a model in training sees it."""
+        image = decode(data, shrink_to=2 * self.preprocess.size)
+        with seeded(zlib.crc32(data)):
+            return self._augment(image)
+
+    def start(self, pixels: np.ndarray[Any, np.dtype[np.uint8]]) -> Finish:
+        """Like that of a predictor, with dropout and stochastic depth."""
+        self._chosen(pixels)  # measures, and so draws
+        seed = zlib.crc32(pixels.tobytes())
+        with seeded(seed):  # torch's generator too, by one thread at a time
+            torch.manual_seed(seed)
+            return super().start(pixels)
+
+
+def _nothing() -> np.ndarray[Any, Any]:
+    return np.zeros((0, 0), np.float32)
+
+
+def _joined(batch: list[Any], finish: Finish) -> list[np.ndarray[Any, Any] | ImageError]:
+    """Probabilities in the places of the images that could be decoded."""
+    probs = iter(finish())
+    return [item if isinstance(item, ImageError) else next(probs) for item in batch]
+
+
+def _yield_to_the_model() -> None:
+    """Give this thread the lowest priority: a thread of the forward pass that waits for its turn
+    keeps the others waiting at the end of each layer."""
+    if hasattr(os, "setpriority"):
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)

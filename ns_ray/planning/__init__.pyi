@@ -1,0 +1,9 @@
+from .check import check_models as check_models
+from .check import check_run as check_run
+from .check import findings_table as findings_table
+from .plan import Counts as Counts
+from .plan import make_plan as make_plan
+from .plan import plan_lines as plan_lines
+from .plan import plan_table as plan_table
+from .status import run_status as run_status
+from .status import status_table as status_table

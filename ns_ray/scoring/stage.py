@@ -1,0 +1,106 @@
+"""Scores a model on a labeled corpus, and keeps its predictions for paired tests."""
+
+from typing import Any
+
+import numpy as np
+import pyarrow.compute as pc
+
+from ns_ray import store
+from ns_ray.compute import Pool
+from ns_ray.config import EvaluateConfig, PredictConfig
+from ns_ray.labeling import infer
+from ns_ray.scoring.scores import score
+from ns_ray.store import Bundle, Corpus, Evaluation, dense_probs, part_name
+
+
+def evaluate(
+    config: EvaluateConfig,
+    model: Bundle,
+    corpus: Corpus,
+    *,
+    pool: Pool,
+    out: str,
+    title: str,
+    predict: PredictConfig | None = None,
+) -> Evaluation:
+    """Score a model on a labeled corpus, with the preprocessing and the code that label the pile.
+
+    Args:
+        config: batch size and k.
+        model: what to score.
+        corpus: labeled images, of the model's classes.
+        pool: the actors.
+        predict: how images go through the model.
+        out: folder of the predictions and scores.
+        title: name of the progress line.
+
+    Raises:
+        DataError: the corpus has no labels, or classes that the model doesn't know.
+    """
+    from ns_ray.model import class_map  # imports torch
+
+    classes = class_map(model, corpus.classes, corpus.path)
+    names = corpus.classes if config.subset else model.classes
+    classes_of = np.arange(len(classes)) if config.subset else classes
+    predict = predict or PredictConfig()
+    settings = [
+        config.model_dump(mode="json", exclude={"batch_size", "robustness"}),
+        predict.model_dump(),
+    ]
+    fingerprint = store.fingerprint("evaluate 2", model.fingerprint, corpus.fingerprint, settings)
+    done = store.already(out, fingerprint)
+    if done is None:
+        inferred = infer(
+            model.path,
+            corpus,
+            out=out,
+            fingerprint=fingerprint,
+            top_k=None,
+            batch_size=config.batch_size,
+            predict=predict,
+            pool=pool,
+            title=title,
+            among=classes.tolist() if config.subset else None,
+        )
+        keys, probs, labels = _read(corpus, out, fingerprint, len(names))
+        scores = score(probs, classes_of[labels], names, config.top_k)
+        scores["rejected"] = inferred.rejected
+        done = store.publish(
+            out,
+            stage="evaluate",
+            fingerprint=fingerprint,
+            files=[*inferred.files.values(), *inferred.rejected_files],
+            facts={
+                **scores,
+                "engine": inferred.engine,
+                "images_per_second": round(inferred.fresh / max(inferred.seconds, 1e-9), 1),
+            },
+            inputs={"model": model.fingerprint, "corpus": corpus.fingerprint},
+            seconds=inferred.seconds,
+        )
+    else:
+        keys, probs, labels = _read(corpus, out, fingerprint, len(names))
+    order = np.argsort(keys)
+    correct = probs.argmax(axis=1) == classes_of[labels]
+    return Evaluation(
+        path=out,
+        scores=done.facts,
+        keys=tuple(keys[i] for i in order),
+        correct=tuple(bool(correct[i]) for i in order),
+        seconds=done.seconds,
+    )
+
+
+def _read(
+    corpus: Corpus, out: str, fingerprint: str, num_classes: int
+) -> tuple[list[str], np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """Keys, float32 probabilities [n, classes] and int labels [n], joined by key."""
+    keys: list[str] = []
+    probs, labels = [], []
+    for shard, truth in corpus.scan(["key", "label"]):
+        table = store.read_table(store.join(out, part_name(shard.name, fingerprint)))
+        rows = pc.index_in(table["key"], value_set=truth["key"].combine_chunks())
+        keys += table["key"].to_pylist()
+        probs.append(dense_probs(table, num_classes))
+        labels.append(truth["label"].take(rows).to_numpy())
+    return keys, np.concatenate(probs), np.concatenate(labels)

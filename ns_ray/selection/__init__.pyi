@@ -1,0 +1,2 @@
+from .stage import seconds as seconds
+from .stage import select as select

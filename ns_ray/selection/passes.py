@@ -1,0 +1,180 @@
+"""What selection does to a batch of label files: count rows, or write the selected ones.
+
+Each function is one pass over its batch, in this process or in a Ray task (selection.py); what
+comes back is counts, never rows. Knows nothing about Ray.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from ns_ray import store
+from ns_ray.config import SelectConfig
+from ns_ray.errors import DataError
+from ns_ray.selection import policy
+from ns_ray.store import SELECTION, Selection, hash_keys, part_name
+
+ROW_GROUP = 65_536
+HASH_SALT, SHARE_SALT = 0x53454C454354, 0x5348415245
+"""Set these hashes, and those of the share of the pile, apart from other stages' hashes."""
+
+
+@dataclass(frozen=True)
+class LabelFile:
+    """The pseudo-labels of one corpus shard."""
+
+    shard: str
+    path: str
+
+
+Batch = list[LabelFile]
+Write = Callable[[pa.Table, LabelFile], pa.Table]
+"""Pseudo-labels of a corpus shard (key, label, confidence) -> its rows of the selection."""
+
+
+@dataclass(frozen=True)
+class Written:
+    """What a pass wrote.
+
+    Attributes:
+        copies: corpus shard name -> rows, copies counted.
+        files: names of the files.
+        kept_per_class: int64 [classes].
+        copies_per_class: int64 [classes], copies counted.
+    """
+
+    copies: dict[str, int]
+    files: list[str]
+    kept_per_class: policy.Ints
+    copies_per_class: policy.Ints
+
+
+def count(config: SelectConfig, classes: int, seed: int, batch: Batch) -> policy.Counted:
+    """Statistics per predicted class."""
+    table = _read(batch, ["key"] * (config.share < 1) + ["label", "confidence"])
+    return policy.count(*_columns(_candidates(config, seed, table), classes), config.threshold)
+
+
+def count_cut(
+    config: SelectConfig, cut: policy.Cut, classes: int, seed: int, batch: Batch
+) -> policy.Tally:
+    """A narrower histogram of the rows around the cuts."""
+    table = _read(batch, ["key"] * (cut.needs_hashes or config.share < 1) + ["label", "confidence"])
+    table = _candidates(config, seed, table)
+    labels, confidence = _columns(table, classes)
+    rows = cut.rows(labels, confidence)
+    hashes = _hashes(table, rows, seed)[rows] if cut.needs_hashes else None
+    return cut.count(labels[rows], policy.rank(confidence[rows], hashes))
+
+
+def write(write_file: Write, classes: int, out: str, fingerprint: str, batch: Batch) -> Written:
+    """A file of the selection for each label file."""
+    done = Written({}, [], np.zeros(classes, np.int64), np.zeros(classes, np.int64))
+    for file in batch:
+        name = part_name(file.shard, fingerprint)
+        path = store.join(out, name)
+        if store.exists(path):  # by an earlier, interrupted run: a file is whole or not there
+            table = store.read_table(path, ["label", "copies"])
+        else:
+            table = write_file(_read([file], ["key", "label", "confidence"]), file)
+            store.write_table(path, table, ROW_GROUP)
+        labels, copies = _numpy(table, "label"), _numpy(table, "copies").astype(np.int64)
+        done.files.append(name)
+        done.copies[file.shard] = int(copies.sum())
+        done.kept_per_class[:] += np.bincount(labels, minlength=classes)
+        np.add.at(done.copies_per_class, labels, copies)
+    return done
+
+
+def selected(
+    config: SelectConfig, plan: policy.Plan, seed: int, table: pa.Table, file: LabelFile
+) -> pa.Table:
+    """The rows that a plan keeps, and their copies."""
+    table = _candidates(config, seed, table)
+    labels, confidence = _columns(table, len(plan.lowest))
+    hashes = _hashes(table, plan.needs_hash(labels, confidence), seed)
+    copies = plan.apply(labels, confidence, hashes)
+    return _selection(table.filter(pa.array(copies > 0)), copies[copies > 0], file)
+
+
+def reassigned(previous: Selection, table: pa.Table, file: LabelFile) -> pa.Table:
+    """The rows and copies of an earlier selection, with the labels and confidences of now.
+
+    Raises:
+        DataError: a selected key has no pseudo-label any more.
+    """
+    if file.shard not in previous.files:
+        return SELECTION.empty_table()
+    kept = previous.read(file.shard, ["key", "copies"])
+    rows = pc.index_in(kept["key"], value_set=table["key"].combine_chunks())
+    if rows.null_count:
+        key = kept["key"].filter(pc.is_null(rows))[0].as_py()
+        raise DataError(
+            f"select.reassign: key {key!r} of {previous.path} has no pseudo-label in {file.path}; "
+            "label the same corpus, or set select.reassign=false"
+        )
+    return _selection(table.take(rows), _numpy(kept, "copies"), file)
+
+
+def _selection(table: pa.Table, copies: policy.Array, file: LabelFile) -> pa.Table:
+    columns = [
+        *(table["key"], table["label"], table["confidence"]),
+        pa.array(copies.astype(np.int32)),
+        pa.array([file.shard] * table.num_rows, pa.string()),
+    ]
+    return pa.Table.from_arrays(columns, schema=SELECTION)
+
+
+def _candidates(config: SelectConfig, seed: int, table: pa.Table) -> pa.Table:
+    """Rows that are not too confident, and in the drawn share of the pile."""
+    if config.max_confidence < 1:
+        table = table.filter(pc.less_equal(table["confidence"], np.float32(config.max_confidence)))
+    if config.share < 1:
+        drawn = hash_keys(table["key"], seed ^ SHARE_SALT) < np.uint64(config.share * 2.0**64)
+        table = table.filter(pa.array(drawn))
+    return table
+
+
+def _read(batch: Batch, columns: list[str]) -> pa.Table:
+    tables = []
+    for file in batch:
+        try:
+            tables.append(store.read_table(file.path, columns))
+        except (DataError, FileNotFoundError) as error:
+            raise DataError(
+                f"pseudo-labels {file.path} cannot be read ({error}); label again"
+            ) from None
+    return pa.concat_tables(tables)
+
+
+def _columns(table: pa.Table, classes: int) -> tuple[policy.Array, policy.Array]:
+    """Labels int32 [n] and confidences float32 [n].
+
+    Raises:
+        DataError: a label is no class, or a confidence is not a number.
+    """
+    labels, confidence = _numpy(table, "label"), _numpy(table, "confidence")
+    if len(labels) and not (labels.min() >= 0 and labels.max() < classes):
+        raise DataError(
+            f"pseudo-labels hold class {labels.max()} or {labels.min()}; there are {classes}, "
+            f"from 0 to {classes - 1}; label again"
+        )
+    if not np.isfinite(confidence).all():
+        raise DataError("a pseudo-label has a confidence that is not a number; check the teacher")
+    return labels, confidence
+
+
+def _numpy(table: pa.Table, column: str) -> policy.Array:
+    return np.asarray(table[column].to_numpy())
+
+
+def _hashes(table: pa.Table, rows: policy.Mask, seed: int) -> policy.Hashes:
+    """Hashes uint64 [n] of some rows, 0 for the others: hashing is the only work done per row in
+    Python."""
+    hashes = np.zeros(table.num_rows, np.uint64)
+    if rows.any():
+        hashes[rows] = hash_keys(table["key"].filter(pa.array(rows)), seed ^ HASH_SALT)
+    return hashes

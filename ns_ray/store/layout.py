@@ -1,0 +1,88 @@
+"""Where everything of a run lives, and nothing else."""
+
+from dataclasses import dataclass
+
+from ns_ray.config import RunConfig
+from ns_ray.store import files
+
+CONTROL = -1
+"""The control arm's place among the generations."""
+
+
+def arm_name(g: int) -> str:
+    """`gen-01`, or `control`: a model's folder, and how the names of its steps begin."""
+    return "control" if g == CONTROL else f"gen-{g:02d}"
+
+
+@dataclass(frozen=True)
+class RunLayout:
+    """Paths of one run: `{storage}/{name}`."""
+
+    root: str
+
+    @classmethod
+    def of(cls, config: RunConfig) -> "RunLayout":
+        """The layout of a config's run; the root is absolute."""
+        return cls(files.join(files.absolute(config.storage), config.name))
+
+    @property
+    def config(self) -> str:
+        """The resolved config."""
+        return files.join(self.root, "config.yaml")
+
+    @property
+    def result(self) -> str:
+        """The machine-readable verdict."""
+        return files.join(self.root, "result.json")
+
+    @property
+    def report(self) -> str:
+        """The verdict for people."""
+        return files.join(self.root, "report.html")
+
+    @property
+    def metrics(self) -> str:
+        """Every metric as it happened."""
+        return files.join(self.root, "metrics.jsonl")
+
+    @property
+    def model(self) -> str:
+        """The best bundle, the one that is served."""
+        return files.join(self.root, "model")
+
+    def corpus(self, name: str) -> str:
+        """Packed labeled, unlabeled, validation or test images."""
+        return files.join(self.root, "corpora", name)
+
+    def generation(self, g: int) -> str:
+        """Folder of a generation, or of the control arm."""
+        return files.join(self.root, arm_name(g))
+
+    def checkpoints(self, g: int) -> str:
+        """Training checkpoints."""
+        return files.join(self.generation(g), "checkpoints")
+
+    def bundle(self, g: int) -> str:
+        """The trained model."""
+        return files.join(self.generation(g), "bundle")
+
+    def pretrained(self, g: int) -> str:
+        """A student before its fine-tuning on labels, where `finetune` is set."""
+        return files.join(self.generation(g), "pretrained")
+
+    def evaluation(self, g: int) -> str:
+        """Scores and predictions; `evaluation.json` beside the bundle sums them up."""
+        return files.join(self.generation(g), "evaluation")
+
+    def robustness(self, name: str) -> str:
+        """Counts of mistakes on corrupted, perturbed and attacked images, of the model with this
+        folder (see `arm_name`), or of a `baseline` from elsewhere."""
+        return files.join(self.root, name, "robustness")
+
+    def pseudo_labels(self, g: int) -> str:
+        """Labels for the student of generation g."""
+        return files.join(self.generation(g), "pseudo_labels")
+
+    def selection(self, g: int) -> str:
+        """Selected rows for the student of generation g."""
+        return files.join(self.generation(g), "selection")

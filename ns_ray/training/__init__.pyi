@@ -1,0 +1,4 @@
+from .job import lane_sizes as lane_sizes
+from .job import total_steps as total_steps
+from .losses import mixed_loss as mixed_loss
+from .stage import fit as fit

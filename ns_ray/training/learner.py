@@ -1,0 +1,237 @@
+"""What learns on a training worker: model, averaged weights, optimizer, and their checkpoint.
+
+Everything random in step s (order, augmentation, dropout) follows from (seed, s), so a checkpoint
+is model, averaged weights, optimizer and step, and what the machine has decided: a training that
+was killed goes on as if it hadn't been.
+"""
+
+import io
+import platform
+from functools import partial
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from timm.optim import create_optimizer_v2
+from timm.scheduler import create_scheduler_v2
+from timm.utils import ModelEmaV3
+
+from ns_ray import store
+from ns_ray.config import ModelConfig, TrainConfig, validate
+from ns_ray.data import Normalize
+from ns_ray.model import (
+    build_noised,
+    decay_groups,
+    freeze,
+    fused_arguments,
+    load_weights,
+    precision_for,
+    preprocessing,
+    recompute_activations,
+    save,
+    statistics_kept,
+)
+from ns_ray.store import Corpus
+from ns_ray.training.job import Job
+from ns_ray.training.loader import DeviceBatch
+from ns_ray.training.losses import mixed_loss
+from ns_ray.training.rows import Sizes
+
+
+class Learner:
+    """The model, its averaged weights, the optimizer and the schedule.
+
+    Attributes:
+        model: the model that is trained.
+        ema: its averaged weights: what is evaluated, and what teaches.
+        size: side of the input in pixels.
+        precision: fp32 or bf16: what forward passes compute in, from the first step to the last.
+        made_on: what the weights depend on besides settings and data, for each stretch of steps
+            since it changed: device, workers, threads, from which step on the model is compiled.
+        seconds, waited: seconds of work behind the last checkpoint, by all attempts so far, and
+            those of them in which the model waited for images.
+    """
+
+    def __init__(self, job: Job, train: TrainConfig, corpus: Corpus, device: torch.device) -> None:
+        self._job, self._train, self._device = job, train, device
+        config = validate(ModelConfig, job.model)
+        torch.manual_seed(job.seed)
+        pretrained = config.pretrained or ""
+        folder = job.start_from or (pretrained if "/" in pretrained else None)
+        if folder:
+            config = config.model_copy(update={"pretrained": None})
+        model, self._live = build_noised(config, train.noise, len(corpus.classes))
+        if folder:
+            load_weights(model, folder)
+        self._recomputed_norms = recompute_activations(model) if train.grad_checkpointing else []
+        self._frozen = freeze(model, job.trained_groups) if job.trained_groups else []
+        self.model = model.to(device).to(memory_format=torch.channels_last)
+        spec = preprocessing(model)
+        self.size = spec.size
+        self._normalize = Normalize(spec, device)
+        self.precision = precision_for(train.precision, self.model, device)
+        self.made_on: list[dict[str, Any]] = []
+        self.seconds = self.waited = 0.0
+        self.optimizer = create_optimizer_v2(
+            self.model,
+            opt=train.optimizer,
+            lr=train.lr,
+            weight_decay=train.weight_decay,
+            param_group_fn=partial(decay_groups, weight_decay=train.weight_decay)
+            if train.decay_biases
+            else None,
+            **fused_arguments(train.optimizer, device),
+            **train.optimizer_args,
+        )
+        constant = train.schedule == "constant"
+        self.schedule, _ = create_scheduler_v2(
+            self.optimizer,
+            sched="step" if constant else train.schedule,
+            num_epochs=train.epochs,
+            decay_epochs=train.decay_epochs,
+            decay_rate=1.0 if constant else train.decay_rate,
+            warmup_epochs=train.warmup_epochs,
+            warmup_lr=0.0,
+            step_on_epochs=False,
+            updates_per_epoch=corpus.rows / train.batch_size,
+        )
+        # min(decay, t / (9 + t)): the ramp (1 + t) / (10 + t) of the reference code, t two steps
+        # behind. Unramped, the average stays near the first weights for long.
+        self.ema = ModelEmaV3(
+            self.model, decay=train.ema_decay, use_warmup=True, warmup_gamma=9, warmup_power=1
+        )
+
+    def train_mode(self) -> None:
+        """Training mode, but for frozen layers: no noise in them, and their BatchNorm keeps its
+        statistics."""
+        self.model.train()
+        for module in self._frozen:
+            module.eval()
+
+    def backward(
+        self, model: Any, batch: DeviceBatch, sizes: Sizes
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Add the gradients of one forward pass.
+
+        Args:
+            model: the model, or DDP around it.
+            batch: the images.
+            sizes: how many of them are labeled.
+
+        Returns:
+            The loss, and its terms for labeled and pseudo-labeled images.
+        """
+        train, bf16 = self._train, self.precision == "bf16"
+        weight = train.unlabeled_ratio if train.unlabeled_weight is None else train.unlabeled_weight
+        self._noise_rows(sizes)
+        with torch.autocast(self._device.type, torch.bfloat16, enabled=bf16):
+            logits = model(self._normalize(batch.images))
+        losses = mixed_loss(
+            logits.float(),
+            batch.labels,
+            batch.targets,
+            weight=weight,
+            label_smoothing=train.label_smoothing,
+            labeled_weight=train.labeled_weight,
+        )
+        with statistics_kept(self._recomputed_norms):
+            torch.autograd.backward(losses[0] / self._job.accumulate)
+        return losses
+
+    def update(self, step: int) -> None:
+        """Let the optimizer use the gradients, and average the weights."""
+        if self._train.clip_grad is not None:
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), self._train.clip_grad)
+        self.optimizer.step()
+        self.ema.update(self.model, step=step)
+
+    def _noise_rows(self, sizes: Sizes) -> None:
+        """Say which rows of the next batch have dropout and stochastic depth."""
+        for attribute, name in (("dropout", "dropout"), ("depth", "stochastic_depth")):
+            on = [name not in self._train.noise.off_labeled] * sizes.labeled
+            on += [name not in self._train.noise.off_unlabeled] * sizes.pseudo
+            live = None if all(on) else torch.tensor(on, device=self._device)
+            setattr(self._live, attribute, live)
+
+    def restore(self, world: int) -> int:
+        """Load the last checkpoint, if there is one; the number of steps it has behind it.
+
+        Precision is decided once, by rank 0 of the workers that begin a training: `auto` means
+        something else on another machine, and half a training in each is neither.
+        """
+        step = 0
+        if store.exists(self._job.checkpoint):
+            data = io.BytesIO(store.read_bytes(self._job.checkpoint))
+            state = torch.load(data, map_location=self._device, weights_only=True)
+            self.model.load_state_dict(state["model"])
+            self.ema.module.load_state_dict(state["ema"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            # Older checkpoints hold none of these.
+            self.precision = state.get("precision", self.precision)
+            self.made_on = state.get("made_on", [])
+            self.seconds, self.waited = state.get("seconds", 0.0), state.get("waited", 0.0)
+            step = int(state["step"])
+        bf16 = of_rank_0(float(self.precision == "bf16"), world, self._device)
+        self.precision = "bf16" if bf16 else "fp32"
+        here = {"device": _device_name(self._device), "workers": world}
+        if self._device.type == "cpu":
+            here["threads"] = self._job.threads
+        before = self.made_on[-1] if self.made_on else {}
+        if {**before, **here} != before or "compiled_from" in before:
+            self.made_on.append({"from_step": step, **here})
+        return step
+
+    def other_precision(self) -> str | None:
+        """A line for people where a training goes on in what this machine would not choose."""
+        own = precision_for(self._train.precision, self.model, self._device)
+        if own == self.precision:
+            return None
+        return f"going on in {self.precision}, as begun, though {own} is faster on this machine"
+
+    def note(self, **facts: Any) -> None:
+        """Write down what else the weights depend on from here on."""
+        self.made_on[-1].update(facts)
+
+    def checkpoint(self, step: int, *, seconds: float, waited: float) -> None:
+        """Save all that the steps from here on depend on, and how long those before took."""
+        state = {
+            "step": step,
+            "model": self.model.state_dict(),
+            "ema": self.ema.module.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "precision": self.precision,
+            "made_on": self.made_on,
+            "seconds": seconds,
+            "waited": waited,
+        }
+        buffer = io.BytesIO()
+        torch.save(state, buffer)
+        store.write_bytes(self._job.checkpoint, buffer.getvalue())
+
+    def publish(self, classes: tuple[str, ...], facts: dict[str, Any]) -> None:
+        """Write the bundle."""
+        model = self.ema.module
+        now = self.made_on[-1]
+        made = {"precision": self.precision, "device": now["device"], "workers": now["workers"]}
+        model.pretrained_cfg = self.model.pretrained_cfg
+        save(
+            model,
+            self._job.out,
+            classes=classes,
+            fingerprint=self._job.fingerprint,
+            provenance={**self._job.provenance, **facts, **made, "made_on": self.made_on},
+        )
+
+
+def of_rank_0(value: float, world: int, device: torch.device) -> float:
+    """What the first worker says, on all of them."""
+    if world == 1:
+        return value
+    shared = torch.tensor([value], device=device)
+    dist.broadcast(shared, 0)
+    return shared.item()
+
+
+def _device_name(device: torch.device) -> str:
+    """What computes: the name of the GPU, or the kind of processor."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()

@@ -1,0 +1,399 @@
+"""Makes training batches ahead of need, and brings them to the worker's device.
+
+Which rows make a batch is said by rows.py. Chunks of encoded images are read once, into the object
+store, and shared by the Ray tasks that decode and augment their rows; without loader processes, a
+thread of the worker does it all. Pixels follow from the rows and their seed, whoever makes them.
+They travel as uint8; on CUDA they are copied from pinned memory on a stream of their own, the next
+batch while the current one is worked on.
+
+Knows nothing about models. torch is imported where a worker needs it: loader processes import this
+module too, and do without.
+"""
+
+import os
+import time
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cache, lru_cache, partial
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import ray
+
+from ns_ray.config import NoiseConfig, TrainConfig
+from ns_ray.data import Augment, decode, seeded
+from ns_ray.errors import DataError
+from ns_ray.store import (
+    Corpus,
+    PseudoLabels,
+    Selection,
+    open_corpus,
+    open_labels,
+    open_selection,
+    schema,
+)
+from ns_ray.training.job import Job, lane_sizes
+from ns_ray.training.rows import BatchRows, Chunk, Sizes, Stream, batches
+
+if TYPE_CHECKING:
+    import torch
+
+AHEAD = 3
+"""Batches per process that are made before they are asked for."""
+CHUNKS = 4
+"""Chunks of a stream that are kept at hand."""
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Images with their targets: labeled ones, or selected pseudo-labeled ones."""
+
+    corpus: Corpus
+    selection: Selection | None = None
+    labels: PseudoLabels | None = None
+    soft: bool = True
+
+    def stream(self, lanes: int, seed: int) -> Stream:
+        """The order in which training sees them."""
+        counts = [
+            shard.rows if self.selection is None else self.selection.counts.get(shard.name, 0)
+            for shard in self.corpus.shards
+        ]
+        sizes = tuple(shard.bytes for shard in self.corpus.shards)
+        return Stream(tuple(counts), sizes, lanes, seed)
+
+    def load(self, chunk: Chunk) -> pa.Table:
+        """Permuted rows of a chunk: key, image, and target (an int32 class, or float32 [classes]).
+
+        Raises:
+            DataError: a selected key is missing from the corpus or from the pseudo-labels.
+        """
+        tables = [self._shard(index) for index in chunk.shards]
+        table = pa.concat_tables(tables)
+        order = np.random.default_rng(chunk.seed).permutation(table.num_rows)
+        return table.take(pa.array(order)).combine_chunks()
+
+    def _shard(self, index: int) -> pa.Table:
+        shard = self.corpus.shards[index]
+        if self.selection is None:
+            table = self.corpus.read(shard, ["key", "image", "label"])
+            return table.rename_columns(["key", "image", "target"])
+        chosen = self.selection.read(shard.name, ["key", "label", "copies"])
+        images = self.corpus.read(shard, ["key", "image"])
+        where = _rows_of(chosen["key"], images["key"], f"corpus shard {shard.name}")
+        targets: pa.Array = chosen["label"].combine_chunks()
+        if self.soft and self.labels is not None:
+            probs = self.labels.read(shard.name)
+            rows = _rows_of(chosen["key"], probs["key"], f"pseudo-labels of {shard.name}")
+            dense = schema.dense_probs(probs.take(rows), len(self.labels.classes))
+            targets = pa.FixedSizeListArray.from_arrays(pa.array(dense.reshape(-1)), dense.shape[1])
+        table = pa.table({"key": chosen["key"], "image": images["image"].take(where)})
+        table = table.append_column("target", targets)
+        copies = chosen["copies"].to_numpy()
+        return table.take(pa.array(np.repeat(np.arange(len(copies)), copies)))
+
+
+def _rows_of(keys: pa.ChunkedArray, among: pa.ChunkedArray, what: str) -> pa.Array:
+    rows = pc.index_in(keys, value_set=among.combine_chunks())
+    if rows.null_count:
+        missing = keys.filter(pc.is_null(rows))[0].as_py()
+        raise DataError(f"key {missing!r} is missing from the {what}; label and select again")
+    return rows.combine_chunks()
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What one forward pass needs.
+
+    Attributes:
+        images: uint8 [n + m, size, size, 3], the labeled images first.
+        labels: int64 [n].
+        targets: float32 [m, classes] (soft), int64 [m] (hard), or None without pseudo-labels.
+    """
+
+    images: np.ndarray[Any, np.dtype[np.uint8]]
+    labels: np.ndarray[Any, np.dtype[np.int64]]
+    targets: np.ndarray[Any, Any] | None
+
+
+def make_batch(rows: BatchRows, tables: Sequence[pa.Table], noise: NoiseConfig, size: int) -> Batch:
+    """Decode and augment: the same rows give the same pixels.
+
+    Args:
+        rows: which ones.
+        tables: the chunk of each of their segments, those of the labeled images first.
+        noise: input noise.
+        size: side of the images in pixels.
+    """
+    augments = _augments(noise, size)
+    images: list[np.ndarray[Any, Any]] = []
+    targets: list[list[np.ndarray[Any, Any]]] = [[], []]
+    chunks = iter(tables)
+    with seeded(rows.seed):
+        for which, segments in enumerate((rows.labeled, rows.pseudo)):
+            for segment in segments:
+                stop = segment.start + segment.stride * segment.count
+                taken = pa.array(np.arange(segment.start, stop, segment.stride))
+                table = next(chunks).take(taken)
+                targets[which].append(_targets(table["target"]))
+                for image in table["image"]:
+                    pixels = decode(image.as_buffer().to_pybytes(), shrink_to=2 * size)
+                    images.append(augments[which](pixels))
+    labels = np.concatenate(targets[0])
+    return Batch(np.stack(images), labels, np.concatenate(targets[1]) if targets[1] else None)
+
+
+@lru_cache(maxsize=8)
+def _augments(noise: NoiseConfig, size: int) -> tuple[Augment, Augment]:
+    return Augment(noise, size, noise.off_labeled), Augment(noise, size, noise.off_unlabeled)
+
+
+def _targets(column: pa.ChunkedArray) -> np.ndarray[Any, Any]:
+    array = column.combine_chunks()
+    values: np.ndarray[Any, Any]
+    if pa.types.is_fixed_size_list(array.type):
+        flat = array.flatten().to_numpy(zero_copy_only=False)
+        values = flat.reshape(len(array), array.type.list_size)
+    else:
+        values = array.to_numpy(zero_copy_only=False).astype(np.int64)
+    return values
+
+
+def _make(
+    noise: NoiseConfig, size: int, asked: list[BatchRows], *tables: pa.Table
+) -> list[Batch] | Batch:
+    """What a loader process does: batches one after the other, of the tables in their order."""
+    _yield_to_training()
+    left = iter(tables)
+    made = [
+        make_batch(rows, list(islice(left, len(rows.labeled) + len(rows.pseudo))), noise, size)
+        for rows in asked
+    ]
+    return made if len(made) > 1 else made[0]  # Ray takes several results, or one
+
+
+@cache
+def _yield_to_training() -> None:
+    """Leave the threads of the forward pass most of the CPU: one of them that waits for its turn
+    keeps all others waiting at the end of each layer. Not the lowest priority: they spin where they
+    wait, and batches would be late (docs/performance.md)."""
+    if hasattr(os, "nice"):
+        os.nice(10)
+
+
+_make_task = ray.remote(num_cpus=1, scheduling_strategy="DEFAULT")(_make)
+_load_task = ray.remote(num_cpus=1, scheduling_strategy="DEFAULT")(Examples.load)
+
+
+def from_tasks(
+    examples: Sequence[Examples],
+    asked: Iterator[BatchRows],
+    noise: NoiseConfig,
+    size: int,
+    *,
+    processes: int,
+    in_turn: bool,
+) -> Generator[Batch, None, None]:
+    """The batches that are asked for, made in Ray tasks ahead of need.
+
+    Args:
+        examples: the labeled images, and the pseudo-labeled ones if there are any.
+        asked: the rows of the batches.
+        noise: input noise.
+        size: side of the images in pixels.
+        processes: tasks that work at a time.
+        in_turn: whether they work while the model waits and rest while it works, which is faster
+            where both are on the same CPUs (docs/decisions/0015-training-in-turn.md).
+    """
+    load = [lru_cache(CHUNKS)(partial(_load_task.remote, ray.put(one))) for one in examples]
+    each = AHEAD if in_turn else 1
+    make = _make_task.options(num_returns=each)
+
+    def next_ones() -> tuple[list[BatchRows], list[Any]]:
+        some = list(islice(asked, each))
+        return some, [table for rows in some for table in _tables(rows, load)]
+
+    pending: deque[Any] = deque()
+    coming = next_ones()
+    while True:
+        if not (in_turn and pending):
+            while len(pending) < AHEAD * processes:
+                rows, tables = coming
+                coming = next_ones()  # its chunks are loaded beside the batches before it
+                made = make.remote(noise, size, rows, *tables)
+                pending.extend(made if each > 1 else [made])
+            if in_turn:
+                ray.wait(list(pending), num_returns=len(pending))
+        yield ray.get(pending.popleft())
+
+
+def from_thread(
+    examples: Sequence[Examples], asked: Iterator[BatchRows], noise: NoiseConfig, size: int
+) -> Generator[Batch, None, None]:
+    """The same, made in a thread of this process. Closing waits for it: a thread that is in C++
+    code when the interpreter ends takes the process down with it."""
+    load = [lru_cache(CHUNKS)(one.load) for one in examples]
+    pool = ThreadPoolExecutor(1, thread_name_prefix="loader")
+
+    def begin(rows: BatchRows) -> Future[Batch]:
+        return pool.submit(lambda: make_batch(rows, _tables(rows, load), noise, size))
+
+    try:
+        pending = deque(begin(rows) for rows in islice(asked, AHEAD))
+        while True:
+            batch = pending.popleft().result()
+            pending.append(begin(next(asked)))
+            yield batch
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _tables(rows: BatchRows, load: Sequence[Callable[[Chunk], Any]]) -> list[Any]:
+    """The chunks of the rows' segments, those of the labeled images first."""
+    return [
+        load[which](segment.chunk)
+        for which, segments in enumerate((rows.labeled, rows.pseudo))
+        for segment in segments
+    ]
+
+
+@dataclass(frozen=True)
+class DeviceBatch:
+    """A batch on the device: uint8 images [n + m, size, size, 3], int64 labels [n], and targets of
+    the other m (see `losses.mixed_loss`)."""
+
+    images: "torch.Tensor"
+    labels: "torch.Tensor"
+    targets: "torch.Tensor | None"
+
+
+class Loader:
+    """This worker's share of the batches of each step, on its device.
+
+    Attributes:
+        sizes: of one forward pass.
+        waited: seconds spent waiting for batches so far.
+    """
+
+    def __init__(
+        self,
+        job: Job,
+        train: TrainConfig,
+        corpus: Corpus,
+        *,
+        size: int,
+        rank: int,
+        world: int,
+        first: int,
+        device: "torch.device",
+    ) -> None:
+        """
+        Args:
+            job, train, corpus: what is trained on.
+            size: side of the images in pixels.
+            rank, world: which worker of how many.
+            first: the first step.
+            device: where the batches go.
+        """
+        examples = [Examples(corpus)]
+        if job.selection is not None:
+            selection = open_selection(job.selection)
+            labels = open_labels(selection.labels) if job.soft else None
+            pile = open_corpus(selection.corpus)
+            examples.append(Examples(pile, selection, labels, job.soft))
+        self.sizes = Sizes(*lane_sizes(train, world, len(examples) > 1), size)
+        self.waited = 0.0
+        self._temperature = job.temperature
+        lanes = world * job.accumulate
+        streams = [one.stream(lanes, job.seed + which) for which, one in enumerate(examples)]
+        self._lanes: list[Generator[Batch, None, None]] = []
+        for lane in range(rank, lanes, world):
+            asked = batches(streams, self.sizes, lane=lane, start=first, seed=job.seed)
+            what = (examples, asked, train.noise, size)
+            self._lanes.append(
+                from_tasks(*what, processes=job.loaders, in_turn=job.in_turn)
+                if job.loaders
+                else from_thread(*what)
+            )
+        copying = copied_ahead if device.type == "cuda" else copied
+        self._batches = copying(self._made(), device)
+
+    def step(self) -> Iterator[DeviceBatch]:
+        """The batches of the next step, one after the other."""
+        from ns_ray.training.losses import sharpen
+
+        for _ in self._lanes:
+            batch = next(self._batches)
+            if batch.targets is not None and batch.targets.is_floating_point():
+                targets = sharpen(batch.targets, self._temperature)
+                batch = DeviceBatch(batch.images, batch.labels, targets)
+            yield batch
+
+    def close(self) -> None:
+        """Stop making batches."""
+        for lane in self._lanes:
+            lane.close()
+
+    def _made(self) -> Iterator[Batch]:
+        """Batches of all steps, lane after lane."""
+        while True:
+            for lane in self._lanes:
+                start = time.monotonic()
+                batch = next(lane)
+                self.waited += time.monotonic() - start
+                yield batch
+
+
+def _moved(batch: Batch, move: "Callable[[np.ndarray[Any, Any]], torch.Tensor]") -> DeviceBatch:
+    targets = None if batch.targets is None else move(batch.targets)
+    return DeviceBatch(move(batch.images), move(batch.labels), targets)
+
+
+def copied(made: Iterator[Batch], device: "torch.device") -> Iterator[DeviceBatch]:
+    """Batches on a device that shares the memory they are in."""
+    import torch
+
+    for batch in made:
+        yield _moved(batch, partial(torch.tensor, device=device))
+
+
+def copied_ahead(made: Iterator[Batch], device: "torch.device") -> Iterator[DeviceBatch]:
+    """Batches on a CUDA device: each is copied while the one before it is worked on.
+
+    Kernels are only queued by the call that asks for the next batch, so its copy is started while
+    they run. Before that, the work on the batch before the last is waited for: at most two batches
+    are in the device's memory.
+    """
+    import torch
+
+    copying = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    worked_on: torch.cuda.Event | None = None
+    for batch in made:
+        current = torch.cuda.current_stream(device)
+        if worked_on is not None:
+            worked_on.synchronize()
+        worked_on = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        worked_on.record(current)
+        with torch.cuda.stream(copying):
+            moved = _moved(batch, lambda values: _pinned(values).to(device, non_blocking=True))
+        current.wait_stream(copying)
+        for tensor in (moved.images, moved.labels, moved.targets):
+            if tensor is not None:
+                # Its memory was taken on the other stream: not to be reused before this one is by.
+                tensor.record_stream(current)
+        yield moved
+
+
+def _pinned(values: np.ndarray[Any, Any]) -> "torch.Tensor":
+    """A copy that CUDA can fetch by itself."""
+    import torch
+
+    kind = torch.from_numpy(np.empty(0, values.dtype)).dtype
+    pinned = torch.empty(values.shape, dtype=kind, pin_memory=True)
+    np.copyto(pinned.numpy(), values)
+    return pinned

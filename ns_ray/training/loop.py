@@ -1,0 +1,210 @@
+"""What one training worker does, from the first batch to the published bundle.
+
+Labeled and pseudo-labeled images go through one forward pass. What learns is in learner.py.
+"""
+
+import math
+import time
+from contextlib import closing, nullcontext
+from typing import Any
+
+import ray.train
+import ray.train.torch
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from ns_ray.config import TrainConfig, validate
+from ns_ray.errors import StageError
+from ns_ray.store import open_corpus
+from ns_ray.training.job import Job, Tell
+from ns_ray.training.learner import Learner, of_rank_0
+from ns_ray.training.loader import Loader
+
+COMPILE_PAYS_SECONDS = 1800.0
+"""torch.compile takes one to three minutes for a forward and a backward pass of the larger models
+and gains a tenth or more: worth it above this."""
+
+
+def train_model(job: Job, tell: Tell) -> None:
+    """Train as told by `job`; rank 0 calls `tell` with how it goes."""
+    train = validate(TrainConfig, job.train)
+    context = ray.train.get_context()
+    rank, world = context.get_world_rank(), context.get_world_size()
+    device = ray.train.torch.get_device()
+    if device.type == "cpu":
+        torch.set_num_threads(job.threads)
+    corpus = open_corpus(job.labeled)
+
+    learner = Learner(job, train, corpus, device)
+    first = learner.restore(world)
+    if rank == 0 and (kept := learner.other_precision()):
+        tell(kept)
+    loader = Loader(
+        job, train, corpus, size=learner.size, rank=rank, world=world, first=first, device=device
+    )
+    model: Any = learner.model
+    if world > 1:
+        model = ray.train.torch.prepare_model(model, move_to_device=False)
+    report = Report(tell, job, train, rank, world, first, loader, learner)
+    compiling = Compiling(learner.model, train, job.steps, first, world, device)
+    if train.compile == "always":
+        learner.note(compiled_from=first)
+
+    learner.train_mode()
+    with closing(loader):
+        for step in range(first, job.steps):
+            learner.schedule.step_update(step)
+            learner.optimizer.zero_grad(set_to_none=True)
+            for index, batch in enumerate(loader.step()):
+                # A lane's dropout is the same, however many workers share the lanes.
+                torch.manual_seed(hash((job.seed, step, rank + index * world)) % 2**63)
+                last = index == job.accumulate - 1
+                with nullcontext() if last or world == 1 else model.no_sync():
+                    report.add(*learner.backward(model, batch, loader.sizes))
+            learner.update(step)
+
+            done = step + 1
+            seconds_left = compiling.after(done)
+            if seconds_left is not None:
+                learner.note(compiled_from=done)
+                if rank == 0:
+                    tell(f"compiling the model: {seconds_left:,.0f} s of work left pay for it")
+            if done % train.log_steps == 0 or done == job.steps:
+                checkpoint_due = report.send(done, learner.optimizer.param_groups[0]["lr"])
+                if checkpoint_due and done < job.steps and rank == 0:
+                    learner.checkpoint(done, seconds=report.seconds, waited=report.waited)
+    if rank == 0:
+        learner.publish(corpus.classes, report.facts())
+    if world > 1:
+        dist.barrier()
+
+
+class Compiling:
+    """Compiles the model in the middle of a training, once it is known to pay: after some steps
+    have been measured, all workers take rank 0's time."""
+
+    WARM, MEASURED = 10, 20
+
+    def __init__(
+        self,
+        model: nn.Module,
+        train: TrainConfig,
+        steps: int,
+        first: int,
+        world: int,
+        device: torch.device,
+    ) -> None:
+        self._model, self._steps, self._first = model, steps, first
+        self._world, self._device = world, device
+        self._waiting = train.compile == "auto" and device.type == "cuda"
+        self._started = 0.0
+        if train.compile == "always":
+            model.compile()
+
+    def after(self, done: int) -> float | None:
+        """Call after each step with the number of steps done. Returns the seconds of work that are
+        left when it has just decided to compile."""
+        if not self._waiting or done - self._first not in (self.WARM, self.WARM + self.MEASURED):
+            return None
+        torch.cuda.synchronize(self._device)
+        now = time.monotonic()
+        if done - self._first == self.WARM:
+            self._started = now
+            return None
+        self._waiting = False
+        left = (now - self._started) / self.MEASURED * (self._steps - done)
+        left = of_rank_0(left, self._world, self._device)
+        if left < COMPILE_PAYS_SECONDS:
+            return None
+        self._model.compile()
+        return left
+
+
+class Report:
+    """Sums up losses over workers and sends them to the driver."""
+
+    def __init__(
+        self,
+        tell: Tell,
+        job: Job,
+        train: TrainConfig,
+        rank: int,
+        world: int,
+        first: int,
+        loader: Loader,
+        learner: Learner,
+    ) -> None:
+        self._tell, self._job, self._train, self._loader = tell, job, train, loader
+        self._before = (learner.seconds, learner.waited)
+        self._rank, self._world, self._first = rank, world, first
+        self._sums: torch.Tensor | None = None
+        self._sent_step = first
+        self._started = self._sent = self._saved = time.monotonic()
+
+    def add(self, *losses: torch.Tensor) -> None:
+        """Count the loss and its two terms of one forward pass."""
+        values = torch.stack([loss.detach() for loss in losses]) / self._job.accumulate
+        self._sums = values if self._sums is None else self._sums + values
+
+    def send(self, step: int, lr: float) -> bool:
+        """Tell the driver how it goes; the same answer on all workers.
+
+        Returns:
+            Whether a checkpoint is due.
+
+        Raises:
+            StageError: the loss is not finite.
+        """
+        assert self._sums is not None
+        now = time.monotonic()
+        due = float(now - self._saved >= self._train.checkpoint_seconds)
+        due = of_rank_0(due, self._world, self._sums.device)
+        if self._world > 1:
+            dist.all_reduce(self._sums)
+        steps = step - self._sent_step
+        loss, labeled, pseudo = (self._sums / self._world / steps).tolist()
+        if not math.isfinite(loss):
+            raise StageError(
+                f"the loss became {loss} before step {step}; lower train.lr ({self._train.lr}) "
+                "or set train.clip_grad"
+            )
+        if self._rank == 0:
+            values = {
+                "train_loss": loss,
+                "labeled_loss": labeled,
+                "pseudo_loss": pseudo,
+                "lr": lr,
+                "images_per_second": self._images(steps) / (now - self._sent),
+                "seconds_waited": self._loader.waited,
+                "resumed_at": float(self._first),
+            }
+            self._tell((step, values))
+        self._sums, self._sent_step, self._sent = None, step, now
+        if due:
+            self._saved = now
+        return bool(due)
+
+    @property
+    def seconds(self) -> float:
+        """What the steps so far have taken, by earlier attempts too; not what they did after their
+        last checkpoint, which is lost."""
+        return self._before[0] + time.monotonic() - self._started
+
+    @property
+    def waited(self) -> float:
+        """Those of these seconds in which the model waited for images."""
+        return self._before[1] + self._loader.waited
+
+    def facts(self) -> dict[str, Any]:
+        """Seconds, rate and waiting of this training, for the bundle."""
+        before = self._job.provenance  # that of the training, where this is its fine-tuning
+        return {
+            "seconds": round(self.seconds + before.get("seconds", 0.0), 3),
+            "images_per_second": round(self._images(self._job.steps) / self.seconds, 1),
+            "seconds_waited": round(self.waited + before.get("seconds_waited", 0.0), 3),
+        }
+
+    def _images(self, steps: int) -> int:
+        sizes = self._loader.sizes
+        return (sizes.labeled + sizes.pseudo) * self._world * self._job.accumulate * steps

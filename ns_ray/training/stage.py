@@ -1,0 +1,153 @@
+"""Training, for teacher, student and control arm alike: one `fit`.
+
+This says what is trained and whether it has been. How workers are started is in workers.py, what
+one of them does in loop.py.
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from ns_ray import store
+from ns_ray.compute import Workers
+from ns_ray.config import ModelConfig, TrainConfig, fixres_config
+from ns_ray.errors import ConfigError
+from ns_ray.store import Bundle, Corpus, Selection, open_bundle
+from ns_ray.training.job import Job, MetricsSink, lane_sizes, total_steps
+
+
+def fit(
+    model: ModelConfig,
+    train: TrainConfig,
+    *,
+    labeled: Corpus,
+    pseudo: Selection | None = None,
+    teacher: Bundle | None = None,
+    seed: int,
+    workers: Workers,
+    max_failures: int = 3,
+    checkpoints: str,
+    out: str,
+    title: str,
+    provenance: Mapping[str, Any],
+    metrics: MetricsSink | None = None,
+) -> Bundle:
+    """Train a model and publish it as a bundle.
+
+    Args:
+        model: architecture and start weights.
+        train: settings, this model's overrides included.
+        labeled: the labeled images.
+        pseudo: the selected pseudo-labels, or None for a teacher or control arm.
+        teacher: start weights where `model.init` is `teacher`.
+        seed: decides weights, order, augmentation and dropout.
+        workers: DDP workers and their resources.
+        max_failures: restarts after a lost worker or node; -1 for no limit.
+        checkpoints: folder of the training state.
+        out: folder of the bundle.
+        title: name of the progress line.
+        provenance: facts for the bundle.
+        metrics: called with (step, values) as they come.
+
+    Raises:
+        ConfigError: the batch cannot be shared among the workers, the model cannot be built, or it
+            is to start from a teacher and there is none.
+        StageError: training failed or diverged. Running it again continues.
+    """
+    lane_sizes(train, workers.count, pseudo is not None)
+    job = _job(
+        (model, train), (labeled, pseudo, _start(model, teacher, title)), workers, seed, provenance
+    )
+    folder = store.join(checkpoints, job.fingerprint)
+    job = replace(job, out=out, checkpoint=store.join(folder, "last.pt"))
+    if store.already(out, job.fingerprint) is not None:
+        return open_bundle(out)
+    from ns_ray.training.workers import (
+        run_workers,  # Ray and torch: what is trained already needs neither
+    )
+
+    finer = fixres_config(model, train)
+    if finer is not None:
+        lane_sizes(finer[1], workers.count, False)
+        trained = store.join(folder, "trained")
+        if store.already(trained, job.fingerprint) is None:
+            run_workers(replace(job, out=trained), workers, max_failures, title, metrics)
+        metrics = _after(job.steps, metrics)
+        job, title = _fine_tuning(job, *finer, trained, labeled.rows), f"{title} fixres"
+    run_workers(job, workers, max_failures, title, metrics)
+    return open_bundle(out)
+
+
+def _start(model: ModelConfig, teacher: Bundle | None, title: str) -> Bundle | None:
+    """The bundle whose weights a model starts from."""
+    if model.init != "teacher":
+        return None
+    if teacher is None:
+        raise ConfigError(
+            f"{title}: init=teacher, but there is no teacher to start from; use scratch"
+        )
+    return teacher
+
+
+def _job(
+    model: tuple[ModelConfig, TrainConfig],
+    data: tuple[Corpus, Selection | None, Bundle | None],
+    workers: Workers,
+    seed: int,
+    provenance: Mapping[str, Any],
+) -> Job:
+    """A training as plain values, but for the places that it writes to."""
+    labeled, pseudo, start = data
+    inputs = {
+        name: made.fingerprint if made else None
+        for name, made in zip(("labeled", "pseudo", "teacher"), data, strict=True)
+    }
+    settings = [config.model_dump(mode="json") for config in model]
+    steps = total_steps(model[1], labeled.rows)
+    return Job(
+        model=settings[0],
+        train=settings[1],
+        labeled=labeled.path,
+        selection=pseudo.path if pseudo else None,
+        soft=bool(pseudo and pseudo.facts.get("targets", "soft") == "soft"),
+        temperature=float(pseudo.facts.get("temperature", 1.0)) if pseudo else 1.0,
+        start_from=start.path if start else None,
+        seed=seed,
+        out="",
+        checkpoint="",
+        fingerprint=store.fingerprint("train", settings, inputs, seed),
+        steps=steps,
+        loaders=workers.loaders,
+        in_turn=workers.in_turn,
+        threads=max(1, int(workers.cpus)),
+        accumulate=model[1].accumulate,
+        trained_groups=0,
+        provenance={**provenance, **{k: v for k, v in inputs.items() if v}, "steps": steps},
+    )
+
+
+def _fine_tuning(job: Job, model: ModelConfig, train: TrainConfig, start: str, rows: int) -> Job:
+    """What comes after a training: fewer layers, larger and clean labeled images."""
+    assert model.fixres is not None
+    trained = open_bundle(start).provenance
+    before = {name: trained[name] for name in ("seconds", "seconds_waited")}
+    if train.precision == "auto":  # one training, one precision
+        train = train.model_copy(update={"precision": trained["precision"]})
+    steps = total_steps(train, rows)
+    return replace(
+        job,
+        model=model.model_dump(mode="json"),
+        train=train.model_dump(mode="json"),
+        selection=None,
+        start_from=start,
+        checkpoint=store.join(job.checkpoint.rpartition("/")[0], "fixres.pt"),
+        steps=steps,
+        accumulate=train.accumulate,
+        trained_groups=model.fixres.trained_groups,
+        provenance={**job.provenance, "fixres_steps": steps, **before},
+    )
+
+
+def _after(steps: int, metrics: MetricsSink | None) -> MetricsSink | None:
+    """A sink whose steps follow those of the training."""
+    return None if metrics is None else lambda step, values: metrics(steps + step, values)
