@@ -22,7 +22,7 @@ PAGE = FOLDER / "configuration.md"
 INTRO = """\
 # Configuration
 
-<!-- Written by docs/make_configuration.py from ns_ray/config.py: edit the docstrings there. -->
+<!-- Written by docs/make_configuration.py from ns_ray/config: edit the docstrings there. -->
 
 A run is one YAML file. Every setting below can be left out unless it is marked **required**, and
 every one can be set on the command line, through the same checks:

@@ -9,8 +9,9 @@ import pyarrow as pa
 import yaml
 
 from ns_ray import store
+from ns_ray.config.labeling import SelectConfig
 from ns_ray.config.loading import config_hash, dump
-from ns_ray.config.run import RunConfig, SelectConfig
+from ns_ray.config.run import RunConfig
 from ns_ray.data.images import encode_png
 from ns_ray.scoring.scores import score
 from ns_ray.selection.stage import select

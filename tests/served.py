@@ -14,7 +14,8 @@ from typing import Any
 import torch
 import uvicorn
 
-from ns_ray.config.run import ModelConfig, validate
+from ns_ray.config.training import ModelConfig
+from ns_ray.config.validation import validate
 from ns_ray.model import bundle, networks
 from ns_ray.serving.app import create_app
 from ns_ray.serving.replica import Replica

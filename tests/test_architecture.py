@@ -70,7 +70,7 @@ def face(room: str) -> set[str]:
             for node in ast.walk(tree)
             if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__"
             for name in ast.walk(node.value)
-            if isinstance(name, ast.Constant)
+            if isinstance(name, ast.Constant) and isinstance(name.value, str)
         }
     return {name for _, names in imports(stub.read_text()) for name in names}
 

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from ns_ray.config.run import NoiseConfig
+from ns_ray.config.noise import NoiseConfig
 from ns_ray.data.augment import Augment, fit_square, seeded
 from ns_ray.errors import ConfigError
 from ns_ray.robustness.corruptions import corrupt

@@ -13,7 +13,8 @@ from timm.models import save_for_hf
 from torch import nn
 
 from ns_ray import store
-from ns_ray.config.run import ModelConfig, NoiseConfig
+from ns_ray.config.noise import NoiseConfig
+from ns_ray.config.training import ModelConfig
 from ns_ray.errors import ConfigError, DataError
 from ns_ray.model.bundle import card, load, load_weights, save
 from ns_ray.model.networks import build, build_noised, parameter_count

@@ -37,7 +37,7 @@ def check_launcher(settings: dict[str, Any]) -> dict[str, Any]:
     """What `ray up` does before it starts anything."""
     from ray.autoscaler._private.util import prepare_config, validate_config
 
-    prepared = prepare_config(copy.deepcopy(loading))
+    prepared = prepare_config(copy.deepcopy(settings))
     validate_config(prepared)
     return dict(prepared)
 

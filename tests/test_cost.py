@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
-from ns_ray.config.run import ModelConfig, TrainConfig
+from ns_ray.config.training import ModelConfig, TrainConfig
 from ns_ray.model import cost
 from ns_ray.model.cost import Alive, measured_rate, training_cost
 from ns_ray.model.networks import build_noised

@@ -11,7 +11,7 @@ import torch
 from broken_files import encoded, jpeg, odd_but_good, picture
 from served import CLASSES, make_bundle, serving
 
-from ns_ray.config.run import PredictConfig
+from ns_ray.config.labeling import PredictConfig
 from ns_ray.data.images import eval_pixels
 from ns_ray.errors import ImageError, StageError
 from ns_ray.model import onnx as exporting

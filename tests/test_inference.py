@@ -17,7 +17,8 @@ from tiny import COLORS, MODEL, flat_folder
 
 from ns_ray import store
 from ns_ray.compute.resources import Pool
-from ns_ray.config.run import LabelConfig, ModelConfig
+from ns_ray.config.labeling import LabelConfig
+from ns_ray.config.training import ModelConfig
 from ns_ray.data.packing import pack
 from ns_ray.errors import DataError, StageError
 from ns_ray.labeling import inference

@@ -19,8 +19,8 @@ import torch
 from broken_files import encoded, picture
 
 from ns_ray import store
-from ns_ray.config.noise import NoiseName
-from ns_ray.config.run import NoiseConfig, TrainConfig
+from ns_ray.config.noise import NoiseConfig, NoiseName
+from ns_ray.config.training import TrainConfig
 from ns_ray.errors import DataError
 from ns_ray.store import schema, values
 from ns_ray.store.values import Corpus, PseudoLabels, Selection, Shard

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from ns_ray.config.run import TrainConfig
+from ns_ray.config.training import TrainConfig
 from ns_ray.training.loop import Compiling
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")

@@ -18,7 +18,6 @@ from ns_ray.commands import app, run_app
 from ns_ray.compute import runtime
 from ns_ray.compute.resources import Machine
 from ns_ray.errors import StageError
-from ns_ray.planning import status
 from ns_ray.store.values import open_corpus
 
 CONFIG, DATA, FAULT = 2, 3, 70
@@ -236,7 +235,7 @@ def test_a_fault_of_ours_without_a_run_leaves_its_traceback_in_the_temporary_fol
     def broken(*_: Any) -> None:
         raise KeyError
 
-    monkeypatch.setattr(status, "status", broken)
+    monkeypatch.setattr("ns_ray.planning.run_status", broken)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     done = CliRunner().invoke(app, ["status", "--config", str(config)])
     assert done.exit_code == FAULT
@@ -253,7 +252,7 @@ def test_a_fault_with_nowhere_to_write_shows_its_traceback(
     def broken(*_: Any) -> None:
         raise KeyError
 
-    monkeypatch.setattr(status, "status", broken)
+    monkeypatch.setattr("ns_ray.planning.run_status", broken)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "nowhere"))
     done = CliRunner().invoke(app, ["status", "--config", str(config)])
     assert done.exit_code == FAULT
@@ -299,7 +298,7 @@ def test_every_seed_reaches_the_ablation(
         assert names == ["noise", "init"]
         seen.extend(given["seeds"])
 
-    monkeypatch.setattr("ns_ray.ablation.study.ablate", compare)
+    monkeypatch.setattr("ns_ray.ablation.ablate", compare)
     grids = ["noise", "init", "--recipe", "ablation-digits", "--out", str(tmp_path)]
     done = CliRunner().invoke(app, ["ablate", *grids, *options])
     assert done.exit_code == 0, done.output

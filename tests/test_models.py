@@ -10,7 +10,8 @@ from timm.layers import DropPath
 from timm.utils import ModelEmaV3
 from torch import nn
 
-from ns_ray.config.run import ModelConfig, NoiseConfig
+from ns_ray.config.noise import NoiseConfig
+from ns_ray.config.training import ModelConfig
 from ns_ray.errors import ConfigError
 from ns_ray.model.networks import (
     LiveRows,

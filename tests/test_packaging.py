@@ -115,8 +115,10 @@ def test_the_file_tree_of_the_readme_is_true() -> None:
     named = tree_paths((ROOT / "README.md").read_text())
     assert "ns_ray/" in named
     assert [path for path in named if not (ROOT / path).exists()] == []
-    modules = {f"ns_ray/{p.name}" for p in (ROOT / "ns_ray").glob("[!_]*.py")}
-    assert modules - set(named) == set(), "modules that the file tree does not name"
+    package = ROOT / "ns_ray"
+    parts = {f"ns_ray/{p.name}" for p in package.glob("[!_]*.py")}
+    parts |= {f"ns_ray/{p.parent.name}/" for p in package.glob("*/__init__.py")}
+    assert parts - set(named) == set(), "modules and rooms that the file tree does not name"
 
 
 def test_links_between_documents_lead_somewhere() -> None:

@@ -12,7 +12,8 @@ from typer.testing import CliRunner, Result
 
 from ns_ray.commands import app
 from ns_ray.compute.resources import Machine
-from ns_ray.config.run import RunConfig, validate
+from ns_ray.config.run import RunConfig
+from ns_ray.config.validation import validate
 from ns_ray.data.packing import pack
 from ns_ray.planning import plan
 from ns_ray.planning.plan import Counts, Plan, make_plan

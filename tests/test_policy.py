@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ns_ray.config.run import SelectConfig
+from ns_ray.config.labeling import SelectConfig
 from ns_ray.selection import policy
 
 CLASSES = 4

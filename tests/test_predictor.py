@@ -15,7 +15,9 @@ import torch
 from broken_files import broken, encoded, jpeg, odd_but_good, picture
 from PIL import Image
 
-from ns_ray.config.run import ModelConfig, NoiseConfig, PredictConfig
+from ns_ray.config.labeling import PredictConfig
+from ns_ray.config.noise import NoiseConfig
+from ns_ray.config.training import ModelConfig
 from ns_ray.data.images import eval_pixels
 from ns_ray.errors import ConfigError, ImageError
 from ns_ray.model.bundle import load, save

@@ -7,7 +7,8 @@ import pytest
 import timm
 import torch
 
-from ns_ray.config.run import LITE, ModelConfig, NoiseConfig
+from ns_ray.config.noise import NoiseConfig
+from ns_ray.config.training import LITE, ModelConfig
 from ns_ray.errors import ConfigError, DataError
 from ns_ray.model.bundle import fetch, load
 from ns_ray.model.networks import build, build_noised

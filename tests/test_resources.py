@@ -135,7 +135,7 @@ real_open, real_exists = builtins.open, os.path.exists
 elsewhere = lambda path: str(path).replace("/sys/fs/cgroup", folder)
 builtins.open = lambda path, *args, **kwargs: real_open(elsewhere(path), *args, **kwargs)
 os.path.exists = lambda path: real_exists(elsewhere(path))
-from ns_ray.runtime import local_machine
+from ns_ray.compute import local_machine
 print(local_machine().cpus)
 """
 """A host with 64 CPUs, of which this process may use some."""

@@ -11,7 +11,8 @@ import pytest
 import yaml
 
 from ns_ray.config.loading import load_recipe, recipe_names
-from ns_ray.config.run import RunConfig, validate
+from ns_ray.config.run import RunConfig
+from ns_ray.config.validation import validate
 from ns_ray.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -9,7 +9,7 @@ import pytest
 
 from ns_ray import log, store
 from ns_ray.compute import tasks
-from ns_ray.config.run import SelectConfig
+from ns_ray.config.labeling import SelectConfig
 from ns_ray.errors import DataError
 from ns_ray.selection import stage
 from ns_ray.selection.stage import select, selection_table

@@ -9,17 +9,12 @@ from typing import Any
 import pytest
 
 from ns_ray import store
+from ns_ray.config.labeling import LabelConfig, SelectConfig
 from ns_ray.config.loading import config_hash
-from ns_ray.config.run import (
-    DataConfig,
-    EvaluateConfig,
-    LabelConfig,
-    NoiseConfig,
-    RobustnessConfig,
-    RunConfig,
-    SelectConfig,
-    validate,
-)
+from ns_ray.config.noise import NoiseConfig
+from ns_ray.config.run import DataConfig, RunConfig
+from ns_ray.config.scoring import EvaluateConfig, RobustnessConfig
+from ns_ray.config.validation import validate
 from ns_ray.errors import DataError
 from ns_ray.result import robustness_summary
 from ns_ray.selftrain import self_train

@@ -16,7 +16,7 @@ import yaml
 from pydantic import BaseModel
 from test_cluster_files import check_manifest
 
-from ns_ray.config.run import validate
+from ns_ray.config.validation import validate
 from ns_ray.errors import ConfigError
 from ns_ray.serving import ServeConfig, build_app
 from ns_ray.serving.totals import Totals, render

@@ -10,7 +10,7 @@ import pytest
 from broken_files import bomb, broken, encoded, jpeg, odd_but_good, picture
 from served import CLASSES, JSON, Server, b64, form, make_bundle, serving
 
-from ns_ray.config.run import PredictConfig
+from ns_ray.config.labeling import PredictConfig
 from ns_ray.data.images import encode_png
 from ns_ray.model.predictor import Predictor
 

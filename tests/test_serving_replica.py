@@ -12,7 +12,7 @@ from broken_files import jpeg
 from hostile import request
 from served import Server, make_bundle, serving
 
-from ns_ray.config.run import validate
+from ns_ray.config.validation import validate
 from ns_ray.errors import ConfigError
 from ns_ray.serving.app import read_keys
 from ns_ray.serving.settings import ServeConfig

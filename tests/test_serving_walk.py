@@ -22,7 +22,7 @@ from ns_ray.model import engines, predictor
 PACKAGE = package.__name__
 MODULES = ("settings", "totals", "batcher", "requests", "responses", "replica", "app")
 """Each imports only from those before it."""
-RAYS = ("deployment", "swap")
+RAYS = ("deployment", "swap", "launch")
 """What Ray Serve sees: they import the others, and nobody imports them."""
 WALK = (
     f"{PACKAGE}.app",

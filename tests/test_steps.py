@@ -9,7 +9,9 @@ from tiny import MODEL, settings
 
 from ns_ray import store
 from ns_ray.compute.resources import Machine
-from ns_ray.config.run import AcceptConfig, RunConfig, validate
+from ns_ray.config.labeling import AcceptConfig
+from ns_ray.config.run import RunConfig
+from ns_ray.config.validation import validate
 from ns_ray.planning.plan import Counts, make_plan
 from ns_ray.planning.status import run_status
 from ns_ray.selftrain import self_train

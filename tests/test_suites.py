@@ -15,7 +15,8 @@ from tiny import COLORS, folder_per_class
 
 from ns_ray import store
 from ns_ray.compute.resources import Pool
-from ns_ray.config.run import EvaluateConfig, ModelConfig, RobustnessConfig
+from ns_ray.config.scoring import EvaluateConfig, RobustnessConfig
+from ns_ray.config.training import ModelConfig
 from ns_ray.data.images import eval_pixels
 from ns_ray.data.stage import pack
 from ns_ray.errors import ConfigError, DataError

@@ -15,7 +15,9 @@ from tiny import COLORS, MODEL, RUN, flat_folder, folder_per_class, processes
 
 from ns_ray import store
 from ns_ray.compute.resources import Workers
-from ns_ray.config.run import ModelConfig, NoiseConfig, SelectConfig, TrainConfig, fixres_config
+from ns_ray.config.labeling import SelectConfig
+from ns_ray.config.noise import NoiseConfig
+from ns_ray.config.training import ModelConfig, TrainConfig, fixres_config
 from ns_ray.data.packing import pack
 from ns_ray.errors import ConfigError, ImageError, StageError
 from ns_ray.model.bundle import load

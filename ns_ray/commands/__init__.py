@@ -1,8 +1,8 @@
-"""The doors: what a user types comes in, an exit code goes out.
+"""The doors.
 
-A command reads its options into one typed value, calls the driver or one stage, and says in a line
-what there is now. It knows nothing about the method, nor about what goes wrong: `door` catches
-that, for all of them.
+In go the words a user types; out come a call of the driver or of one stage, a line that says what
+there is now, and an exit code. Knows nothing about the method, nor about what goes wrong: `door`
+catches that, for all commands.
 """
 
 from collections.abc import Callable

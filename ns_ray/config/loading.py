@@ -14,8 +14,8 @@ from typing import Any
 
 import yaml
 
-from ns_ray.config.run import RunConfig, Settings, validate
-from ns_ray.config.validation import S
+from ns_ray.config.run import RunConfig
+from ns_ray.config.validation import S, Settings, validate
 from ns_ray.errors import ConfigError, nearest
 
 EXPONENT = r"[-+]?\d+(\.\d*)?[eE][-+]?\d+"

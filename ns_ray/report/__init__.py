@@ -1,12 +1,12 @@
 """The report: `report.html` of a run, and a page that compares two runs.
 
-One file that opens offline and needs nothing else: no scripts, no outside resources. Everything in
-it is read from the run's files, so that it can be made again at any time:
+In go the files of finished runs; out come pages that open offline and need nothing else, no scripts
+and no outside resources. They can be made again at any time:
 
     ns-ray report runs/my-run
     ns-ray report runs/my-run runs/other-run
 
-Knows no torch, no Ray and no driver.
+Knows nothing about torch, Ray or the driver.
 """
 
 import logging

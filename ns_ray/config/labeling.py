@@ -1,0 +1,75 @@
+"""How a teacher labels the pile, which of its labels train a student, and when that takes over."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator
+
+from ns_ray.config.validation import Fraction, Settings
+
+
+class PredictConfig(Settings):
+    """How images go through a model when it labels or is scored."""
+
+    runtime: Literal["auto", "torch", "openvino"] = "auto"
+    """auto: on a CPU OpenVINO, where the job is long enough to pay for converting the model, it is
+    the faster one, and its answers agree; else torch."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """auto: bf16 where the hardware is faster with it."""
+    fast_decode: bool = True
+    """Decode JPEGs at reduced size and resize once. False: timm's evaluation transform, exactly."""
+
+
+class LabelConfig(Settings):
+    """How the teacher labels the pile."""
+
+    batch_size: int = Field(default=64, ge=1)
+    """Images in one forward pass."""
+    dense_classes: int = Field(default=1000, ge=1)
+    """Store the whole probability vector up to this many classes, the top `top_k` above."""
+    top_k: int = Field(default=100, ge=1)
+    """Probabilities kept per image above `dense_classes` classes; the rest is shared out."""
+    min_teacher_top1: Fraction = 0.0
+    """Refuse to label with a teacher whose validation accuracy is below this."""
+    noised: bool = False
+    """Label noised images with a noised teacher (the noise it was trained with). Costs accuracy:
+    for the paper's ablation only."""
+
+
+class SelectConfig(Settings):
+    """Which pseudo-labels train the student (paper section 3.1)."""
+
+    threshold: Fraction = 0.3
+    """Keep images whose top probability is above this."""
+    max_confidence: Fraction = 1.0
+    """Keep images whose top probability is at most this; with `threshold` a band of confidence."""
+    share: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    """Share of the pile that may be selected at all, drawn by a hash of key and seed; a smaller
+    share is part of a larger one."""
+    per_class: int | Literal["auto"] | None = "auto"
+    """At most this many rows per predicted class, highest confidence first; rarer classes are
+    filled up with copies. auto: the mean over the classes. null: no balancing."""
+    max_copies: int = Field(default=5, ge=1)
+    """Most copies of one image. 1: rare classes are not filled up."""
+    targets: Literal["soft", "hard"] = "soft"
+    """Train on the teacher's probabilities, or on its arg-max."""
+    temperature: float = Field(default=1.0, gt=0)
+    """Soft targets are p^(1/temperature), renormalized; below 1 sharpens."""
+    reassign: bool = False
+    """From the second generation on, keep the first selection and only re-label it."""
+
+    @field_validator("per_class")
+    @classmethod
+    def _positive(cls, value: int | str | None) -> int | str | None:
+        if isinstance(value, int) and value < 1:
+            raise ValueError("per_class must be at least 1, `auto` or null")
+        return value
+
+
+class AcceptConfig(Settings):
+    """When a student replaces its teacher: decided on validation images."""
+
+    max_p: Annotated[float, Field(gt=0.0, le=1.0)] = 0.5
+    """Accept when the one-sided paired (McNemar) test that the student is better gives p of at
+    most this. 0.5: no worse on validation; 0.05: significantly better; 1: always."""
+    otherwise: Literal["keep_teacher", "continue", "stop"] = "keep_teacher"
+    """A refused student: the old teacher labels again, it teaches all the same, or the run ends."""

