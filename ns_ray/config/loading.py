@@ -21,6 +21,9 @@ from ns_ray.errors import ConfigError, nearest
 EXPONENT = r"[-+]?\d+(\.\d*)?[eE][-+]?\d+"
 """Numbers such as 1e-3, which YAML 1.1 reads as text."""
 
+RECORDED = ("config_hash", "versions")
+"""What the config.yaml in the folder of a run says beside its settings."""
+
 
 def recipe_names() -> list[str]:
     """Names of the YAML recipes inside the package, such as digits or paper/efficientnet-b0."""
@@ -80,13 +83,14 @@ def load_either(config: str | None, recipe: str | None, overrides: list[str] | N
 
 
 def parse(text: str, overrides: Iterable[str] = (), *, origin: str = "config") -> RunConfig:
-    """YAML text and `a.b=c` overrides, through one validation."""
+    """YAML text and `a.b=c` overrides, through one validation. The text may be what a run wrote."""
     try:
         raw = _unshared(yaml.safe_load(text))
     except yaml.YAMLError as error:
         raise ConfigError(f"{origin} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(raw, dict):
         raise ConfigError(f"{origin} must be a mapping of settings, not {type(raw).__name__}")
+    raw = {key: value for key, value in raw.items() if key not in RECORDED}
     for override in overrides:
         set_value(raw, override)
     return validate(RunConfig, raw, origin=origin)

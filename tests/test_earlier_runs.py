@@ -1,0 +1,57 @@
+"""Runs that earlier versions left stay valid: nothing is done again that a user has paid for."""
+
+import json
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from ns_ray.config.loading import load_config
+from ns_ray.planning.status import run_status
+
+EARLIER = sorted((Path(__file__).parent / "earlier").glob("*.zip"))
+STORAGE = b"@STORAGE@"
+"""Stands in the JSON and YAML files for the folder that the run was made in."""
+
+
+def unpacked(archive: Path, folder: Path) -> Path:
+    """The folder of a run."""
+    with zipfile.ZipFile(archive) as files:
+        files.extractall(folder)
+    for path in folder.rglob("*"):
+        if path.suffix in {".json", ".yaml"}:
+            path.write_bytes(path.read_bytes().replace(STORAGE, str(folder).encode()))
+    return folder / archive.stem
+
+
+def contents(folder: Path) -> dict[str, tuple[int, int]]:
+    """Time of change and size of each file that a step published."""
+    return {
+        str(path.relative_to(folder)): (path.stat().st_mtime_ns, path.stat().st_size)
+        for path in folder.rglob("*")
+        if path.is_file()
+        and path.suffix in {".parquet", ".safetensors"} | {".json"}
+        and path.name != "result.json"
+    }
+
+
+@pytest.mark.parametrize("archive", EARLIER, ids=lambda path: path.stem)
+def test_nothing_is_done_again(archive: Path, tmp_path: Path) -> None:
+    run = unpacked(archive, tmp_path)
+    before, result = contents(run), json.loads((run / "result.json").read_text())
+    assert len(before) > 20
+    command = [sys.executable, "-m", "ns_ray.run", "--config", str(run / "config.yaml")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert contents(run) == before
+    assert json.loads((run / "result.json").read_text()) == result
+    assert (run / "report.html").exists()
+
+
+@pytest.mark.parametrize("archive", EARLIER, ids=lambda path: path.stem)
+def test_its_status_is_known(archive: Path, tmp_path: Path) -> None:
+    run = unpacked(archive, tmp_path)
+    status = run_status(load_config(run / "config.yaml"))
+    assert {row.state for row in status.rows} == {"done"}
