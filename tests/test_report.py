@@ -20,8 +20,9 @@ from typer.testing import CliRunner
 
 from ns_ray import report, store
 from ns_ray.commands import app, execute
-from ns_ray.report import gallery, words
-from ns_ray.report.facts import kept_precision, open_run
+from ns_ray.report import findings, gallery, pictures, pile
+from ns_ray.report.facts import open_run
+from ns_ray.report.lessons import kept_precision
 from ns_ray.store.values import Shard
 
 Open = Callable[..., Page]
@@ -60,17 +61,17 @@ def invoke(*arguments: str) -> tuple[int, str]:
 
 def test_the_verdict_is_a_question_and_an_answer(made: Path) -> None:
     run = open_run(str(made))
-    assert words.asked(run) == (
+    assert findings.asked(run) == (
         f"Do {PILE} unlabeled images make a better classifier of 3 classes than 12 labeled ones "
         "alone?"
     )
     # 10 images gained and none lost: p = 0.5 ** 10 / 2; against the control arm 8: 0.5 ** 8 / 2.
-    assert words.outcome(run) == (
+    assert findings.outcome(run) == (
         f"Yes: generation 2 is right on 95.0% of {TEST} test images, 25.0 points above the first "
         "teacher (p < 0.001) and 20.0 points above the control arm, which had the same noise and "
         "no unlabeled image (p = 0.002)."
     )
-    assert words.outcome(run) in plain(text_of(made))
+    assert findings.outcome(run) in plain(text_of(made))
 
 
 def test_the_report_says_what_computed_the_weights(tmp_path: Path) -> None:
@@ -104,7 +105,7 @@ def test_the_verdict_claims_no_more_than_was_shown(
 ) -> None:
     run = open_run(str(made))
     run.result.update(change)
-    assert words.outcome(run).startswith(beginning)
+    assert findings.outcome(run).startswith(beginning)
 
 
 def test_the_numbers_are_those_of_the_run(made: Path) -> None:
@@ -155,7 +156,7 @@ def test_the_galleries_show_the_rows_they_promise(made: Path) -> None:
     right, wrong, both = (shown[g.title] for g in labeled)
     assert (sorted(right[0]), right[1]) == (test[2:12], 10)
     assert wrong == both == ([], 0)
-    thumbs = gallery.thumbnails(run, [*pile, *labeled])
+    thumbs = pictures.thumbnails(run, [*pile, *labeled])
     assert set(thumbs) == {(p.corpus, p.key) for g in [*pile, *labeled] for p in g.pictures}
 
 
@@ -302,8 +303,8 @@ def test_a_thumbnail_is_small_and_upright() -> None:
     exif[0x0112] = 6  # turned by a quarter
     data = io.BytesIO()
     photo.save(data, "JPEG", exif=exif)
-    thumb = gallery.thumbnail(data.getvalue())
-    assert (thumb.width, thumb.height) == (round(gallery.SIDE * 2 / 3), gallery.SIDE)
+    thumb = pictures.thumbnail(data.getvalue())
+    assert (thumb.width, thumb.height) == (round(pictures.SIDE * 2 / 3), pictures.SIDE)
     kind, _, text = thumb.source.partition(";base64,")
     small = Image.open(io.BytesIO(base64.b64decode(text)))
     assert kind == "data:image/webp"
@@ -312,10 +313,10 @@ def test_a_thumbnail_is_small_and_upright() -> None:
 
 
 def test_galleries_of_a_large_pile_come_from_some_of_its_shards() -> None:
-    shards = [Shard(f"shard-{i:05d}", "", 1000, gallery.SCANNED_BYTES // 10) for i in range(200)]
-    some = gallery.sample(shards)
+    shards = [Shard(f"shard-{i:05d}", "", 1000, pile.SCANNED_BYTES // 10) for i in range(200)]
+    some = pile.sample(shards)
     assert len(some) == len(set(some)) == 10
     assert some[-1] in shards[150:]
-    assert gallery.sample(shards[:9]) == shards[:9]
-    assert gallery.sample([Shard("one", "", 1, 10**12)])[0].name == "one"
-    assert gallery.sample([]) == []
+    assert pile.sample(shards[:9]) == shards[:9]
+    assert pile.sample([Shard("one", "", 1, 10**12)])[0].name == "one"
+    assert pile.sample([]) == []

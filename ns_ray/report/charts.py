@@ -1,80 +1,21 @@
-"""Charts as inline SVG, drawn by matplotlib.
+"""The charts of the report, drawn by matplotlib."""
 
-They take their colors from the page, light or dark: what is drawn in one of the stand-in colors
-below becomes a CSS variable. Each is drawn for a phone's width, with real text.
-"""
-
-import io
-import re
-import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from html import escape
-from typing import Any
 
-import matplotlib
 import numpy as np
 from markupsafe import Markup
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
-from ns_ray.report.facts import Array
-
-WIDTH = 5.0
-"""Inches: 360 units of the drawing, about a phone's width in CSS pixels."""
+from ns_ray.report.drawing import COLORS, WIDTH, drawing, svg
+from ns_ray.report.predictions import Array
 
 CROWDED = 6
 """More models than this are named in smaller letters."""
-
-COLORS = {
-    "ink": "#010101",
-    "muted": "#020202",
-    "line": "#030303",
-    "teacher": "#040404",
-    "student": "#050505",
-    "control": "#060606",
-    "good": "#070707",
-    "bad": "#080808",
-    "paper": "#090909",
-}
-"""CSS variable -> the color that stands for it while drawing."""
 MARKERS = {"teacher": "s", "student": "o", "control": "D"}
 DASHES = {"teacher": (4, 2), "student": (1, 0), "control": (1, 1.5)}
-
-STYLE: dict[str, Any] = {
-    "axes.edgecolor": COLORS["line"],
-    "axes.facecolor": "none",
-    "axes.grid": True,
-    "axes.grid.axis": "y",
-    "axes.labelcolor": COLORS["muted"],
-    "axes.labelsize": 11.5,
-    "axes.axisbelow": True,
-    "axes.spines.left": False,
-    "axes.spines.right": False,
-    "axes.spines.top": False,
-    "axes.titlecolor": COLORS["ink"],
-    "figure.facecolor": "none",
-    "font.family": "sans-serif",
-    "font.size": 12,
-    "grid.color": COLORS["line"],
-    "grid.linewidth": 0.8,
-    "legend.frameon": False,
-    "legend.fontsize": 11.5,
-    "legend.labelcolor": COLORS["ink"],
-    "lines.linewidth": 2.2,
-    "lines.markersize": 6,
-    "svg.fonttype": "none",
-    "text.color": COLORS["ink"],
-    "text.parse_math": False,
-    "xtick.color": COLORS["line"],
-    "xtick.labelcolor": COLORS["muted"],
-    "ytick.color": COLORS["line"],
-    "ytick.labelcolor": COLORS["muted"],
-    "ytick.major.size": 0,
-}
 
 
 @dataclass(frozen=True)
@@ -127,7 +68,7 @@ def accuracies(
         name: of the chart.
         ends: of the axis; None: from the scores.
     """
-    with _drawing(name) as (figure, axes):
+    with drawing(name) as (figure, axes):
         offsets = np.linspace(-0.11, 0.11, len(splits)) if len(splits) > 1 else [0.0]
         for offset, (split, scores) in zip(offsets, splits.items(), strict=True):
             solid = split == next(iter(splits))
@@ -145,7 +86,7 @@ def accuracies(
         axes.set_ylim(*(ends or limits(s for scores in splits.values() for s in scores)))
         axes.yaxis.set_major_formatter("{x:.0%}")
         axes.yaxis.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 5, 10]))
-        return _svg(figure, name, words)
+        return svg(figure, name, words)
 
 
 def _score(axes: Axes, x: float, score: Score, kind: str, solid: bool) -> None:
@@ -169,7 +110,7 @@ def lines(
     height: float = 2.6,
 ) -> Markup:
     """Accuracies over a few positions, one line per model, named at its end."""
-    with _drawing(name, height) as (figure, axes):
+    with drawing(name, height) as (figure, axes):
         x = np.arange(len(ticks))
         for one in series:
             axes.plot(
@@ -181,13 +122,13 @@ def lines(
         axes.set_ylim(0, 1.03)
         axes.yaxis.set_major_formatter("{x:.0%}")
         axes.legend(loc="lower left", handlelength=2.6, borderaxespad=0.1)
-        return _svg(figure, name, words)
+        return svg(figure, name, words)
 
 
 def reliability(name: str, bins: Sequence[Mapping[str, float]], kind: str, words: str) -> Markup:
     """Accuracy against confidence: bars that end on the diagonal are honest. Wide bars hold many
     images."""
-    with _drawing(name, 3.4) as (figure, axes):
+    with drawing(name, 3.4) as (figure, axes):
         filled = [b for b in bins if b["rows"]]
         most = max((b["rows"] for b in filled), default=1)
         axes.plot([0, 1], [0, 1], color=COLORS["muted"], linewidth=1.2, dashes=(3, 3))
@@ -204,14 +145,14 @@ def reliability(name: str, bins: Sequence[Mapping[str, float]], kind: str, words
         axes.yaxis.set_major_formatter("{x:.0%}")
         axes.set_xlabel("confidence")
         axes.set_ylabel("accuracy")
-        return _svg(figure, name, words)
+        return svg(figure, name, words)
 
 
 def confusion_change(change: Array, classes: Sequence[str], words: str) -> Markup:
     """How many images moved in the confusion matrix [true, predicted]. Blue is better: more on
     the diagonal, fewer beside it."""
     size = len(classes)
-    with _drawing("confusion", WIDTH) as (figure, axes):
+    with drawing("confusion", WIDTH) as (figure, axes):
         most = max(1, int(np.abs(change).max()))
         for i in range(size):
             for j in range(size):
@@ -241,44 +182,4 @@ def confusion_change(change: Array, classes: Sequence[str], words: str) -> Marku
         axes.spines["bottom"].set_visible(False)
         axes.set_xlabel("predicted")
         axes.set_ylabel("true")
-        return _svg(figure, "confusion", words)
-
-
-@contextmanager
-def _drawing(name: str, height: float = 3.2) -> Iterator[tuple[Figure, Axes]]:
-    """A figure in the page's style. Names of clips depend on the chart's name, so that charts on
-    one page don't use each other's."""
-    style: Any = {**STYLE, "svg.hashsalt": name}
-    with matplotlib.rc_context(style), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # glyphs that its own font lacks: the page's has them
-        figure = Figure(figsize=(WIDTH, height), layout="constrained")
-        yield figure, figure.add_subplot()
-
-
-def _svg(figure: Figure, name: str, words: str) -> Markup:
-    """The figure as an `<svg>` element that takes the page's width and colors."""
-    buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", metadata={"Date": None})
-    text = buffer.getvalue()
-    text = text[text.index("<svg") :]
-    box = re.search(r'viewBox="([^"]+)"', text)
-    assert box is not None
-    head = (
-        f'<svg class="chart" role="img" aria-label="{escape(words)}" viewBox="{box[1]}" '
-        'xmlns:xlink="http://www.w3.org/1999/xlink">'
-    )
-    for pattern, new in (
-        (r"^<svg[^>]*>", head),
-        (r"\s*<metadata>.*?</metadata>", ""),
-        (r"\s*<style.*?</style>", ""),  # it would be the whole page's
-        (r"<!--.*?-->\s*", ""),
-        (r'<g id="[^"]*">', "<g>"),
-        (r' id="(\w+)"', rf' id="{name}-\1"'),
-        (r"url\(#(\w+)\)", rf"url(#{name}-\1)"),
-        (r'href="#(\w+)"', rf'href="#{name}-\1"'),
-        (r"; font-family: [^;\"]*", ""),
-    ):
-        text = re.sub(pattern, (lambda _, new=head: new) if new is head else new, text, flags=re.S)
-    for variable, color in COLORS.items():
-        text = re.sub(rf"(fill|stroke): {color}", rf"\1: var(--{variable})", text)
-    return Markup(text)
+        return svg(figure, "confusion", words)

@@ -7,8 +7,13 @@ from markupsafe import Markup
 
 from ns_ray.config import differences
 from ns_ray.errors import DataError
-from ns_ray.report import charts, gallery, page, words
-from ns_ray.report.facts import Predictions, Run
+from ns_ray.report import accuracy, charts, findings, gallery, words
+from ns_ray.report.facts import Run
+from ns_ray.report.page import render
+from ns_ray.report.pictures import thumbnails
+from ns_ray.report.predictions import Predictions
+from ns_ray.report.robustness import robustness
+from ns_ray.report.timing import stages
 
 CLASSES = 20
 """Classes listed, those that changed most."""
@@ -35,11 +40,11 @@ def comparison_page(a: Run, b: Run) -> str:
     galleries = []
     if before is not None and after is not None and same:
         galleries = gallery.disagreements(b, split, (names[0], before), (names[1], after))
-    against = words.versus(
+    against = findings.versus(
         *((before, after) if same else (None, None)), _top1(a, split), _top1(b, split)
     )
     pair = [(name, kind, run) for name, kind, run in zip(names, KINDS, (a, b), strict=True)]
-    return page.render(
+    return render(
         "comparison.html",
         names=names,
         runs=(a, b),
@@ -49,15 +54,15 @@ def comparison_page(a: Run, b: Run) -> str:
         same=same,
         figures=_figures((a, b), split),
         accuracy_charts=_accuracy_charts(names, (a, b), split),
-        robustness=page.robustness([(name, kind, run.best) for name, kind, run in pair]),
+        robustness=robustness([(name, kind, run.best) for name, kind, run in pair]),
         reliability=[
             found
             for name, kind, run in pair
-            if (found := page.reliability_of(run.best, split, name, kind))
+            if (found := accuracy.reliability_of(run.best, split, name, kind))
         ],
         classes=_classes((a, b), split),
         galleries=galleries,
-        thumbnails=gallery.thumbnails(b, galleries),
+        thumbnails=thumbnails(b, galleries),
         settings=differences(_settings(a), _settings(b)),
         versions=differences(a.result["versions"], b.result["versions"]),
     )
@@ -82,7 +87,7 @@ def _same_images(a: Predictions | None, b: Predictions | None) -> bool:
 
 
 def _sentences(
-    names: tuple[str, str], runs: tuple[Run, Run], split: str, against: words.Versus
+    names: tuple[str, str], runs: tuple[Run, Run], split: str, against: findings.Versus
 ) -> list[str]:
     question = f"Is the best model of {names[1]} better than that of {names[0]}?"
     scores = [words.percent(_top1(run, split)) for run in runs]
@@ -101,7 +106,7 @@ def _figures(runs: tuple[Run, Run], split: str) -> list[tuple[str, list[str]]]:
     scores = [run.best.of(split) for run in runs]
     robust = [run.best.robustness for run in runs]
     kept = [run.lessons[-1].selection if run.lessons else None for run in runs]
-    times = [page.stages(run)["total"] for run in runs]
+    times = [stages(run)["total"] for run in runs]
     rows = [
         (f"Accuracy, {split}", [_with_interval(_top1(r, split), r.best.of(split)) for r in runs]),
         ("Accuracy, validation", [words.percent(run.best.row["val_top1"]) for run in runs]),
@@ -135,10 +140,10 @@ def _accuracy_charts(
         score
         for run in runs
         for shown in (split, "validation")
-        for score in page.scores_of(run, shown).values()
+        for score in accuracy.scores_of(run, shown).values()
     )
     return [
-        (name, page.accuracy_chart(run, split, f"accuracy-{i}", limits))
+        (name, accuracy.accuracy_chart(run, split, f"accuracy-{i}", limits))
         for i, (name, run) in enumerate(zip(names, runs, strict=True))
     ]
 

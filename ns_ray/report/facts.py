@@ -1,22 +1,18 @@
 """What a finished run left in its files, as plain values. Knows no HTML and no pictures."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 import yaml
 
 from ns_ray import store
 from ns_ray.config import AcceptConfig, validate
 from ns_ray.errors import ConfigError, DataError
+from ns_ray.report.predictions import Predictions, read_predictions
 from ns_ray.steps import teachers
 from ns_ray.store import (
     PROVENANCE,
-    REJECTED_PREFIX,
     Corpus,
     PseudoLabels,
     RunLayout,
@@ -26,33 +22,6 @@ from ns_ray.store import (
     open_labels,
     open_selection,
 )
-
-Array = np.ndarray[Any, Any]
-SPLITS = ("labeled", "unlabeled", "validation", "test")
-
-
-@dataclass(frozen=True)
-class Predictions:
-    """What a model says about a labeled corpus, sorted by key; all columns have the same length.
-
-    Attributes:
-        keys: keys, strings.
-        shards: corpus shard of each image, strings.
-        truth: index of its class.
-        predicted: index of the predicted class.
-        confidence: of the prediction, a fraction.
-    """
-
-    keys: Array
-    shards: Array
-    truth: Array
-    predicted: Array
-    confidence: Array
-
-    @property
-    def correct(self) -> Array:
-        """Whether the model is right about each."""
-        return np.asarray(self.predicted == self.truth)
 
 
 @dataclass(frozen=True)
@@ -217,36 +186,14 @@ class Run:
     def predictions(self, model: Model, split: str) -> Predictions | None:
         """What a model said about validation or test images; None where that is gone."""
         if (model.folder, split) not in self._predictions:
-            self._predictions[model.folder, split] = self._read_predictions(model, split)
+            place = store.join(self.layout.evaluation(model.generation), split)
+            corpus = self.corpus(split)
+            self._predictions[model.folder, split] = read_predictions(place, corpus)
         return self._predictions[model.folder, split]
 
     @cached_property
     def _predictions(self) -> dict[tuple[str, str], Predictions | None]:
         return {}
-
-    def _read_predictions(self, model: Model, split: str) -> Predictions | None:
-        place = store.join(self.layout.evaluation(model.generation), split)
-        done = store.published(place)
-        corpus = self.corpus(split)
-        if done is None or corpus is None:
-            return None
-        tables = []
-        files = {name.split(".", 1)[0]: name for name in done.files if _is_labels(name)}
-        for shard, truth in corpus.scan(["key", "label"]):
-            table = store.read_table(
-                store.join(place, files[shard.name]), ["key", "label", "confidence", "shard"]
-            )
-            rows = pc.index_in(table["key"], value_set=truth["key"].combine_chunks())
-            tables.append(table.append_column("truth", truth["label"].take(rows)))
-        table = pa.concat_tables(tables).sort_by("key")
-        column = {name: table[name].to_numpy() for name in table.column_names}
-        return Predictions(
-            keys=column["key"],
-            shards=column["shard"],
-            truth=column["truth"],
-            predicted=column["label"],
-            confidence=column["confidence"],
-        )
 
 
 def open_run(path: str) -> Run:
@@ -265,113 +212,3 @@ def open_run(path: str) -> Run:
         )
     config = yaml.safe_load(store.read_bytes(layout.config))
     return Run(layout, store.read_json(layout.result), config)
-
-
-def matched(a: Array, b: Array) -> tuple[Array, Array]:
-    """Positions in each of two arrays of unique keys of those that both hold."""
-    at_a = pc.index_in(pa.array(b), value_set=pa.array(a)).to_numpy(zero_copy_only=False)
-    at_b = np.flatnonzero(~np.isnan(at_a.astype(np.float64)))
-    return at_a[at_b].astype(np.int64), at_b
-
-
-@dataclass(frozen=True)
-class Kept:
-    """How right a class's pseudo-labels are, as far as validation images can tell.
-
-    Attributes:
-        rows: validation images that the teacher gives this class and selection would not drop.
-        right: those that are of this class.
-    """
-
-    rows: int
-    right: int
-
-
-def kept_precision(run: Run, lesson: Lesson) -> list[Kept] | None:
-    """Per class, on validation: the teacher's answers above the class's threshold of confidence.
-    None where the teacher's predictions are gone."""
-    found = run.predictions(run.models[lesson.teacher], "validation")
-    if found is None:
-        return None
-    facts = lesson.selection.facts
-    cuts = np.array(
-        [
-            facts["threshold"] if row["threshold"] is None else row["threshold"]
-            for row in facts["table"]
-        ],
-        np.float32,
-    )
-    above = found.confidence > cuts[found.predicted]
-    rows = np.bincount(found.predicted[above], minlength=len(cuts))
-    right = np.bincount(found.predicted[above & found.correct], minlength=len(cuts))
-    return [Kept(int(n), int(k)) for n, k in zip(rows, right, strict=True)]
-
-
-def confusion(run: Run, model: Model) -> Array | None:
-    """int64 [true class, predicted class] on the headline's images."""
-    counts = model.of(run.split).get("confusion")
-    if counts is not None:
-        return np.array(counts, np.int64)
-    found = run.predictions(model, run.split)
-    if found is None:
-        return None
-    size = len(run.classes)
-    cells = found.truth.astype(np.int64) * size + found.predicted
-    return np.asarray(np.bincount(cells, minlength=size * size).reshape(size, size), np.int64)
-
-
-def unreadable(run: Run) -> list[dict[str, Any]]:
-    """Images that could not be used: {corpus, reason, rows, examples: [uri]}, most rows first.
-    Examples are looked for among the first ones only."""
-    found = []
-    for split in SPLITS:
-        corpus = run.corpus(split)
-        for reason, rows in (corpus.rejected if corpus else {}).items():
-            assert corpus is not None
-            path = store.join(corpus.path, "rejected.parquet")
-            examples = _examples([path]).get(reason, [])
-            found.append({"corpus": split, "reason": reason, "rows": rows, "examples": examples})
-    if run.lessons and run.lessons[0].labels.facts.get("rejected"):
-        labels = run.lessons[0].labels
-        done = store.published(labels.path)
-        names = [n for n in done.files if n.startswith(REJECTED_PREFIX)] if done else []
-        by_reason = _examples([store.join(labels.path, name) for name in names[:10]])
-        found.append(
-            {
-                "corpus": "unlabeled",
-                "reason": f"unreadable when labeled: {', '.join(by_reason)}",
-                "rows": int(labels.facts["rejected"]),
-                "examples": [uri for uris in by_reason.values() for uri in uris][:3],
-            }
-        )
-    return sorted(found, key=lambda row: -int(row["rows"]))
-
-
-def _examples(paths: list[str]) -> dict[str, list[str]]:
-    """Up to three images per reason of rejection."""
-    found: dict[str, list[str]] = {}
-    for path in filter(store.exists, paths):
-        for row in store.read_first(path, 10_000, ["uri", "reason"]).to_pylist():
-            known = found.setdefault(row["reason"], [])
-            if len(known) < 3:
-                known.append(row["uri"])
-    return found
-
-
-def severities(robustness: Mapping[str, Any]) -> list[str]:
-    """The severities that were scored, such as ["1", "2", "3", "4", "5"]."""
-    rows = (robustness.get("corruptions") or {}).values()
-    return sorted({severity for row in rows for severity in row["error"]}, key=int)
-
-
-def families(robustness: Mapping[str, Any]) -> dict[str, list[float]]:
-    """Family of corruptions -> mean accuracy at each of `severities`, as fractions."""
-    errors: dict[str, list[list[float]]] = {}
-    for corruption in (robustness.get("corruptions") or {}).values():
-        by_severity = [float(corruption["error"][s]) for s in severities(robustness)]
-        errors.setdefault(str(corruption["family"]), []).append(by_severity)
-    return {name: [float(1 - x) for x in np.mean(rows, axis=0)] for name, rows in errors.items()}
-
-
-def _is_labels(name: str) -> bool:
-    return name.endswith(".parquet") and not name.startswith(REJECTED_PREFIX)

@@ -1,0 +1,76 @@
+"""How often each model is right, and how often it thinks so."""
+
+from typing import Any
+
+from markupsafe import Markup
+
+from ns_ray.report import charts, words
+from ns_ray.report.charts import Score
+from ns_ray.report.facts import Model, Run
+
+
+def model_row(run: Run, model: Model) -> dict[str, Any]:
+    """A row of the table of models."""
+    scores = {}
+    for split in ("test", "validation"):
+        of = model.of(split)
+        top1 = model.row.get("test_top1" if split == "test" else "val_top1")
+        low_high = words.interval(of)
+        scores[split] = {
+            "top1": top1,
+            "interval": None if low_high is None else words.span(low_high),
+        }
+    main = model.of(run.split)
+    topk = next((k for k in main if k.startswith("top") and k[3:].isdigit() and k != "top1"), None)
+    return {
+        "name": model.name,
+        "kind": model.kind,
+        "model": model.row["model"],
+        "parameters": model.row["parameters"],
+        "accepted": None if model.kind != "student" else bool(model.row["accepted"]),
+        "p": model.row.get("p_value"),
+        "best": model is run.best,
+        "topk": (topk, main.get(topk)) if topk else None,
+        "nll": main.get("nll"),
+        "ece": main.get("ece"),
+        **scores,
+    }
+
+
+def scores_of(run: Run, split: str) -> dict[str, Score | None]:
+    """Accuracy of each model on a split, by its folder."""
+    name = "test_top1" if split == "test" else "val_top1"
+    return {
+        model.folder: None
+        if model.row.get(name) is None
+        else Score(float(model.row[name]), words.interval(model.of(split)))
+        for model in run.models
+    }
+
+
+def accuracy_chart(
+    run: Run, split: str, name: str = "accuracy", limits: tuple[float, float] | None = None
+) -> Markup:
+    """Accuracy per generation with intervals, and the control arm. Test is drawn solid."""
+    rows = [("control" if m.is_control else f"gen. {m.generation}", m.kind) for m in run.models]
+    splits = {s: list(scores_of(run, s).values()) for s in dict.fromkeys((split, "validation"))}
+    told = "; ".join(
+        f"{model.name} {words.percent(score.value)}"
+        for model, score in zip(run.models, splits[split], strict=True)
+        if score is not None
+    )
+    return charts.accuracies(rows, splits, f"Accuracy on {split} images: {told}.", name, limits)
+
+
+def reliability_of(model: Model, split: str, name: str, kind: str) -> tuple[str, Markup] | None:
+    """The title and the reliability diagram of a model, where it has bins."""
+    scores = model.of(split)
+    if not scores.get("reliability"):
+        return None
+    ece = words.percent(scores.get("ece"))
+    text = f"Accuracy against confidence of {name}; mean gap (ECE) {ece}."
+    identity = f"reliability-{kind}-{model.folder}"
+    return (
+        f"{name}: ECE {ece}",
+        charts.reliability(identity, scores["reliability"], kind, text),
+    )
