@@ -9,8 +9,8 @@ from ns_ray import store
 from ns_ray.config.run import DataConfig
 from ns_ray.data.stage import ingest
 from ns_ray.store import schema
+from ns_ray.store.corpora import Corpora, Corpus
 from ns_ray.store.layout import RunLayout
-from ns_ray.store.values import Corpora, Corpus
 
 
 def fill(folder: Path, counts: dict[str, int], start: int = 0) -> Path:

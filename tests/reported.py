@@ -15,9 +15,10 @@ from ns_ray.config.run import RunConfig
 from ns_ray.data.images import encode_png
 from ns_ray.scoring.scores import score
 from ns_ray.selection.stage import select
+from ns_ray.store.corpora import Shard, corpus_manifest
+from ns_ray.store.labels import open_labels
 from ns_ray.store.layout import CONTROL, RunLayout, arm_name
 from ns_ray.store.schema import CORPUS, REJECTED, labels_table, part_name
-from ns_ray.store.values import Shard, corpus_manifest, open_labels
 
 Array = np.ndarray[Any, Any]
 

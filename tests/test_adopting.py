@@ -16,7 +16,7 @@ from ns_ray.data.sources import list_source
 from ns_ray.data.stage import adopt, pack, split
 from ns_ray.errors import DataError
 from ns_ray.store import schema
-from ns_ray.store.values import Corpora, Corpus
+from ns_ray.store.corpora import Corpora, Corpus
 
 
 def test_a_packed_corpus_is_adopted_when_nothing_must_change(tmp_path: Path) -> None:

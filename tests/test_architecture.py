@@ -104,7 +104,7 @@ def test_a_room_is_entered_by_its_face(name: str) -> None:
     [
         ("from ns_ray.store import read_json", []),
         ("from ns_ray.store.files import read_json", ["ns_ray.store.files: read_json"]),
-        ("from ns_ray.store import values", ["ns_ray.store: values"]),
+        ("from ns_ray.store import files", ["ns_ray.store: files"]),
         ("def f():\n    from ns_ray.model import _padded", ["ns_ray.model: _padded"]),
         ("from ns_ray.data.images import decode", []),
         ("from ns_ray.steps import steps", []),

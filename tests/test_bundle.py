@@ -18,8 +18,7 @@ from ns_ray.config.training import ModelConfig
 from ns_ray.errors import ConfigError, DataError
 from ns_ray.model.bundle import card, load, load_weights, save
 from ns_ray.model.networks import build, build_noised, parameter_count
-from ns_ray.store import values
-from ns_ray.store.values import Bundle, open_bundle
+from ns_ray.store.bundles import CONFIG, PROVENANCE, WEIGHTS, Bundle, open_bundle
 
 CLASSES = ("ant", "bee", "cat, the")
 IMAGES = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
@@ -165,24 +164,24 @@ def test_an_unfinished_bundle_is_refused(copy: Path) -> None:
 def test_half_replaced_weights_are_refused(saved: tuple[nn.Module, Bundle], copy: Path) -> None:
     other = copy.parent / "other"
     save(trained(), str(other), classes=CLASSES, fingerprint="other", provenance=FACTS)
-    weights = bytearray((copy / values.WEIGHTS).read_bytes())
+    weights = bytearray((copy / WEIGHTS).read_bytes())
     weights[-1] ^= 1
-    (copy / values.WEIGHTS).write_bytes(weights)
+    (copy / WEIGHTS).write_bytes(weights)
     with pytest.raises(DataError, match=r"model\.safetensors is not the file ns_ray\.json names"):
         load(open_bundle(str(copy)))
-    shutil.copy(other / values.PROVENANCE, copy)  # killed before _DONE.json of the new one
+    shutil.copy(other / PROVENANCE, copy)  # killed before _DONE.json of the new one
     with pytest.raises(DataError, match="is half-written"):
         open_bundle(str(copy))
 
 
 def test_lost_weights_are_a_data_error(copy: Path) -> None:
-    (copy / values.WEIGHTS).unlink()
+    (copy / WEIGHTS).unlink()
     with pytest.raises(DataError, match=r"has no model\.safetensors"):
         open_bundle(str(copy))
 
 
 def test_a_broken_config_is_a_data_error(copy: Path) -> None:
-    (copy / values.CONFIG).write_text("{")
+    (copy / CONFIG).write_text("{")
     with pytest.raises(DataError, match="not valid JSON"):
         open_bundle(str(copy))
 
@@ -216,8 +215,8 @@ def test_replaced_weights_make_another_fingerprint(tmp_path: Path) -> None:
     foreign(tmp_path)
     before = open_bundle(str(tmp_path)).fingerprint
     assert open_bundle(str(tmp_path)).fingerprint == before
-    weights = (tmp_path / values.WEIGHTS).read_bytes()
-    (tmp_path / values.WEIGHTS).write_bytes(weights + b"\0")
+    weights = (tmp_path / WEIGHTS).read_bytes()
+    (tmp_path / WEIGHTS).write_bytes(weights + b"\0")
     assert open_bundle(str(tmp_path)).fingerprint != before
 
 
@@ -245,7 +244,7 @@ def test_a_pickle_beside_safe_weights_is_not_touched(tmp_path: Path) -> None:
 )
 def test_weights_that_do_not_fit_are_a_data_error(tmp_path: Path, damage: dict[str, Any]) -> None:
     foreign(tmp_path)
-    path = tmp_path / values.CONFIG
+    path = tmp_path / CONFIG
     path.write_text(json.dumps({**json.loads(path.read_text()), **damage}))
     with pytest.raises(DataError, match="timm cannot load") as caught:
         load(open_bundle(str(tmp_path)))
@@ -254,7 +253,7 @@ def test_weights_that_do_not_fit_are_a_data_error(tmp_path: Path, damage: dict[s
 
 def test_garbage_instead_of_weights_is_a_data_error(tmp_path: Path) -> None:
     foreign(tmp_path)
-    (tmp_path / values.WEIGHTS).write_bytes(b"garbage" * 100)
+    (tmp_path / WEIGHTS).write_bytes(b"garbage" * 100)
     with pytest.raises(DataError, match="timm cannot load"):
         load(open_bundle(str(tmp_path)))
 

@@ -17,7 +17,7 @@ from ns_ray.errors import ImageError, StageError
 from ns_ray.model import onnx as exporting
 from ns_ray.model.bundle import load
 from ns_ray.model.predictor import Predictor
-from ns_ray.store.values import open_bundle
+from ns_ray.store.bundles import open_bundle
 
 
 @pytest.fixture(scope="module")

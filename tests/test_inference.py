@@ -25,9 +25,10 @@ from ns_ray.labeling import inference
 from ns_ray.labeling.stage import pseudo_label
 from ns_ray.model import bundle
 from ns_ray.model.networks import build
-from ns_ray.store import values
+from ns_ray.store.bundles import Bundle, open_bundle
+from ns_ray.store.corpora import Corpus, open_corpus
+from ns_ray.store.labels import PseudoLabels
 from ns_ray.store.schema import dense_probs, labels_schema
-from ns_ray.store.values import Bundle, Corpus, PseudoLabels, open_corpus
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -205,7 +206,7 @@ def test_a_damaged_teacher_is_named(
     with (tmp_path / "bad" / "model.safetensors").open("ab") as file:
         file.write(b"more")
     with pytest.raises(DataError, match=r"model.safetensors is not the file ns_ray.json names"):
-        label(values.open_bundle(f"{tmp_path}/bad"), pile, tmp_path / "labels", pool)
+        label(open_bundle(f"{tmp_path}/bad"), pile, tmp_path / "labels", pool)
     assert not (tmp_path / "labels" / store.DONE).exists()
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from tiny import flat_folder, folder_per_class, write_config
 
-from ns_ray.store.values import open_labels
+from ns_ray.store.labels import open_labels
 
 
 @pytest.mark.ray

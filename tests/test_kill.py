@@ -10,7 +10,7 @@ import pytest
 from kill_driver import MOMENTS, SHARDS, STEP
 from tiny import Whole, start
 
-from ns_ray.store.values import open_labels, open_selection
+from ns_ray.store.labels import open_labels, open_selection
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 

@@ -22,8 +22,9 @@ from ns_ray import store
 from ns_ray.config.noise import NoiseConfig, NoiseName
 from ns_ray.config.training import TrainConfig
 from ns_ray.errors import DataError
-from ns_ray.store import schema, values
-from ns_ray.store.values import Corpus, PseudoLabels, Selection, Shard
+from ns_ray.store import schema
+from ns_ray.store.corpora import Corpus, Shard, corpus_manifest, open_corpus
+from ns_ray.store.labels import PseudoLabels, Selection, open_labels, open_selection
 from ns_ray.training import loader
 from ns_ray.training.job import Job
 from ns_ray.training.loader import (
@@ -67,12 +68,12 @@ def corpus(folder: Path, counts: list[int], labeled: bool = True) -> Corpus:
         store.write_table(f"{folder}/{file}", pa.Table.from_pylist(rows, schema=schema.CORPUS))
         shards.append(Shard(name, file, count, sum(len(row["image"]) for row in rows)))
     classes = ["a", "b", "c"] if labeled else []
-    manifest = values.corpus_manifest(shards, classes, [], {}, "test")
+    manifest = corpus_manifest(shards, classes, [], {}, "test")
     store.write_json(f"{folder}/manifest.json", manifest)
     store.publish(
         str(folder), stage="pack", fingerprint="f" * 12, files=[], facts={}, inputs={}, seconds=0
     )
-    return values.open_corpus(str(folder))
+    return open_corpus(str(folder))
 
 
 def probs_of(key: str) -> np.ndarray:
@@ -94,7 +95,7 @@ def pseudo_labels(folder: Path, images: Corpus, drop: str = "") -> PseudoLabels:
         files.append(file)
     facts = {"corpus": images.path, "classes": ["a", "b", "c"], "rows": images.rows}
     publish(folder, "label", files, facts)
-    return values.open_labels(str(folder))
+    return open_labels(str(folder))
 
 
 def selection(
@@ -126,7 +127,7 @@ def selection(
         **facts,
     }
     publish(folder, "select", files, facts)
-    return values.open_selection(str(folder))
+    return open_selection(str(folder))
 
 
 def publish(folder: Path, stage: str, files: list[str], facts: dict[str, Any]) -> None:

@@ -18,7 +18,7 @@ from ns_ray.commands import app, run_app
 from ns_ray.compute import runtime
 from ns_ray.compute.resources import Machine
 from ns_ray.errors import StageError
-from ns_ray.store.values import open_corpus
+from ns_ray.store.corpora import open_corpus
 
 CONFIG, DATA, FAULT = 2, 3, 70
 

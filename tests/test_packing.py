@@ -20,7 +20,7 @@ from ns_ray.data.sources.listing import Listing
 from ns_ray.data.stage import pack
 from ns_ray.errors import DataError, StageError, StorageError
 from ns_ray.store import schema
-from ns_ray.store.values import open_corpus
+from ns_ray.store.corpora import open_corpus
 
 
 def test_a_corpus_holds_the_original_files(tmp_path: Path) -> None:

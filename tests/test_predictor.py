@@ -24,7 +24,7 @@ from ns_ray.model.bundle import load, save
 from ns_ray.model.engines import Choice, TorchForward
 from ns_ray.model.networks import build_noised
 from ns_ray.model.predictor import NoisedPredictor, Predictor
-from ns_ray.store.values import open_bundle
+from ns_ray.store.bundles import open_bundle
 
 CLASSES = ("ant", "bee", "cat", "dog")
 FP32 = PredictConfig(precision="fp32")

@@ -13,7 +13,7 @@ from ns_ray.errors import ConfigError, DataError
 from ns_ray.model.bundle import fetch, load
 from ns_ray.model.networks import build, build_noised
 from ns_ray.model.pretrained import imagenet_synsets, load_lite
-from ns_ray.store.values import open_bundle
+from ns_ray.store.bundles import open_bundle
 
 LITE0 = ModelConfig(model="tf_efficientnet_lite0", pretrained=LITE)
 

@@ -9,7 +9,7 @@ from ns_ray.config.loading import load_recipe, recipe_names
 from ns_ray.config.run import RunConfig
 from ns_ray.config.training import ModelConfig, TrainConfig, fixres_config, train_config
 from ns_ray.model.cost import forward_cost, training_cost
-from ns_ray.store.values import Corpus, Shard
+from ns_ray.store.corpora import Corpus, Shard
 from ns_ray.training.job import Job, lane_sizes
 from ns_ray.training.learner import Learner
 from ns_ray.training.loader import DeviceBatch

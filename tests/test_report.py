@@ -23,7 +23,7 @@ from ns_ray.commands import app, execute
 from ns_ray.report import findings, gallery, pictures, pile
 from ns_ray.report.facts import open_run
 from ns_ray.report.lessons import kept_precision
-from ns_ray.store.values import Shard
+from ns_ray.store.corpora import Shard
 
 Open = Callable[..., Page]
 

@@ -15,7 +15,8 @@ import yaml
 from tiny import COLORS, LONELY, MODEL, Whole, start
 
 from ns_ray import store
-from ns_ray.store.values import open_corpus, open_labels, open_selection
+from ns_ray.store.corpora import open_corpus
+from ns_ray.store.labels import open_labels, open_selection
 
 pytestmark = pytest.mark.slow
 

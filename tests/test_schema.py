@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 
 from ns_ray import store
 from ns_ray.errors import DataError
-from ns_ray.store import schema, values
+from ns_ray.store import schema
+from ns_ray.store.corpora import Shard, corpus_manifest, open_corpus
+from ns_ray.store.labels import open_labels, open_selection
 
 Array = np.ndarray[Any, Any]
 
@@ -124,17 +126,17 @@ def test_part_names() -> None:
 
 
 def write_corpus(folder: Path, **changes: Any) -> None:
-    shards = [values.Shard("shard-00000", "shard-00000.abcdef.parquet", 3, 30)]
-    manifest = values.corpus_manifest(shards, ["a", "b"], [2, 1], {"truncated": 4}, "src")
+    shards = [Shard("shard-00000", "shard-00000.abcdef.parquet", 3, 30)]
+    manifest = corpus_manifest(shards, ["a", "b"], [2, 1], {"truncated": 4}, "src")
     store.write_json(f"{folder}/manifest.json", {**manifest, **changes})
 
 
 def test_a_corpus_opens_once_it_is_done(tmp_path: Path) -> None:
     write_corpus(tmp_path)
     with pytest.raises(DataError, match="is not a packed corpus"):
-        values.open_corpus(str(tmp_path))
+        open_corpus(str(tmp_path))
     done(tmp_path, "pack", ["shard-00000.abcdef.parquet"], {})
-    corpus = values.open_corpus(str(tmp_path))
+    corpus = open_corpus(str(tmp_path))
     assert corpus.rows == 3
     assert corpus.classes == ("a", "b")
     assert corpus.class_counts == (2, 1)
@@ -146,23 +148,23 @@ def test_a_pointer_is_followed(tmp_path: Path) -> None:
     write_corpus(tmp_path / "real")
     done(tmp_path / "real", "pack", [], {})
     store.write_json(f"{tmp_path}/here/pointer.json", {"corpus": str(tmp_path / "real")})
-    assert values.open_corpus(str(tmp_path / "here")).path == str(tmp_path / "real")
+    assert open_corpus(str(tmp_path / "here")).path == str(tmp_path / "real")
 
 
 def test_a_newer_format_is_refused(tmp_path: Path) -> None:
     write_corpus(tmp_path, format=schema.FORMAT + 1)
     done(tmp_path, "pack", [], {})
     with pytest.raises(DataError, match=rf"format {schema.FORMAT + 1}.*up to {schema.FORMAT}"):
-        values.open_corpus(str(tmp_path))
+        open_corpus(str(tmp_path))
 
 
 def test_labels_open_without_the_files_of_rejected_images(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no finished pseudo-labels"):
-        values.open_labels(str(tmp_path))
+        open_labels(str(tmp_path))
     names = ["shard-00000.abcdef.parquet", "rejected-shard-00000.abcdef.parquet"]
     facts = {"corpus": "/c", "classes": ["a", "b"], "rows": 3, "rejected": 1}
     done(tmp_path, "label", names, facts)
-    labels = values.open_labels(str(tmp_path))
+    labels = open_labels(str(tmp_path))
     assert labels.files == {"shard-00000": "shard-00000.abcdef.parquet"}
     assert (labels.rows, labels.corpus, labels.classes) == (3, "/c", ("a", "b"))
     assert labels.seconds == 2.0
@@ -171,7 +173,7 @@ def test_labels_open_without_the_files_of_rejected_images(tmp_path: Path) -> Non
 def test_a_folder_of_another_stage_is_refused(tmp_path: Path) -> None:
     done(tmp_path, "label", [], {"corpus": "/c", "classes": ["a"], "rows": 0})
     with pytest.raises(DataError, match="no finished selection"):
-        values.open_selection(str(tmp_path))
+        open_selection(str(tmp_path))
 
 
 def test_a_selection_opens(tmp_path: Path) -> None:
@@ -184,7 +186,7 @@ def test_a_selection_opens(tmp_path: Path) -> None:
         "targets": "soft",
     }
     done(tmp_path, "select", ["shard-00000.abcdef.parquet"], facts)
-    selection = values.open_selection(str(tmp_path))
+    selection = open_selection(str(tmp_path))
     assert selection.counts == {"shard-00000": 5}
     assert (selection.kept, selection.copies) == (3, 5)
     assert (selection.labels, selection.corpus) == ("/labels", "/corpus")

@@ -13,8 +13,8 @@ from ns_ray.config.labeling import SelectConfig
 from ns_ray.errors import DataError
 from ns_ray.selection import stage
 from ns_ray.selection.stage import select, selection_table
+from ns_ray.store.labels import PseudoLabels, Selection, open_labels, open_selection
 from ns_ray.store.schema import SELECTION, labels_table, part_name
-from ns_ray.store.values import PseudoLabels, Selection, open_labels, open_selection
 
 CLASSES = ("cat", "dog", "emu")
 

@@ -19,17 +19,12 @@ from ns_ray.errors import DataError
 from ns_ray.result import robustness_summary
 from ns_ray.selftrain import self_train
 from ns_ray.steps import Label, Score, Select, Train
+from ns_ray.store.bundles import Bundle
+from ns_ray.store.corpora import Corpora, Corpus, Shard
+from ns_ray.store.evaluations import Evaluation
+from ns_ray.store.labels import PseudoLabels, Selection
 from ns_ray.store.layout import RunLayout
-from ns_ray.store.values import (
-    Bundle,
-    Corpora,
-    Corpus,
-    Evaluation,
-    Facts,
-    PseudoLabels,
-    Selection,
-    Shard,
-)
+from ns_ray.store.publication import Facts
 
 IMAGES = 40
 CLASSES = ("a", "b")

@@ -16,7 +16,7 @@ import pytest
 
 from ns_ray import store
 from ns_ray.errors import ConfigError, DataError, MissingFileError, StageError, StorageError
-from ns_ray.store.files import DONE
+from ns_ray.store.paths import DONE
 
 
 def publish(folder: Path, fingerprint: str, **files: str) -> store.Done:
@@ -284,7 +284,7 @@ def test_nothing_is_removed_before_the_new_publication_stands(
     def refuse(*_args: Any) -> None:
         raise ConfigError("disk full")
 
-    monkeypatch.setattr("ns_ray.store.files.write_json", refuse)
+    monkeypatch.setattr("ns_ray.store.publication.write_json", refuse)
     with pytest.raises(ConfigError):
         publish(tmp_path, "two", b="2")
     done = store.already(str(tmp_path), "one")

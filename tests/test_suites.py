@@ -30,7 +30,8 @@ from ns_ray.robustness.corruptions import STANDARD, corrupt
 from ns_ray.robustness.pictures import released_units, video
 from ns_ray.robustness.suites import evaluate_robustness
 from ns_ray.scoring.stage import evaluate
-from ns_ray.store.values import Bundle, Corpus
+from ns_ray.store.bundles import Bundle
+from ns_ray.store.corpora import Corpus
 
 CONFIG = RobustnessConfig(images=7, sequences=2, severities=(1, 3), epsilons=(4,), pgd_steps=2)
 HERE = Pool(actors=1, cpus=1, gpus=0, in_process=True)

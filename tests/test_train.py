@@ -23,7 +23,9 @@ from ns_ray.errors import ConfigError, ImageError, StageError
 from ns_ray.model.bundle import load
 from ns_ray.selection.stage import select
 from ns_ray.store import schema
-from ns_ray.store.values import Corpus, Selection, open_bundle, open_corpus, open_labels
+from ns_ray.store.bundles import open_bundle
+from ns_ray.store.corpora import Corpus, open_corpus
+from ns_ray.store.labels import Selection, open_labels
 from ns_ray.training import loader, stage
 from ns_ray.training import workers as ray_workers
 from ns_ray.training.rows import Sizes, batches

@@ -10,7 +10,9 @@ from tiny import flat_folder, folder_per_class, write_config
 from typer.testing import CliRunner
 
 from ns_ray.commands import app
-from ns_ray.store.values import open_bundle, open_corpus, open_labels, open_selection
+from ns_ray.store.bundles import open_bundle
+from ns_ray.store.corpora import open_corpus
+from ns_ray.store.labels import open_labels, open_selection
 
 pytestmark = pytest.mark.ray
 

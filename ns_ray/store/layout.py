@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from ns_ray.config import RunConfig
-from ns_ray.store import files
+from ns_ray.store.paths import absolute, join
 
 CONTROL = -1
 """The control arm's place among the generations."""
@@ -23,66 +23,66 @@ class RunLayout:
     @classmethod
     def of(cls, config: RunConfig) -> "RunLayout":
         """The layout of a config's run; the root is absolute."""
-        return cls(files.join(files.absolute(config.storage), config.name))
+        return cls(join(absolute(config.storage), config.name))
 
     @property
     def config(self) -> str:
         """The resolved config."""
-        return files.join(self.root, "config.yaml")
+        return join(self.root, "config.yaml")
 
     @property
     def result(self) -> str:
         """The machine-readable verdict."""
-        return files.join(self.root, "result.json")
+        return join(self.root, "result.json")
 
     @property
     def report(self) -> str:
         """The verdict for people."""
-        return files.join(self.root, "report.html")
+        return join(self.root, "report.html")
 
     @property
     def metrics(self) -> str:
         """Every metric as it happened."""
-        return files.join(self.root, "metrics.jsonl")
+        return join(self.root, "metrics.jsonl")
 
     @property
     def model(self) -> str:
         """The best bundle, the one that is served."""
-        return files.join(self.root, "model")
+        return join(self.root, "model")
 
     def corpus(self, name: str) -> str:
         """Packed labeled, unlabeled, validation or test images."""
-        return files.join(self.root, "corpora", name)
+        return join(self.root, "corpora", name)
 
     def generation(self, g: int) -> str:
         """Folder of a generation, or of the control arm."""
-        return files.join(self.root, arm_name(g))
+        return join(self.root, arm_name(g))
 
     def checkpoints(self, g: int) -> str:
         """Training checkpoints."""
-        return files.join(self.generation(g), "checkpoints")
+        return join(self.generation(g), "checkpoints")
 
     def bundle(self, g: int) -> str:
         """The trained model."""
-        return files.join(self.generation(g), "bundle")
+        return join(self.generation(g), "bundle")
 
     def pretrained(self, g: int) -> str:
         """A student before its fine-tuning on labels, where `finetune` is set."""
-        return files.join(self.generation(g), "pretrained")
+        return join(self.generation(g), "pretrained")
 
     def evaluation(self, g: int) -> str:
         """Scores and predictions; `evaluation.json` beside the bundle sums them up."""
-        return files.join(self.generation(g), "evaluation")
+        return join(self.generation(g), "evaluation")
 
     def robustness(self, name: str) -> str:
         """Counts of mistakes on corrupted, perturbed and attacked images, of the model with this
         folder (see `arm_name`), or of a `baseline` from elsewhere."""
-        return files.join(self.root, name, "robustness")
+        return join(self.root, name, "robustness")
 
     def pseudo_labels(self, g: int) -> str:
         """Labels for the student of generation g."""
-        return files.join(self.generation(g), "pseudo_labels")
+        return join(self.generation(g), "pseudo_labels")
 
     def selection(self, g: int) -> str:
         """Selected rows for the student of generation g."""
-        return files.join(self.generation(g), "selection")
+        return join(self.generation(g), "selection")

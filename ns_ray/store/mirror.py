@@ -14,6 +14,7 @@ from pathlib import Path
 
 from ns_ray.log import say
 from ns_ray.store import files
+from ns_ray.store.paths import is_uri, join
 
 COPY_SECONDS = 10.0
 """How far the objects may be behind."""
@@ -31,13 +32,13 @@ def mirrored(root: str, appended: Sequence[str]) -> Iterator[str]:
     Raises:
         StorageError: such a file cannot be read.
     """
-    if not files.is_uri(root):
+    if not is_uri(root):
         yield root
         return
     folder = tempfile.mkdtemp(prefix="ns-ray-")
     for name in appended:
         with suppress(FileNotFoundError):
-            Path(folder, name).write_bytes(files.read_bytes(files.join(root, name)))
+            Path(folder, name).write_bytes(files.read_bytes(join(root, name)))
     copies, over = _Copies(folder, root), threading.Event()
     thread = threading.Thread(target=copies.keep_up, args=(over,), name="mirror", daemon=True)
     thread.start()
@@ -72,7 +73,7 @@ class _Copies:
         for name, state in self._states().items():
             if self._known.get(name) != state:
                 data = Path(self._folder, name).read_bytes()
-                files.write_bytes(files.join(self._root, name), data)
+                files.write_bytes(join(self._root, name), data)
                 self._known[name] = state
 
     def _states(self) -> dict[str, tuple[int, int]]:
