@@ -17,7 +17,7 @@ import uvicorn
 from ns_ray.config.training import ModelConfig
 from ns_ray.config.validation import validate
 from ns_ray.model import bundle, networks
-from ns_ray.serving.app import create_app
+from ns_ray.serving.paths import create_app
 from ns_ray.serving.replica import Replica
 from ns_ray.serving.settings import ServeConfig
 

@@ -27,7 +27,7 @@ HEAVY = {"torch", "torchvision", "timm", "ray"}
 MAY_BE_HEAVY = (
     *("model", "robustness", "planning.check", "planning.plan", "stages"),
     *("training.learner", "training.loader", "training.loop", "training.losses"),
-    *("training.workers", "serving.app", "serving.deployment", "serving.replica"),
+    *("training.workers", "serving.app", "serving.deployment", "serving.paths", "serving.replica"),
 )
 """All others import neither torch nor Ray until there is work for them: a report is made again on
 any machine; what a command says of its options, or of a mistake in them, is said at once; and a

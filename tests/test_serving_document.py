@@ -17,7 +17,7 @@ from served import JSON, Server, b64, make_bundle, serving
 from starlette.routing import Route
 
 import ns_ray
-from ns_ray.serving.app import create_app
+from ns_ray.serving.paths import create_app
 from ns_ray.serving.replica import Replica
 from ns_ray.serving.settings import ServeConfig
 

@@ -20,7 +20,7 @@ from ns_ray.data import images
 from ns_ray.model import engines, predictor
 
 PACKAGE = package.__name__
-MODULES = ("settings", "totals", "batcher", "requests", "responses", "replica", "app")
+MODULES = ("settings", "totals", "batcher", "requests", "responses", "replica", "app", "paths")
 """Each imports only from those before it."""
 RAYS = ("deployment", "swap", "launch")
 """What Ray Serve sees: they import the others, and nobody imports them."""

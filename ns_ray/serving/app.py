@@ -1,40 +1,31 @@
-"""The HTTP interface: which path does what. `openapi.yaml` beside this file says it to clients.
+"""What every request passes, and the way of a POST behind it, whichever protocol it speaks.
 
-Every request passes `Front`, which does what all of them share. A POST then goes down one way,
-`_classify`, whichever protocol it speaks. Knows nothing about Ray.
+Knows nothing about Ray.
 """
 
 import asyncio
-import base64
-import hashlib
 import hmac
 import logging
 import re
 import time
 import uuid
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import yaml
-from starlette.applications import Starlette
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
-from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import HTMLResponse, JSONResponse, Response
+from starlette.responses import Response
 from starlette.routing import BaseRoute, Match, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ns_ray import __version__
 from ns_ray.errors import ImageError
 from ns_ray.serving.replica import Model, Replica
-from ns_ray.serving.requests import INPUT, Question, Reader, held, infer_question, predict_question
+from ns_ray.serving.requests import Question, Reader, held, infer_question, predict_question
 from ns_ray.serving.responses import Found, failure, infer_answer, predict_answer
-from ns_ray.serving.totals import MAX_LABELS, Totals, render
+from ns_ray.serving.totals import MAX_LABELS, Totals
 
 log = logging.getLogger("ray.serve")
-
-HERE = Path(__file__).parent
 
 HEALTH = ("/livez", "/readyz", "/healthz", "/ping", "/v2/health/live", "/v2/health/ready")
 OPEN = frozenset(("/", "/docs", "/openapi.json", *HEALTH))
@@ -44,7 +35,6 @@ REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 
 Writer = Callable[[Question, Sequence[Found], Sequence[str], str], Response]
 """Makes the answer to a question of what was found, the names of the classes, and the version."""
-AllTotals = Callable[[], Awaitable[Sequence[tuple[Totals, bool]]]]
 
 
 def read_keys(path: str | None) -> tuple[bytes, ...]:
@@ -139,48 +129,7 @@ class Front:
         return any(matches)
 
 
-def create_app(
-    replica: Replica,
-    keys: Sequence[bytes] = (),
-    totals: AllTotals | None = None,
-    *,
-    names_requests: bool = True,
-) -> Starlette:
-    """The ASGI application of a replica.
-
-    Args:
-        replica: it may still be loading its model.
-        keys: API keys; without any, none is asked.
-        totals: what all replicas have counted; None: this one alone.
-        names_requests: whether to answer with X-Request-ID; Ray Serve does that by itself.
-    """
-    routes = [
-        *_health(replica),
-        *_classify_routes(replica),
-        *_models(replica),
-        *_about(replica, totals),
-        _page("/", "page.html"),
-        _page("/docs", "docs.html"),
-    ]
-    front = Middleware(
-        Front, routes=routes, totals=replica.totals, keys=keys, names_requests=names_requests
-    )
-    return Starlette(
-        routes=routes, middleware=[front], exception_handlers={HTTPException: _refused}
-    )
-
-
-async def _refused(request: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)
-    message = str(error.detail)
-    if error.status_code == 404 and "endpoint" not in request.scope:
-        message = f"there is no {request.url.path[:200]}; see /docs"
-    elif error.status_code == 405:
-        message = f"{request.method} is not allowed here; see /docs"
-    return failure(error.status_code, message, dict(error.headers or {}))
-
-
-def _ready(replica: Replica) -> Model:
+def ready_model(replica: Replica) -> Model:
     """The model that new requests go to.
 
     Raises:
@@ -191,61 +140,7 @@ def _ready(replica: Replica) -> Model:
     return replica.model
 
 
-def _health(replica: Replica) -> list[Route]:
-    async def alive(request: Request) -> Response:
-        return JSONResponse({"status": "ok"})
-
-    async def ready(request: Request) -> Response:
-        _ready(replica)
-        return JSONResponse({"status": "ok"})
-
-    async def v2_alive(request: Request) -> Response:
-        return JSONResponse({"live": True})
-
-    async def v2_ready(request: Request) -> Response:
-        _ready(replica)
-        return JSONResponse({"ready": True})
-
-    return [
-        Route("/livez", alive),
-        *(Route(path, ready) for path in ("/readyz", "/healthz", "/ping")),
-        Route("/v2/health/live", v2_alive),
-        Route("/v2/health/ready", v2_ready),
-    ]
-
-
-async def _classify(replica: Replica, request: Request, read: Reader, write: Writer) -> Response:
-    """The way of every POST: requests, batcher, predictor, responses."""
-    _ready(replica)
-    totals = replica.totals
-    async with held(request, read, replica.config, totals) as question:
-        # Not before the body is here: a model that was exchanged meanwhile takes no more images.
-        model = _ready(replica)
-        found = await model.batcher.predict(question.images)
-        classes = model.predictor.classes
-        for item in found:
-            totals.images[item.reason if isinstance(item, ImageError) else "ok"] += 1
-            if not isinstance(item, ImageError) and len(classes) <= MAX_LABELS:
-                totals.predictions[classes[int(item.argmax())]] += 1
-        return write(question, found, classes, model.version)
-
-
-def _classify_routes(replica: Replica) -> list[Route]:
-    async def predict(request: Request) -> Response:
-        return await _classify(replica, request, predict_question, predict_answer)
-
-    async def infer(request: Request) -> Response:
-        _named(replica, request)
-        return await _classify(replica, request, infer_question, infer_answer)
-
-    return [
-        Route("/predict", predict, methods=["POST"]),
-        Route("/invocations", predict, methods=["POST"]),
-        Route("/v2/models/{model}/infer", infer, methods=["POST"]),
-    ]
-
-
-def _named(replica: Replica, request: Request) -> str:
+def named_model(replica: Replica, request: Request) -> str:
     """The name of the model in the path.
 
     Raises:
@@ -257,75 +152,32 @@ def _named(replica: Replica, request: Request) -> str:
     return known
 
 
-def _models(replica: Replica) -> list[Route]:
-    """What the Open Inference Protocol says of the server and its model."""
+async def _classify(replica: Replica, request: Request, read: Reader, write: Writer) -> Response:
+    """The way of every POST: requests, batcher, predictor, responses."""
+    ready_model(replica)
+    totals = replica.totals
+    async with held(request, read, replica.config, totals) as question:
+        # Not before the body is here: a model that was exchanged meanwhile takes no more images.
+        model = ready_model(replica)
+        found = await model.batcher.predict(question.images)
+        classes = model.predictor.classes
+        for item in found:
+            totals.images[item.reason if isinstance(item, ImageError) else "ok"] += 1
+            if not isinstance(item, ImageError) and len(classes) <= MAX_LABELS:
+                totals.predictions[classes[int(item.argmax())]] += 1
+        return write(question, found, classes, model.version)
 
-    async def server(request: Request) -> Response:
-        return JSONResponse({"name": "ns-ray", "version": __version__, "extensions": []})
 
-    async def ready(request: Request) -> Response:
-        name = _named(replica, request)
-        _ready(replica)
-        return JSONResponse({"name": name, "ready": True})
+def classify_routes(replica: Replica) -> list[Route]:
+    async def predict(request: Request) -> Response:
+        return await _classify(replica, request, predict_question, predict_answer)
 
-    async def facts(request: Request) -> Response:
-        name = _named(replica, request)
-        return JSONResponse(
-            {
-                "name": name,
-                "versions": [_ready(replica).version],
-                "platform": "ns-ray",
-                "inputs": [{"name": INPUT, "datatype": "BYTES", "shape": [-1]}],
-                "outputs": [
-                    {"name": "label", "datatype": "BYTES", "shape": [-1, -1]},
-                    {"name": "score", "datatype": "FP32", "shape": [-1, -1]},
-                ],
-            }
-        )
+    async def infer(request: Request) -> Response:
+        named_model(replica, request)
+        return await _classify(replica, request, infer_question, infer_answer)
 
     return [
-        Route("/v2", server),
-        Route("/v2/models/{model}/ready", ready),
-        Route("/v2/models/{model}", facts),
+        Route("/predict", predict, methods=["POST"]),
+        Route("/invocations", predict, methods=["POST"]),
+        Route("/v2/models/{model}/infer", infer, methods=["POST"]),
     ]
-
-
-def _about(replica: Replica, totals: AllTotals | None) -> list[Route]:
-    document = yaml.safe_load((HERE / "openapi.yaml").read_text(encoding="utf-8"))
-    document["info"]["version"] = __version__
-
-    async def openapi(request: Request) -> Response:
-        return JSONResponse(document)
-
-    async def info(request: Request) -> Response:
-        return JSONResponse(_ready(replica).facts(replica.config))
-
-    async def metrics(request: Request) -> Response:
-        replicas = [(replica.totals, True)] if totals is None else await totals()
-        return Response(render(replicas), media_type="text/plain; version=0.0.4; charset=utf-8")
-
-    return [
-        Route("/info", info),
-        Route("/metrics", metrics),
-        Route("/openapi.json", openapi),
-    ]
-
-
-def _page(path: str, name: str) -> Route:
-    """A page that may run its own script and nothing else, and load nothing from elsewhere."""
-    text = (HERE / name).read_text(encoding="utf-8")
-    script = text.partition("<script>")[2].partition("</script>")[0]
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    headers = {
-        "Content-Security-Policy": f"default-src 'none'; script-src 'sha256-{digest}'; "
-        "style-src 'unsafe-inline'; img-src 'self' blob: data:; connect-src 'self'; "
-        "base-uri 'none'; form-action 'self'; frame-ancestors 'none'",
-        "X-Content-Type-Options": "nosniff",
-        "Referrer-Policy": "no-referrer",
-        "Cache-Control": "no-cache",
-    }
-
-    async def page(request: Request) -> Response:
-        return HTMLResponse(text, headers=headers)
-
-    return Route(path, page)

@@ -45,7 +45,7 @@ class Classifier:
 
     def __serve_build_asgi_app__(self) -> Starlette:
         """The HTTP interface."""
-        from ns_ray.serving.app import create_app
+        from ns_ray.serving.paths import create_app
 
         return create_app(self._replica, self._keys, self._totals, names_requests=False)
 
