@@ -15,7 +15,17 @@ from scipy.ndimage import zoom as scipy_zoom
 from torch import nn
 
 from ns_ray.data.images import Preprocess
-from ns_ray.robustness import perturbations, scores, small
+from ns_ray.robustness import (
+    blur,
+    digital,
+    moving,
+    noise,
+    perturbations,
+    scores,
+    sizes,
+    small,
+    weather,
+)
 from ns_ray.robustness.adversarial import Attack
 from ns_ray.robustness.corruptions import (
     FAMILY,
@@ -25,7 +35,7 @@ from ns_ray.robustness.corruptions import (
     constants_for,
     corrupt,
 )
-from ns_ray.robustness.pictures import EXTRA_PERTURBATIONS
+from ns_ray.robustness.units import EXTRA_PERTURBATIONS
 
 
 def pixels(side: int, seed: int = 0) -> np.ndarray:
@@ -67,16 +77,16 @@ def test_mud_is_the_package_s() -> None:
     np.random.seed(5)
     theirs = np.uint8(package.spatter(Image.fromarray(x), 4))
     constants = (0.65, 0.3, 1, 0.65, 1.5, 1)
-    ours = small.spatter(x / 255, constants, np.random.RandomState(5))
+    ours = weather.spatter(x / 255, constants, np.random.RandomState(5))
     assert np.abs(np.uint8(np.clip(ours, 0, 1) * 255).astype(int) - theirs).max() <= 1
 
 
 def test_glass_moves_pixels_as_the_package_does() -> None:
     x = pixels(32)
-    blurred = np.uint8(small.blurred(x / 255, 0.4) * 255)
+    blurred = np.uint8(blur.blurred(x / 255, 0.4) * 255)
     shuffle = package._shuffle_pixels_njit_glass_blur.py_func
-    theirs = small.blurred(shuffle(32, 32, blurred.copy(), (0.4, 1, 2), 7) / 255.0, 0.4)
-    ours = small.glass_blur(x / 255, (0.4, 1, 2), np.random.RandomState(7))
+    theirs = blur.blurred(shuffle(32, 32, blurred.copy(), (0.4, 1, 2), 7) / 255.0, 0.4)
+    ours = blur.glass_blur(x / 255, (0.4, 1, 2), np.random.RandomState(7))
     assert np.array_equal(ours, theirs)
 
 
@@ -91,13 +101,13 @@ def test_zoom_is_the_mean_over_scipy_s_enlargements() -> None:
         large = scipy_zoom(cut, (factor, factor, 1), order=1)
         trim = (len(large) - 32) // 2
         total += large[trim : trim + 32, trim : trim + 32]
-    ours = small.zoom_blur(x, 1.11, np.random.RandomState(0))
+    ours = blur.zoom_blur(x, 1.11, np.random.RandomState(0))
     assert np.abs(ours - total / (len(factors) + 1)).max() < 1e-9
 
 
 def test_impulses_hit_as_many_as_said_half_of_them_white() -> None:
     gray = np.full((200, 200, 3), 0.5)
-    hit = small.impulse_noise(gray, 0.07, np.random.RandomState(0))
+    hit = noise.impulse_noise(gray, 0.07, np.random.RandomState(0))
     assert (hit != 0.5).mean() == pytest.approx(0.07, abs=0.004)
     assert (hit == 1).sum() / (hit != 0.5).sum() == pytest.approx(0.5, abs=0.02)
 
@@ -131,8 +141,8 @@ def test_noise_is_as_strong_as_cifar_c_says() -> None:
 
 
 def test_frost_lays_a_piece_of_a_picture_over(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(small, "_frost", lambda index: np.full((40, 40, 3), 100 + index))
-    frosted = small.frost(np.full((32, 32, 3), 0.5), (0.9, 0.4), np.random.RandomState(0))
+    monkeypatch.setattr(weather, "_frost", lambda index: np.full((40, 40, 3), 100 + index))
+    frosted = weather.frost(np.full((32, 32, 3), 0.5), (0.9, 0.4), np.random.RandomState(0))
     indices = (frosted - 0.9 * 0.5) / 0.4 * 255 - 100
     assert np.allclose(indices, indices[0, 0, 0])
     assert round(indices[0, 0, 0]) in range(5)  # never the sixth picture
@@ -143,7 +153,7 @@ def test_snow_adds_flakes_and_whitens() -> None:
     layer = np.zeros((32, 32))
     layer[4, 5] = 255
     # No blur to speak of: the flake stays where it is, and shows again on the other side.
-    snowed = small.snowed(black, layer, 1, 1e-3, 0.8, 0.0)
+    snowed = weather.snowed(black, layer, 1, 1e-3, 0.8, 0.0)
     expected = np.full((32, 32, 3), 0.2 * 0.5)
     expected[4, 5] += 1
     expected[27, 26] += 1
@@ -152,7 +162,7 @@ def test_snow_adds_flakes_and_whitens() -> None:
 
 def test_elastic_without_constants_changes_nothing_and_else_moves_by_the_affine_map() -> None:
     x = pixels(32) / 255
-    still = small.elastic_transform(x, (0, 0, 0), np.random.RandomState(0))
+    still = digital.elastic_transform(x, (0, 0, 0), np.random.RandomState(0))
     assert np.allclose(still, x, atol=1e-6)
 
     class OneWay:
@@ -161,7 +171,7 @@ def test_elastic_without_constants_changes_nothing_and_else_moves_by_the_affine_
         def uniform(self, low: float, high: float, size: Any) -> np.ndarray:
             return np.tile([2.0, 0.0], (3, 1)) if size == (3, 2) else np.zeros(size)
 
-    moved = small.elastic_transform(x, (0, 0.2, 0.1), OneWay())  # type: ignore[arg-type]
+    moved = digital.elastic_transform(x, (0, 0.2, 0.1), OneWay())  # type: ignore[arg-type]
     assert np.allclose(moved[:, 2:], x[:, :-2], atol=1e-2)
 
 
@@ -169,10 +179,10 @@ def test_pixelate_by_hand() -> None:
     x = np.zeros((32, 32, 3))
     x[:, 16:] = 1.0
     # Half the size with boxes and back: blocks of four have one color.
-    pixelated = small.pixelate(x, 0.5, np.random.RandomState(0))
+    pixelated = digital.pixelate(x, 0.5, np.random.RandomState(0))
     assert np.allclose(pixelated, x, atol=2e-3)
     fine = pixels(32) / 255
-    blocks = small.pixelate(fine, 0.5, np.random.RandomState(0))
+    blocks = digital.pixelate(fine, 0.5, np.random.RandomState(0))
     assert np.allclose(blocks[::2, ::2], blocks[1::2, 1::2])
 
 
@@ -243,7 +253,7 @@ def test_the_size_of_the_images_chooses_the_constants() -> None:
 
 
 def sequence(name: str, constants: str = "cifar", key: str = "k") -> np.ndarray:
-    base = perturbations.CONSTANTS[constants].base
+    base = sizes.CONSTANTS[constants].base
     found = perturbations.sequence(
         picture(3, base, base), name, constants=constants, key=key, seed=0
     )
@@ -290,9 +300,9 @@ def test_a_tilted_picture_is_turned_about_both_axes() -> None:
     x, z = x * np.cos(a) - z * np.sin(a), x * np.sin(a) + z * np.cos(a)
     y, z = y * np.cos(a) - z * np.sin(a), y * np.sin(a) + z * np.cos(a)
     expected = np.array([f * x, f * y]) / (z + f) + 16
-    corner = perturbations._tilted(a, 32, 32) @ [0, 0, 1]
+    corner = moving._tilted(a, 32, 32) @ [0, 0, 1]
     assert corner[:2] / corner[2] == pytest.approx(expected)
-    flat = perturbations._tilted(0.0, 32, 32) @ [0, 0, 1]
+    flat = moving._tilted(0.0, 32, 32) @ [0, 0, 1]
     assert flat[:2] / flat[2] == pytest.approx([16 - 16 * f / (f + 1)] * 2)
 
 

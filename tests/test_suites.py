@@ -27,8 +27,9 @@ from ns_ray.model.predictor import Predictor
 from ns_ray.model.pretrained import imagenet_synsets
 from ns_ray.robustness import pictures, work
 from ns_ray.robustness.corruptions import STANDARD, corrupt
-from ns_ray.robustness.pictures import released_units, video
+from ns_ray.robustness.released import released_units, video
 from ns_ray.robustness.suites import evaluate_robustness
+from ns_ray.robustness.units import Unit
 from ns_ray.scoring.stage import evaluate
 from ns_ray.store.bundles import Bundle
 from ns_ray.store.corpora import Corpus
@@ -110,7 +111,7 @@ def test_a_job_on_actors_finds_what_one_process_finds(
     last = sorted((there / "B").glob("0*.json"))[-1]
     last.unlink()
     made: list[int] = []
-    from ns_ray.robustness import suites
+    from ns_ray.robustness import running
 
     real: Callable[..., Any] = work.make
 
@@ -118,15 +119,15 @@ def test_a_job_on_actors_finds_what_one_process_finds(
         made.append(i)
         return real(i, job)
 
-    monkeypatch.setattr(suites, "make", make)
+    monkeypatch.setattr(running, "make", make)
     assert run(images, models, there) == here
     assert made == [int(last.name[:5])]
     assert run(images, models, there) == here  # published: nothing is done
     assert len(made) == 1
 
 
-def _units(images: Corpus) -> list[pictures.Unit]:
-    from ns_ray.robustness.suites import _units as units
+def _units(images: Corpus) -> list[Unit]:
+    from ns_ray.robustness.job import _units as units
 
     return units(CONFIG, images)[0]
 

@@ -1,19 +1,18 @@
-"""What tasks and actors of the robustness job do: make pictures, and put them through models. Knows
-nothing about Ray.
+"""What tasks and actors of the job do: make pictures, and put them through models. Knows nothing
+about Ray.
 """
 
 from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from ns_ray.config import PredictConfig, RobustnessConfig
 from ns_ray.data import eval_pixels, resampling
 from ns_ray.model import load
-from ns_ray.robustness.pictures import Unit, encoded, shown
+from ns_ray.robustness.job import Job, kind_of
+from ns_ray.robustness.pictures import encoded, shown
 from ns_ray.robustness.scores import flip_rate
 from ns_ray.store import open_bundle
 
@@ -22,29 +21,6 @@ Row = dict[str, Any]
 
 END = "/end"
 """Name of the row that says how many others a unit has."""
-
-
-@dataclass(frozen=True)
-class Job:
-    """What tasks and actors are told; plain values."""
-
-    config: RobustnessConfig
-    predict: PredictConfig
-    constants: str
-    corpus: str
-    units: tuple[Unit, ...]
-    bundles: tuple[str, ...]
-    missing: tuple[tuple[int, ...], ...]
-    """For each unit, the models that still need it."""
-    maps: tuple[tuple[np.ndarray[Any, Any], ...], ...]
-    """For each model, class of an image -> class of the model, by kind of unit: see `kind_of`."""
-    batch_size: int
-    threads: int
-
-
-def kind_of(unit: Unit) -> int:
-    """Which list of class names the labels of a unit count: see `_units`."""
-    return 0 if unit.name is None else 1 if unit.suite == "corruptions" else 2
 
 
 def make(index: int, job: Job) -> Iterator[Row]:
