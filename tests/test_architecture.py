@@ -25,7 +25,8 @@ OF_THE_STEPS = {"selection"}
 HEAVY = {"torch", "torchvision", "timm", "ray"}
 
 MAY_BE_HEAVY = (
-    *("model", "robustness", "planning.check", "planning.plan", "stages"),
+    *("model", "robustness", "stages"),
+    *("planning.check", "planning.costs", "planning.models", "planning.plan"),
     *("training.learner", "training.loader", "training.loop", "training.losses"),
     *("training.workers", "serving.app", "serving.deployment", "serving.paths", "serving.replica"),
 )

@@ -16,7 +16,8 @@ from ns_ray.config.run import RunConfig
 from ns_ray.config.validation import validate
 from ns_ray.data.packing import pack
 from ns_ray.planning import plan
-from ns_ray.planning.plan import Counts, Plan, make_plan
+from ns_ray.planning.costs import Counts
+from ns_ray.planning.plan import Plan, make_plan
 from ns_ray.planning.status import run_status
 
 Ask = Callable[..., Result]

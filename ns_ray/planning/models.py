@@ -1,0 +1,93 @@
+"""Whether the models of a run can be built, tried without weights."""
+
+from collections.abc import Iterator
+
+import torch
+
+from ns_ray.config import LITE, ModelConfig, RunConfig, fixres_config, train_config
+from ns_ray.data import Augment
+from ns_ray.errors import ConfigError
+from ns_ray.model import (
+    build_noised,
+    fused_arguments,
+    has_depth_noise,
+    parameter_count,
+    recompute_activations,
+)
+from ns_ray.planning.findings import Finding
+from ns_ray.store import open_bundle
+from ns_ray.training import lane_sizes
+
+
+def try_model(
+    config: RunConfig, place: str, model: ModelConfig, teacher: bool
+) -> Iterator[Finding]:
+    """Build a model and share its batch among the workers, as a run would.
+
+    Args:
+        place: where the config has the model.
+        teacher: whether it learns from labeled images only.
+
+    Raises:
+        ConfigError: it cannot be built, or its batch cannot be shared.
+        DataError: a bundle that it names cannot be opened.
+    """
+    if model.bundle is not None:
+        bundle = open_bundle(model.bundle)
+        words = f"{bundle.architecture} of {bundle.path}, {len(bundle.classes):,} classes"
+        yield Finding(place, words)
+        return
+    train = train_config(config.train, model)
+    fused_arguments(train.optimizer, torch.device("cpu"))
+    Augment(train.noise, 32)
+    if model.pretrained and "/" in model.pretrained:
+        open_bundle(model.pretrained)
+    offline = model.model_copy(update={"pretrained": None})
+    try:
+        built, _ = build_noised(offline, train.noise, 10)
+        if train.grad_checkpointing:
+            recompute_activations(built)
+        finer = fixres_config(offline, train)
+        if finer is not None:
+            build_noised(finer[0], finer[1].noise, 10)
+            lane_sizes(finer[1], config.resources.num_workers, False)
+        lane_sizes(train, config.resources.num_workers, not teacher)
+    except ConfigError as error:
+        raise ConfigError(f"{place}: {error}") from None
+    noise = train.noise.live("labeled" if teacher else "unlabeled")
+    lacks = (
+        ""
+        if has_depth_noise(built) or not train.noise.stochastic_depth
+        else ("; it has no stochastic depth")
+    )
+    words = f"{model.model}, {parameter_count(built) / 1e6:,.1f} M parameters; noise: {noise}"
+    yield Finding(place, words + lacks)
+
+
+def check_models(config: RunConfig) -> None:
+    """Build every model of a run, so that a mistake shows before anything is trained.
+
+    Raises:
+        ConfigError: one of them cannot be built, or packages that score them later are missing.
+    """
+    if config.evaluate.robustness is not None:
+        from ns_ray.robustness import check_suites
+
+        check_suites(config.evaluate.robustness)
+    for place, model in _models(config):
+        if model.bundle is None:
+            try:
+                build_noised(_offline(model), train_config(config.train, model).noise, 10)
+            except ConfigError as error:
+                raise ConfigError(f"{place}: {error}") from None
+
+
+def _models(config: RunConfig) -> list[tuple[str, ModelConfig]]:
+    """Every model of a run, and where the config has it."""
+    students = [(f"students.{i}", student) for i, student in enumerate(config.students)]
+    return [("teacher", config.teacher), *students]
+
+
+def _offline(model: ModelConfig) -> ModelConfig:
+    here = model.pretrained == LITE
+    return model if here else model.model_copy(update={"pretrained": None})

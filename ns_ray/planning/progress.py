@@ -1,0 +1,155 @@
+"""How far each step of a run is, from the files that it leaves."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from ns_ray import store
+from ns_ray.config import RunConfig, config_hash
+from ns_ray.errors import DataError
+from ns_ray.steps import Label, Pack, Score, Select, Split, Train, steps
+from ns_ray.store import REJECTED_PREFIX, Corpus, RunLayout, open_corpus
+from ns_ray.training import total_steps
+
+State = Literal["done", "in progress", "missing"]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One thing that a run makes.
+
+    Attributes:
+        name: as the run's progress lines have it.
+        state: whether it is there.
+        detail: counts, or how far it is.
+        seconds: that it took; None where nothing says.
+        finished: when, in UTC; empty where nothing says.
+    """
+
+    name: str
+    state: State
+    detail: str = ""
+    seconds: float | None = None
+    finished: str = ""
+
+
+def result_of(config: RunConfig, layout: RunLayout) -> dict[str, Any] | None:
+    """What a run with just these settings has ended with."""
+    if not store.exists(layout.result):
+        return None
+    found = store.read_json(layout.result)
+    return found if found.get("config_hash") == config_hash(config) else None
+
+
+class Look:
+    """A look at the folder of a run, which may be under way."""
+
+    def __init__(self, config: RunConfig, layout: RunLayout) -> None:
+        # A run may have ended before its last student.
+        result = result_of(config, layout)
+        students = len(result["generations"]) - 1 if result else None
+        self._layout = layout
+        self._plan = steps(config, layout, students=students)
+        self._told = _steps_told(layout.metrics)
+
+    def rows(self) -> Iterator[Row]:
+        """One for each step of the run's itinerary."""
+        for step in self._plan:
+            match step:
+                case Pack():
+                    yield self._corpus(step)
+                case Train():
+                    yield self._training(step)
+                case Label():
+                    yield self._labels(step)
+                case Select():
+                    done = store.published(step.out)
+                    kept = "" if done is None else f"{done.facts['kept']:,} images kept"
+                    yield _published(step.title, step.out, kept)
+                case Score():
+                    yield self._shards(step.title, step.out, self._open(step.split))
+                case _:
+                    yield _published(step.title, step.out, "")
+
+    def _open(self, split: Split) -> Corpus | None:
+        try:
+            return open_corpus(self._layout.corpus(split))
+        except DataError:
+            return None
+
+    def _corpus(self, step: Pack) -> Row:
+        corpus = self._open(step.split)
+        if corpus is None:
+            files = len(store.list_files(step.out, recursive=True))
+            state: State = "in progress" if files else "missing"
+            return Row(step.title, state, f"{files:,} files" if files else "")
+        rejected = sum(corpus.rejected.values())
+        detail = f"{corpus.rows:,} images" + (f", {rejected:,} rejected" if rejected else "")
+        return _published(step.title, corpus.path, detail)
+
+    def _labels(self, step: Label) -> Row:
+        """The labels that the student has been taught: those of an earlier step where its teacher
+        had labeled already. They are found by their fingerprint, as a run's folder may be moved."""
+        chosen = self._plan.students[step.generation - 1].select
+        path = store.join(chosen.out, store.DONE)
+        if store.exists(path):
+            taken = str(store.read_json(path)["inputs"]["labels"])
+            for student in self._plan.students[: step.generation]:
+                if student.label != step and store.already(student.label.out, taken):
+                    return Row(step.title, "done", f"those of {student.name}")
+        return self._shards(step.title, step.out, self._open("unlabeled"))
+
+    def _shards(self, title: str, place: str, corpus: Corpus | None) -> Row:
+        """A job that writes a file per shard."""
+        if store.published(place) is not None:
+            return _published(title, place, f"{corpus.rows:,} images" if corpus else "")
+        names = [n for n in store.list_files(place) if n.endswith(".parquet")]
+        done = len([n for n in names if not n.startswith(REJECTED_PREFIX)])
+        of = f" of {len(corpus.shards):,}" if corpus else ""
+        return _unfinished(title, place, f"{done:,}{of} shards")
+
+    def _training(self, step: Train) -> Row:
+        done = store.published(step.out)
+        if done is not None:
+            return _published(step.title, step.out, f"{done.facts['parameters']:,} parameters")
+        told = self._told.get(step.id, 0)
+        corpus, of = self._open("labeled"), ""
+        if corpus is not None:
+            of = f" of {sum(total_steps(part.train, corpus.rows) for part in step.parts):,}"
+        saved = [
+            name
+            for name in store.list_files(step.checkpoints, recursive=True)
+            if name.endswith(".pt")
+        ]
+        words = f"step {told:,}{of}" + (", checkpoint saved" if saved else "")
+        if told or saved:
+            return Row(step.title, "in progress", words)
+        return Row(step.title, "missing")
+
+
+def _published(title: str, place: str, detail: str) -> Row:
+    """A folder that has its `_DONE.json`, or hasn't."""
+    path = store.join(place, store.DONE)
+    if not store.exists(path):
+        return _unfinished(title, place, "")
+    done: dict[str, Any] = store.read_json(path)
+    return Row(title, "done", detail, float(done.get("seconds", 0)), str(done.get("finished", "")))
+
+
+def _unfinished(title: str, place: str, detail: str) -> Row:
+    begun = bool(store.list_files(place, recursive=True))
+    return Row(title, "in progress", detail) if begun else Row(title, "missing")
+
+
+def _steps_told(path: str) -> dict[str, int]:
+    """Last step of each stage in `metrics.jsonl`; a line that is being written is left out."""
+    steps: dict[str, int] = {}
+    if store.exists(path):
+        for line in store.read_bytes(path).splitlines():
+            try:
+                row = json.loads(line)
+                steps[str(row["stage"])] = int(row["step"])
+            except (ValueError, KeyError, TypeError):
+                continue
+    return steps
