@@ -1,0 +1,68 @@
+"""What a stage alone needs before it can begin: Ray, and its images as a packed corpus."""
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from ns_ray import store
+from ns_ray.compute import Machine, Pool, done_here, resources
+from ns_ray.config import DataConfig, ResourcesConfig
+from ns_ray.store import Corpus
+
+if TYPE_CHECKING:
+    from ns_ray.data import Listing
+
+
+@contextmanager
+def ray_running(config: ResourcesConfig) -> Iterator[Machine]:
+    """Ray, with its messages in a file among its own."""
+    from ns_ray.compute import cluster, prepare
+
+    prepare()
+    with (
+        tempfile.NamedTemporaryFile(prefix="ns-ray-", suffix=".log") as log,
+        cluster(config, log.name) as machine,
+    ):
+        yield machine
+
+
+@contextmanager
+def ready_to_infer(
+    data: DataConfig, config: ResourcesConfig, out: str, *, labeled: bool, ray: bool = False
+) -> Iterator[tuple[Corpus, Pool]]:
+    """The source as a packed corpus, itself where it is one, and the actors for it. Ray, which
+    takes seconds to start, is started where `ray` says so, or there is work for it."""
+    from ns_ray.compute import local_machine, prepare
+
+    prepare()
+    from ns_ray.data import adopt, list_source
+    from ns_ray.labeling import seconds
+
+    place = store.join(out, "corpus")
+    listing = list_source(data.labeled, setting="--data")
+    adopted = adopt(listing, out=place, classes=(), excluded=frozenset())
+    here = local_machine()
+    if adopted and here and not ray:
+        pool = resources.pool(config, here)
+        if done_here(seconds(adopted.rows), pool):
+            yield adopted, pool
+            return
+    with ray_running(config) as machine:
+        corpus = adopted or packed(data, listing, place, labeled=labeled)
+        yield corpus, resources.pool(config, machine)
+
+
+def packed(config: DataConfig, source: "str | Listing", out: str, *, labeled: bool) -> Corpus:
+    """A source, packed; of an unlabeled one the class folders mean nothing."""
+    from ns_ray.data import pack
+
+    return pack(
+        source,
+        out=out,
+        classes=None if labeled else (),
+        rows_per_shard=config.rows_per_shard,
+        max_pixels=config.max_pixels,
+        max_rejected=config.max_rejected,
+        setting="--data",
+    )
