@@ -28,19 +28,19 @@ from ns_ray import store  # noqa: E402
 from ns_ray.compute import Pool  # noqa: E402
 from ns_ray.config import LabelConfig, ModelConfig, PredictConfig, ResourcesConfig  # noqa: E402
 from ns_ray.data import encode_png, pack  # noqa: E402
-from ns_ray.labeling import inference, pseudo_label  # noqa: E402
+from ns_ray.labeling import InferenceJob, actor, inference, pseudo_label  # noqa: E402
 from ns_ray.model import build, save  # noqa: E402
 from ns_ray.store import Bundle, Corpus, part_name  # noqa: E402
 
 SHARD_SECONDS = 0.2
 
 
-class Waiting(inference.ShardPredictor):
+class Waiting(actor.ShardPredictor):
     """An accelerator that takes `SHARD_SECONDS` per shard and writes what is expected of it."""
 
     def _label(self, name: str, table: Any) -> tuple[int, int]:
         time.sleep(SHARD_SECONDS)
-        path = store.join(self._out, part_name(name, self._fingerprint))
+        path = store.join(self._job.out, part_name(name, self._job.fingerprint))
         store.write_bytes(path, b"")
         return table.num_rows, 0
 
@@ -95,32 +95,27 @@ def sharing(teacher: Bundle, corpus: Corpus, work: str) -> None:
 
 def waiting(teacher: Bundle, corpus: Corpus, work: str) -> None:
     """Table of part 3."""
-    real = inference.ShardPredictor
-    inference.ShardPredictor = Waiting  # type: ignore[misc]
+    real = actor.ShardPredictor
+    actor.ShardPredictor = Waiting  # type: ignore[misc]
     print("\n| actors | shards per task | shards/s | of the ideal |\n|---:|---:|---:|---:|")
     usual = inference.TASKS_PER_ACTOR
     for actors, per_task in ((1, 1), (4, 1), (16, 1), (16, 4)):
         shards = 20 * actors * per_task if per_task == 1 else 20 * actors
         part = Corpus(**{**vars(corpus), "shards": corpus.shards[:shards]})
         inference.TASKS_PER_ACTOR = max(1, shards // (actors * per_task))
-        arguments: dict[str, Any] = {
-            "bundle": teacher.path,
-            "corpus": corpus.path,
-            "out": f"{work}/wait-{actors}-{per_task}",
-            "fingerprint": "wait",
-            "top_k": None,
-            "batch_size": 64,
-            "predict": {},
-            "images": 1,
-            "threads": 1,
-            "noise": None,
-            "among": None,
-        }
-        rows = list(inference._run(arguments, list(part.shards), Pool(actors, 0.1, 0.0), "wait"))
+        job = InferenceJob(
+            bundle=teacher.path,
+            corpus=corpus.path,
+            out=f"{work}/wait-{actors}-{per_task}",
+            fingerprint="wait",
+            batch_size=64,
+            predict=PredictConfig(),
+        )
+        rows = list(inference._run(job, list(part.shards), Pool(actors, 0.1, 0.0), "wait"))
         spans = [(row["began"], row["ended"], 1) for row in rows]
         rate = inference.steady_rate(spans, actors) or 0.0
         print(f"| {actors} | {per_task} | {rate:.1f} | {rate * SHARD_SECONDS / actors:.2f} |")
-    inference.ShardPredictor = real  # type: ignore[misc]
+    actor.ShardPredictor = real  # type: ignore[misc]
     inference.TASKS_PER_ACTOR = usual
 
 

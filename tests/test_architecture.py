@@ -19,9 +19,6 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "ns_ray"
 ROOMS = sorted(p.parent.name for p in PACKAGE.glob("*/__init__.py"))
 
-OF_THE_STEPS = {"selection"}
-"""A room of fewer than three files is a file, unless it is a step of the paper."""
-
 HEAVY = {"torch", "torchvision", "timm", "ray"}
 
 MAY_BE_HEAVY = (
@@ -129,7 +126,7 @@ def test_a_room_says_what_goes_in_what_comes_out_and_what_it_does_not_know(room:
     for words in ("In go", "out come", "nothing"):
         assert words in says, f"{room}: {words}"
     files = [path for path in (PACKAGE / room).rglob("*.py") if path.name != "__init__.py"]
-    assert len(files) >= 3 or room in OF_THE_STEPS
+    assert len(files) >= 3
 
 
 def test_no_drawer_modules() -> None:

@@ -21,7 +21,7 @@ from ns_ray.config.labeling import LabelConfig
 from ns_ray.config.training import ModelConfig
 from ns_ray.data.packing import pack
 from ns_ray.errors import DataError, StageError
-from ns_ray.labeling import inference
+from ns_ray.labeling import actor
 from ns_ray.labeling.stage import pseudo_label
 from ns_ray.model import bundle
 from ns_ray.model.networks import build
@@ -40,12 +40,12 @@ HERE = Pool(actors=1, cpus=1.0, gpus=0.0, in_process=True)
 Label = Callable[..., PseudoLabels]
 
 
-class Mortal(inference.ShardPredictor):
+class Mortal(actor.ShardPredictor):
     """Dies once, at the worst moment: its shard is written, and nobody has been told."""
 
     def _label(self, name: str, table: pa.Table) -> tuple[int, int]:
         counts = super()._label(name, table)
-        grave = Path(self._out).parent / "grave"
+        grave = Path(self._job.out).parent / "grave"
         if not grave.exists():
             grave.write_text(name)
             os.kill(os.getpid(), signal.SIGKILL)
@@ -167,7 +167,7 @@ def test_nothing_is_lost_or_doubled_when_an_actor_is_killed(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(inference, "ShardPredictor", Mortal)
+    monkeypatch.setattr(actor, "ShardPredictor", Mortal)
     here = sys.modules[__name__]  # workers cannot import it
     cloudpickle.register_pickle_by_value(here)
     try:
@@ -218,6 +218,6 @@ def test_a_shard_that_has_gone_is_named(
     corpus = open_corpus(f"{tmp_path}/corpus")
     gone = corpus.shards[3].file
     (tmp_path / "corpus" / gone).unlink()
-    with pytest.raises(StageError, match=rf"label failed: .*{gone}") as caught:
+    with pytest.raises(StageError, match=rf"cannot read .*{gone}: No such file") as caught:
         label(teacher, corpus, tmp_path / "labels", pool)
     assert "\n" not in str(caught.value)

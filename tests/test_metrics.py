@@ -8,10 +8,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ns_ray.scoring.paired import better_p, compare
 from ns_ray.scoring.scores import (
     MAX_CONFUSION,
-    better_p,
-    compare,
     expected_calibration_error,
     interval,
     reliability,

@@ -20,7 +20,7 @@ from ns_ray.config.training import ModelConfig
 from ns_ray.data.images import eval_pixels
 from ns_ray.data.stage import pack
 from ns_ray.errors import ConfigError, DataError
-from ns_ray.labeling.inference import among_classes
+from ns_ray.labeling.actor import among_classes
 from ns_ray.model.bundle import class_map, save
 from ns_ray.model.networks import build
 from ns_ray.model.predictor import Predictor

@@ -3,47 +3,27 @@
 One process, no Ray: images are read, decoded and classified in chunks of constant memory.
 """
 
-import csv
 import io
 import itertools
-import json
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
-from typing import TYPE_CHECKING, Any, Literal, TextIO
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
-from rich import box
-from rich.table import Table
 
 from ns_ray import store
 from ns_ray.config import PredictConfig
 from ns_ray.data import Item, Row, list_source, read_rows
 from ns_ray.errors import ConfigError, DataError, ImageError
-from ns_ray.log import console, progress, say
+from ns_ray.labeling.formats import Format, write, write_parquet
+from ns_ray.log import progress, say
 
 if TYPE_CHECKING:
     from ns_ray.model import Predictor
 
-Format = Literal["table", "csv", "json", "parquet"]
-
 CHUNK = 256
 """Images read at a time."""
-
-SCHEMA = pa.schema(
-    [
-        ("filename", pa.string()),
-        ("rank", pa.int32()),
-        ("index", pa.int32()),
-        ("label", pa.string()),
-        ("prob", pa.float32()),
-        ("error", pa.string()),
-    ]
-)
-"""One row per image and rank, from 1; an image that cannot be used has one row with its error.
-The names are those of timm's inference.py."""
 
 
 def predict(
@@ -77,12 +57,12 @@ def predict(
     rows = _rows(predictor, items, total, top_k, shown=out is not None)
     counted = _Counted(rows)
     if out is None:
-        _write(counted, format, sys.stdout)
+        write(counted, format, sys.stdout)
     elif format == "parquet":
-        _write_parquet(counted, out)
+        write_parquet(counted, out)
     else:
         text = io.StringIO()
-        _write(counted, format, text)
+        write(counted, format, text)
         store.write_bytes(store.absolute(out), text.getvalue().encode())
     if counted.bad == total:
         raise DataError(f"none of the {total:,} images could be used: {counted.last}")
@@ -156,58 +136,3 @@ def _read(items: Sequence[Item]) -> Iterator[bytes | ImageError]:
                 yield some[0].read()
         except OSError as error:
             yield from (ImageError("unreadable", error.strerror or str(error)) for _ in some)
-
-
-def _write(rows: Iterable[dict[str, Any]], format: str, out: TextIO) -> None:
-    if format == "csv":
-        writer = csv.DictWriter(out, SCHEMA.names, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-    elif format == "json":
-        _write_json(rows, out)
-    else:
-        _write_table(rows, out)
-
-
-def _write_json(rows: Iterable[dict[str, Any]], out: TextIO) -> None:
-    """A list with one object per image, in the words of the server."""
-    separator = "[\n"
-    for name, group in itertools.groupby(rows, key=lambda row: row["filename"]):
-        entries = list(group)
-        value: dict[str, Any] = {"filename": name}
-        if entries[0]["error"] is not None:
-            value["error"] = entries[0]["error"]
-        else:
-            value["predictions"] = [{"label": e["label"], "score": e["prob"]} for e in entries]
-        out.write(separator + json.dumps(value, ensure_ascii=False))
-        separator = ",\n"
-    out.write("\n]\n")
-
-
-def _write_table(rows: Iterable[dict[str, Any]], out: TextIO) -> None:
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False)
-    table.add_column("image", overflow="fold")
-    table.add_column("class")
-    table.add_column("probability", justify="right")
-    for row in rows:
-        first = row["rank"] in (None, 1)
-        table.add_row(
-            row["filename"] if first else "",
-            row["label"] if row["error"] is None else row["error"],
-            f"{row['prob']:.4f}" if row["error"] is None else "",
-        )
-    if out is sys.stdout:
-        console.print(table)
-        return
-    from rich.console import Console
-
-    Console(file=out, width=120, markup=False, emoji=False).print(table)
-
-
-def _write_parquet(rows: Iterable[dict[str, Any]], out: str) -> None:
-    buffer = io.BytesIO()
-    with pq.ParquetWriter(buffer, SCHEMA) as writer:
-        iterator = iter(rows)
-        while part := list(itertools.islice(iterator, 50_000)):
-            writer.write_table(pa.Table.from_pylist(part, SCHEMA))
-    store.write_bytes(store.absolute(out), buffer.getvalue())

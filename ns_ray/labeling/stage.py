@@ -1,10 +1,13 @@
 """The teacher labels the pile: every image, with its whole probability vector."""
 
+from typing import Any
+
 from ns_ray import store
 from ns_ray.compute import Pool
 from ns_ray.config import LabelConfig, NoiseConfig, PredictConfig
 from ns_ray.errors import ConfigError, DataError
-from ns_ray.labeling.inference import infer
+from ns_ray.labeling.inference import Inferred, infer
+from ns_ray.labeling.job import InferenceJob
 from ns_ray.store import Bundle, Corpus, PseudoLabels, open_labels
 
 
@@ -40,49 +43,63 @@ def pseudo_label(
         DataError: no image could be labeled.
         StageError: actors kept failing; what was written is kept.
     """
-    classes = len(teacher.classes)
-    top_k = None if classes <= config.dense_classes else min(config.top_k, classes)
-    predict = predict or PredictConfig()
     if config.noised and noise is None:
         raise ConfigError("label.noised=true is for whole runs, whose train.noise it takes")
     noise = noise if config.noised else None
-    settings = [top_k, predict.model_dump(), *([noise.model_dump()] if noise else [])]
-    fingerprint = store.fingerprint("label", teacher.fingerprint, unlabeled.fingerprint, settings)
-    if store.already(out, fingerprint) is not None:
+    job = _job(config, teacher, unlabeled, out, predict or PredictConfig(), noise)
+    if store.already(out, job.fingerprint) is not None:
         return open_labels(out)
-    done = infer(
-        teacher.path,
-        unlabeled,
-        out=out,
-        fingerprint=fingerprint,
-        top_k=top_k,
-        batch_size=config.batch_size,
-        predict=predict,
-        noise=noise,
-        pool=pool,
-        title=title,
-    )
+    done = infer(job, pool=pool, title=title)
     if not done.rows:
         raise DataError(f"none of the {unlabeled.rows} images of {unlabeled.path} can be decoded")
     store.publish(
         out,
         stage="label",
-        fingerprint=fingerprint,
-        files=[*done.files.values(), *done.rejected_files],
-        facts={
-            "corpus": unlabeled.path,
-            "teacher": teacher.path,
-            "classes": list(teacher.classes),
-            "rows": done.rows,
-            "rejected": done.rejected,
-            "images_per_second": round(done.fresh / max(done.seconds, 1e-9), 1),
-            "steady_images_per_second": done.steady_rate and round(done.steady_rate, 1),
-            "start_seconds": round(done.start_seconds, 3),
-            "seconds_waited": round(done.waited, 3),
-            "top_k": top_k,
-            "engine": done.engine,
-        },
+        fingerprint=job.fingerprint,
+        files=done.files,
+        facts=_facts(job, teacher, done),
         inputs={"teacher": teacher.fingerprint, "corpus": unlabeled.fingerprint},
         seconds=done.seconds,
     )
     return open_labels(out)
+
+
+def _job(
+    config: LabelConfig,
+    teacher: Bundle,
+    unlabeled: Corpus,
+    out: str,
+    predict: PredictConfig,
+    noise: NoiseConfig | None,
+) -> InferenceJob:
+    classes = len(teacher.classes)
+    top_k = None if classes <= config.dense_classes else min(config.top_k, classes)
+    settings = [top_k, predict.model_dump(), *([noise.model_dump()] if noise else [])]
+    return InferenceJob(
+        bundle=teacher.path,
+        corpus=unlabeled.path,
+        out=out,
+        fingerprint=store.fingerprint(
+            "label", teacher.fingerprint, unlabeled.fingerprint, settings
+        ),
+        batch_size=config.batch_size,
+        predict=predict,
+        top_k=top_k,
+        noise=noise,
+    )
+
+
+def _facts(job: InferenceJob, teacher: Bundle, done: Inferred) -> dict[str, Any]:
+    return {
+        "corpus": job.corpus,
+        "teacher": job.bundle,
+        "classes": list(teacher.classes),
+        "rows": done.rows,
+        "rejected": done.rejected,
+        "images_per_second": done.images_per_second,
+        "steady_images_per_second": done.steady_rate and round(done.steady_rate, 1),
+        "start_seconds": round(done.start_seconds, 3),
+        "seconds_waited": round(done.waited, 3),
+        "top_k": job.top_k,
+        "engine": done.engine,
+    }

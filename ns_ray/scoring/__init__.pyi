@@ -1,3 +1,3 @@
-from .scores import better_p as better_p
-from .scores import compare as compare
+from .paired import better_p as better_p
+from .paired import compare as compare
 from .stage import evaluate as evaluate

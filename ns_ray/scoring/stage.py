@@ -8,7 +8,7 @@ import pyarrow.compute as pc
 from ns_ray import store
 from ns_ray.compute import Pool
 from ns_ray.config import EvaluateConfig, PredictConfig
-from ns_ray.labeling import infer
+from ns_ray.labeling import InferenceJob, Inferred, infer
 from ns_ray.scoring.scores import score
 from ns_ray.store import Bundle, Corpus, Evaluation, dense_probs, part_name
 
@@ -42,44 +42,16 @@ def evaluate(
     classes = class_map(model, corpus.classes, corpus.path)
     names = corpus.classes if config.subset else model.classes
     classes_of = np.arange(len(classes)) if config.subset else classes
-    predict = predict or PredictConfig()
-    settings = [
-        config.model_dump(mode="json", exclude={"batch_size", "robustness"}),
-        predict.model_dump(),
-    ]
-    fingerprint = store.fingerprint("evaluate 2", model.fingerprint, corpus.fingerprint, settings)
-    done = store.already(out, fingerprint)
+    among = tuple(classes.tolist()) if config.subset else None
+    job = _job(config, model, corpus, out, predict or PredictConfig(), among)
+    done = store.already(out, job.fingerprint)
     if done is None:
-        inferred = infer(
-            model.path,
-            corpus,
-            out=out,
-            fingerprint=fingerprint,
-            top_k=None,
-            batch_size=config.batch_size,
-            predict=predict,
-            pool=pool,
-            title=title,
-            among=classes.tolist() if config.subset else None,
-        )
-        keys, probs, labels = _read(corpus, out, fingerprint, len(names))
+        inferred = infer(job, pool=pool, title=title)
+        keys, probs, labels = _read(job, corpus, len(names))
         scores = score(probs, classes_of[labels], names, config.top_k)
-        scores["rejected"] = inferred.rejected
-        done = store.publish(
-            out,
-            stage="evaluate",
-            fingerprint=fingerprint,
-            files=[*inferred.files.values(), *inferred.rejected_files],
-            facts={
-                **scores,
-                "engine": inferred.engine,
-                "images_per_second": round(inferred.fresh / max(inferred.seconds, 1e-9), 1),
-            },
-            inputs={"model": model.fingerprint, "corpus": corpus.fingerprint},
-            seconds=inferred.seconds,
-        )
+        done = _publish(job, model, corpus, inferred, scores)
     else:
-        keys, probs, labels = _read(corpus, out, fingerprint, len(names))
+        keys, probs, labels = _read(job, corpus, len(names))
     order = np.argsort(keys)
     correct = probs.argmax(axis=1) == classes_of[labels]
     return Evaluation(
@@ -91,14 +63,58 @@ def evaluate(
     )
 
 
+def _job(
+    config: EvaluateConfig,
+    model: Bundle,
+    corpus: Corpus,
+    out: str,
+    predict: PredictConfig,
+    among: tuple[int, ...] | None,
+) -> InferenceJob:
+    settings = [
+        config.model_dump(mode="json", exclude={"batch_size", "robustness"}),
+        predict.model_dump(),
+    ]
+    return InferenceJob(
+        bundle=model.path,
+        corpus=corpus.path,
+        out=out,
+        fingerprint=store.fingerprint(
+            "evaluate 2", model.fingerprint, corpus.fingerprint, settings
+        ),
+        batch_size=config.batch_size,
+        predict=predict,
+        among=among,
+    )
+
+
+def _publish(
+    job: InferenceJob, model: Bundle, corpus: Corpus, inferred: Inferred, scores: dict[str, Any]
+) -> store.Done:
+    return store.publish(
+        job.out,
+        stage="evaluate",
+        fingerprint=job.fingerprint,
+        files=inferred.files,
+        facts={
+            **scores,
+            "rejected": inferred.rejected,
+            "engine": inferred.engine,
+            "images_per_second": inferred.images_per_second,
+        },
+        inputs={"model": model.fingerprint, "corpus": corpus.fingerprint},
+        seconds=inferred.seconds,
+    )
+
+
 def _read(
-    corpus: Corpus, out: str, fingerprint: str, num_classes: int
+    job: InferenceJob, corpus: Corpus, num_classes: int
 ) -> tuple[list[str], np.ndarray[Any, Any], np.ndarray[Any, Any]]:
     """Keys, float32 probabilities [n, classes] and int labels [n], joined by key."""
     keys: list[str] = []
     probs, labels = [], []
     for shard, truth in corpus.scan(["key", "label"]):
-        table = store.read_table(store.join(out, part_name(shard.name, fingerprint)))
+        table = store.read_table(store.join(job.out, part_name(shard.name, job.fingerprint)))
         rows = pc.index_in(table["key"], value_set=truth["key"].combine_chunks())
         keys += table["key"].to_pylist()
         probs.append(dense_probs(table, num_classes))

@@ -1,0 +1,132 @@
+"""The actor that labels: names of shards in, files of probabilities out.
+
+It reads encoded images from the shard itself, so pixels never leave the process and memory doesn't
+grow with the corpus.
+"""
+
+import json
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from ns_ray import store
+from ns_ray.compute import tasks
+from ns_ray.errors import ImageError
+from ns_ray.labeling.job import InferenceJob
+from ns_ray.store import (
+    REJECTED,
+    REJECTED_PREFIX,
+    labels_table,
+    open_corpus,
+    part_name,
+)
+
+
+class ShardPredictor:
+    """Ray Data actor: names of shards in, files of probabilities out."""
+
+    def __init__(self, job: InferenceJob, threads: int, images: int) -> None:
+        """
+        Args:
+            job: what to do.
+            threads: for decoding, and of the forward pass.
+            images: about how many this actor will get.
+        """
+        from ns_ray.model import NoisedPredictor, Predictor
+
+        kind = Predictor if job.noise is None else partial(NoisedPredictor, job.noise)
+        self._predictor = kind(
+            job.bundle,
+            config=job.predict,
+            threads=threads,
+            batch_size=job.batch_size,
+            images=images,
+        )
+        self._job = job
+        self._corpus = open_corpus(job.corpus)
+        self._shards = {shard.name: shard for shard in self._corpus.shards}
+
+    def __call__(self, batch: dict[str, np.ndarray[Any, Any]]) -> dict[str, list[Any]]:
+        """The rows that `each` gives, as columns."""
+        columns: dict[str, list[Any]] = {}
+        for row in self.each([str(name) for name in batch["shard"]]):
+            for column, value in row.items():
+                columns.setdefault(column, []).append(value)
+        return columns
+
+    def each(self, names: list[str]) -> Iterator[dict[str, Any]]:
+        """One row per shard: shard, rows, rejected, waited (seconds), began and ended (seconds
+        since the epoch), engine (JSON). The next shard is read while one is predicted."""
+        with ThreadPoolExecutor(1, thread_name_prefix="read") as reader:
+            coming = [reader.submit(tasks.patiently, self._read, names[0])]
+            for index, name in enumerate(names):
+                began, waited_before = time.time(), self._predictor.waited
+                table = coming.pop().result()
+                waited = time.time() - began
+                if index + 1 < len(names):
+                    coming.append(reader.submit(tasks.patiently, self._read, names[index + 1]))
+                rows, rejected = self._label(name, table)
+                choice = self._predictor.choice
+                yield {
+                    "shard": name,
+                    "rows": rows,
+                    "rejected": rejected,
+                    "waited": waited + self._predictor.waited - waited_before,
+                    "began": began,
+                    "ended": time.time(),
+                    "engine": json.dumps(choice.facts() if choice else {}),
+                }
+
+    def _read(self, name: str) -> pa.Table:
+        return self._corpus.read(self._shards[name], ["key", "image", "uri"])
+
+    def _label(self, name: str, table: pa.Table) -> tuple[int, int]:
+        """Predict a shard and write its files; the number of good and of bad images."""
+        images = [image.as_buffer().to_pybytes() for image in table["image"]]
+        results = self._predictor.predict(images)
+        good = np.array([not isinstance(result, ImageError) for result in results], dtype=bool)
+        kept = table.filter(pa.array(good))
+        probs = (
+            np.stack([r for r in results if not isinstance(r, ImageError)])
+            if good.any()
+            else (np.zeros((0, len(self._predictor.classes)), np.float32))
+        )
+        if self._job.among is not None:
+            probs = among_classes(probs, np.array(self._job.among))
+        keys = kept["key"].combine_chunks()
+        labels = labels_table(keys, probs, name, self._job.top_k)
+        bad = [r for r in results if isinstance(r, ImageError)]
+        if bad:
+            rows = table.filter(pa.array(~good)).select(["key", "uri"]).to_pylist()
+            rejected = [
+                {**row, "reason": error.reason, "detail": error.detail}
+                for row, error in zip(rows, bad, strict=True)
+            ]
+            path = REJECTED_PREFIX + part_name(name, self._job.fingerprint)
+            table = pa.Table.from_pylist(rejected, REJECTED)
+            tasks.patiently(store.write_table, store.join(self._job.out, path), table)
+        path = store.join(self._job.out, part_name(name, self._job.fingerprint))
+        tasks.patiently(store.write_table, path, labels)
+        return len(keys), len(bad)
+
+
+def among_classes(
+    probs: np.ndarray[Any, Any], classes: np.ndarray[Any, Any]
+) -> np.ndarray[Any, Any]:
+    """Probabilities among some classes only, as if the model had no other logits (ImageNet-A is
+    scored so: 200 of the 1000 columns, then the arg-max).
+
+    Args:
+        probs: float32 [n, model's classes], not rounded to float16: what is left may be tiny.
+        classes: int [c], their indices.
+
+    Returns:
+        float32 [n, c], rows summing to 1.
+    """
+    some = np.maximum(probs[:, classes].astype(np.float64), 1e-300)
+    return np.asarray(some / some.sum(axis=1, keepdims=True), dtype=np.float32)

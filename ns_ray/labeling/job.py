@@ -1,0 +1,31 @@
+"""What an inference job is told to do, as plain values."""
+
+from dataclasses import dataclass
+
+from ns_ray.config import NoiseConfig, PredictConfig
+
+
+@dataclass(frozen=True)
+class InferenceJob:
+    """A packed corpus through a model: what goes in, and what is written of it.
+
+    Attributes:
+        bundle, corpus: folders of the model and of the images.
+        out: folder of the files of probabilities.
+        fingerprint: of the job's inputs; part of the file names.
+        batch_size: images in a forward pass.
+        predict: how images go through the model.
+        top_k: probabilities kept per row; None keeps all.
+        noise: for model and images; None, but for an ablation.
+        among: write probabilities among these classes only. None: all.
+    """
+
+    bundle: str
+    corpus: str
+    out: str
+    fingerprint: str
+    batch_size: int
+    predict: PredictConfig
+    top_k: int | None = None
+    noise: NoiseConfig | None = None
+    among: tuple[int, ...] | None = None
