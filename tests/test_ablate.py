@@ -15,6 +15,7 @@ import yaml
 from tiny import folder_per_class, settings, user_environment
 
 from ns_ray.ablation import table as tables
+from ns_ray.ablation.drawing import plot
 from ns_ray.ablation.grid import Grid, arm_config, grid_names, load_grid
 from ns_ray.ablation.study import ablate
 from ns_ray.ablation.table import Measured
@@ -131,7 +132,7 @@ def test_the_csv_has_every_single_result() -> None:
 
 
 def test_the_plot_names_every_arm() -> None:
-    image = tables.plot("mine", Grid.model_validate(GRID), RESULTS)
+    image = plot("mine", Grid.model_validate(GRID), RESULTS)
     assert ET.fromstring(image).tag.endswith("svg")
     for arm in GRID["arms"]:
         assert f">{arm['name']}</text>".encode() in image

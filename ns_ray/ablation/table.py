@@ -1,4 +1,4 @@
-"""The outcome of an ablation as a table for people, Markdown, CSV and a plot.
+"""The outcome of an ablation as a table for people, Markdown and CSV.
 
 Accuracies are fractions in, percent out. Knows nothing about how they came about.
 """
@@ -39,7 +39,7 @@ def cells(grid: Grid, measured: Sequence[Measured]) -> tuple[list[str], list[lis
     scored = "test" if all(m.test is not None for m in measured) else "validation"
     titles = ["", "seeds", "teacher", *dict.fromkeys(["validation", scored])]
     titles += [f"against {grid.arms[0].name}", *(f"paper: {name}" for name in grid.columns)]
-    reference = {m.seed: _score(m) for m in measured if m.arm == grid.arms[0].name}
+    reference = {m.seed: score_of(m) for m in measured if m.arm == grid.arms[0].name}
     rows = []
     for arm in grid.arms:
         mine = [m for m in measured if m.arm == arm.name]
@@ -48,14 +48,15 @@ def cells(grid: Grid, measured: Sequence[Measured]) -> tuple[list[str], list[lis
         row = [arm.name, str(len(mine)), _mean(_teacher(m) for m in mine)]
         row.append(_mean(m.validation for m in mine))
         if scored == "test":
-            row.append(_mean(_score(m) for m in mine))
-        gains = [_score(m) - reference[m.seed] for m in mine if m.seed in reference]
+            row.append(_mean(score_of(m) for m in mine))
+        gains = [score_of(m) - reference[m.seed] for m in mine if m.seed in reference]
         row.append("" if arm is grid.arms[0] else _difference(gains))
         rows.append([*row, *_paper(grid, arm)])
     return titles, rows
 
 
-def _score(m: Measured) -> float:
+def score_of(m: Measured) -> float:
+    """Accuracy on test images where there are any, else on validation."""
     return m.validation if m.test is None else m.test
 
 
@@ -110,44 +111,3 @@ def as_csv(measured: Sequence[Measured]) -> str:
     writer.writeheader()
     writer.writerows(asdict(m) for m in measured)
     return text.getvalue()
-
-
-def plot(name: str, grid: Grid, measured: Sequence[Measured]) -> bytes:
-    """An SVG: each seed a dot, mean and standard deviation a bar; the paper's numbers beside."""
-    from matplotlib import rc_context
-    from matplotlib.backends.backend_svg import FigureCanvasSVG
-    from matplotlib.figure import Figure
-
-    arms = [arm for arm in grid.arms if any(m.arm == arm.name for m in measured)]
-    papers = [
-        [n if isinstance(n, int | float) else None for n in (arm.paper or ())] for arm in arms
-    ]
-    with_paper = any(n is not None for row in papers for n in row)
-    figure = Figure(figsize=(9 if with_paper else 6, 1.2 + 0.45 * len(arms)), layout="constrained")
-    FigureCanvasSVG(figure)
-    axes = figure.subplots(1, 2 if with_paper else 1, sharey=True, squeeze=False)[0]
-    for y, arm in enumerate(arms):
-        scores = [100 * _score(m) for m in measured if m.arm == arm.name]
-        spread = statistics.stdev(scores) if len(scores) > 1 else 0.0
-        axes[0].errorbar(statistics.mean(scores), y, xerr=spread, fmt="o", color="C0", capsize=4)
-        axes[0].scatter(scores, [y] * len(scores), s=12, color="C0", alpha=0.4)
-    axes[0].set_yticks(range(len(arms)), [arm.name for arm in arms])
-    axes[0].invert_yaxis()
-    scored = "test" if all(m.test is not None for m in measured) else "validation"
-    axes[0].set_xlabel(f"{scored} accuracy, %")
-    axes[0].set_title("here", fontsize=10)
-    if with_paper:
-        for column, title in enumerate(grid.columns):
-            found = [(row[column], y) for y, row in enumerate(papers) if row]
-            points = [(x, y) for x, y in found if x is not None]
-            axes[1].plot(*zip(*points, strict=True), "o", label=title) if points else None
-        axes[1].set_xlabel("ImageNet accuracy, %")
-        axes[1].set_title("paper", fontsize=10)
-        axes[1].legend(fontsize=8)
-    for axis in axes:
-        axis.grid(axis="x", alpha=0.3)
-    figure.suptitle(f"{name}: {grid.title}", fontsize=11)
-    buffer = io.BytesIO()
-    with rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):  # text, and the same each time
-        figure.savefig(buffer, format="svg", metadata={"Date": None})
-    return buffer.getvalue()

@@ -54,7 +54,7 @@ def ready_to_infer(
 
 
 def packed(config: DataConfig, source: "str | Listing", out: str, *, labeled: bool) -> Corpus:
-    """A source, packed; of an unlabeled one the class folders mean nothing."""
+    """A source as a packed corpus, with its labels or without."""
     from ns_ray.data import pack
 
     return pack(
