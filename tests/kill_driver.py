@@ -13,9 +13,9 @@ from tiny import processes
 
 from ns_ray import log, store
 from ns_ray.commands import run_app
-from ns_ray.compute import runtime
+from ns_ray.compute import environment
 
-runtime.prepare()  # before anything imports ray
+environment.prepare()  # before anything imports ray
 
 from ns_ray.labeling import inference  # noqa: E402
 

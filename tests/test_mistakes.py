@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from ns_ray import errors
 from ns_ray.commands import app, run_app
-from ns_ray.compute import runtime
+from ns_ray.compute import environment, runtime
 from ns_ray.compute.resources import Machine
 from ns_ray.errors import StageError
 from ns_ray.store.corpora import open_corpus
@@ -55,7 +55,7 @@ def no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     def init(**_: Any) -> None:
         raise AssertionError("Ray is started before the mistake is found")
 
-    monkeypatch.setattr(runtime, "prepare", lambda: None)
+    monkeypatch.setattr(environment, "prepare", lambda: None)
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setattr(ray, "init", init)
 
@@ -68,7 +68,7 @@ def bare_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     def cluster(*_: Any) -> Iterator[Machine]:
         yield Machine(cpus=2, gpus=0, local=True)
 
-    monkeypatch.setattr(runtime, "prepare", lambda: None)
+    monkeypatch.setattr(environment, "prepare", lambda: None)
     monkeypatch.setattr(runtime, "cluster", cluster)
 
 

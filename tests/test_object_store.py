@@ -23,7 +23,12 @@ from ns_ray.store.layout import RunLayout
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
-PROGRAM = "from ns_ray import commands, mirror; mirror.COPY_SECONDS = 0.5; commands.run_app()"
+PROGRAM = """
+from ns_ray import commands
+from ns_ray.store import mirror
+mirror.COPY_SECONDS = 0.5
+commands.run_app()
+"""
 
 
 class Store:

@@ -79,8 +79,8 @@ def test_nothing_of_ray_is_on_the_screen(whole: Whole) -> None:
 def test_what_ray_says_goes_to_a_file(tmp_path: Path) -> None:
     script = """
 import logging, os, sys
-from ns_ray import runtime
-with runtime._quiet(sys.argv[1]):
+from ns_ray.compute.quiet import quiet
+with quiet(sys.argv[1]):
     logging.getLogger("ray.data").warning("an operator is slow")
     os.write(2, b"a worker died")
     print("ours")
@@ -199,8 +199,8 @@ def test_overwrite_redoes_what_a_setting_changes_and_only_that(
 
 QUIET = """
 import sys, threading
-from ns_ray import runtime
-with runtime._quiet(sys.argv[1]):
+from ns_ray.compute.quiet import quiet
+with quiet(sys.argv[1]):
     noise = threading.Thread(target=print, args=("a worker died",), name="ray_listen")
     noise.start()
     noise.join()

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from ray import cloudpickle
 
-from ns_ray.compute import tasks
+from ns_ray.compute import failures, tasks
 from ns_ray.compute.resources import Pool
 from ns_ray.errors import ConfigError, DataError, ImageError, NsRayError, StageError
 
@@ -275,7 +275,7 @@ def from_actor_that_cannot_start(ray: Any) -> Any:
 def test_an_error_of_ours_comes_out_as_it_was(fail: Callable[[Any], Any], ray_local: Any) -> None:
     with pytest.raises(ray_local.exceptions.RayError) as caught:
         fail(ray_local)
-    found = tasks.ours(caught.value, "labeling")
+    found = failures.ours(caught.value, "labeling")
     assert type(found) is ImageError
     assert str(found) == "truncated: at 7"
     assert (found.reason, found.detail) == ("truncated", "at 7")
@@ -315,13 +315,13 @@ def test_a_lost_process_is_told_from_a_failure(ray_local: Any) -> None:
     killed = ray_local.remote(max_retries=0)(lambda: os.kill(os.getpid(), signal.SIGKILL))
     with pytest.raises(ray_local.exceptions.WorkerCrashedError) as caught:
         ray_local.get(killed.remote())
-    assert tasks.lost(caught.value)
-    found = tasks.ours(caught.value, "labeling")
+    assert failures.lost(caught.value)
+    found = failures.ours(caught.value, "labeling")
     assert type(found) is StageError
     assert str(found).startswith("labeling failed: WorkerCrashedError: The worker died")
     with pytest.raises(ray_local.exceptions.RayError) as other:
         from_actor_that_cannot_start(ray_local)
-    assert not tasks.lost(other.value)
+    assert not failures.lost(other.value)
 
 
 def test_what_ray_train_wraps_is_found() -> None:
@@ -336,11 +336,11 @@ def test_what_ray_train_wraps_is_found() -> None:
             WorkerGroupError("text", {0: RuntimeError("another rank stopped"), 1: failure}),
             ControllerError(failure),
         ):
-            assert tasks.ours(wrapped, "training") is error
-            assert not tasks.lost(wrapped)
+            assert failures.ours(wrapped, "training") is error
+            assert not failures.lost(wrapped)
     gone = WorkerHealthCheckFailedError("text", ActorDiedError())
-    assert tasks.lost(WorkerGroupError("text", {0: gone}))
+    assert failures.lost(WorkerGroupError("text", {0: gone}))
     plain = WorkerGroupError("text", {1: ValueError("no\nsuch thing")})
-    assert str(tasks.ours(plain, "training /out")) == (
+    assert str(failures.ours(plain, "training /out")) == (
         "training /out failed: ValueError: no; the same command continues"
     )

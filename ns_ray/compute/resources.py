@@ -68,17 +68,6 @@ class Pool:
     in_process: bool = False
 
 
-WORKER_ENVIRONMENT = {
-    "MALLOC_ARENA_MAX": "1",
-    "MALLOC_MMAP_THRESHOLD_": "4294967296",
-    "MALLOC_TRIM_THRESHOLD_": "8589934592",
-    "MALLOC_TOP_PAD_": "268435456",
-}
-"""Settings of glibc's allocator: by default it returns each large activation to the system and
-faults it in again at the next layer, which costs more than the arithmetic (docs/performance.md).
-One arena, because those of threads other than the main one cannot hold large blocks. They act on
-processes started afterwards: Ray's workers. `runtime.keep_memory` does the same for this one."""
-
 CPUS_PER_ACTOR = 8
 """Most CPUs of one predictor actor on a CPU cluster: more threads add little to one forward."""
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ns_ray import store
-from ns_ray.compute import Pool, tasks
+from ns_ray.compute import Pool, tasks, translated
 from ns_ray.errors import StageError
 from ns_ray.labeling import actor
 from ns_ray.labeling.job import InferenceJob
@@ -143,7 +143,7 @@ def _run(
     threads = max(1, int(pool.cpus))
     arguments: dict[str, Any] = {"job": job, "threads": threads, "images": images // pool.actors}
     if tasks.done_here(seconds(images), pool):
-        with tasks.translated(title, OSError):
+        with translated(title, OSError):
             yield from actor.ShardPredictor(**arguments).each(names)
         return
     import ray.data

@@ -12,7 +12,7 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.util.queue import Empty, Queue
 
 from ns_ray import store
-from ns_ray.compute import Workers, tasks
+from ns_ray.compute import Workers, lost, ours, translated
 from ns_ray.log import Meter, progress, say
 from ns_ray.training.job import Job, MetricsSink, Tell
 
@@ -28,7 +28,7 @@ def run_workers(
     with progress(title, job.steps, "steps") as meter:
         show = _Show(meter, metrics)
         if workers.in_process:
-            with tasks.translated(f"training {job.out}", Exception):
+            with translated(f"training {job.out}", Exception):
                 make_trainer(job, workers, show).fit()
             return
         rows: Queue = Queue(actor_options={"num_cpus": 0})
@@ -40,8 +40,8 @@ def run_workers(
                     make_trainer(job, workers, rows.put).fit()
                     return
                 except (ray.train.TrainingFailedError, ray.exceptions.RayError) as error:
-                    if not tasks.lost(error) or 0 <= max_failures <= attempt:
-                        raise tasks.ours(error, f"training {job.out}") from error
+                    if not lost(error) or 0 <= max_failures <= attempt:
+                        raise ours(error, f"training {job.out}") from error
                     say(f"{title}: lost a worker; going on from the last checkpoint")
         finally:
             rows.put(None)
