@@ -2,18 +2,13 @@
 of those modules. docs/architecture.md shows the same way."""
 
 import ast
-import sys
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
-from typing import Any
 
 import pytest
 from broken_files import jpeg
 from served import Server, b64, make_bundle, serving
+from walks import Call, following
 
 from ns_ray import serving as package
 from ns_ray.data import images
@@ -32,39 +27,6 @@ WALK = (
     f"{PACKAGE}.responses",
     f"{PACKAGE}.totals",
 )
-
-Call = tuple[str, str]
-"""(module that calls, module that is called)."""
-
-
-@contextmanager
-def following(calls: list[Call]) -> Iterator[None]:
-    """Note every call from one module of ns_ray into another, in all threads that begin inside.
-
-    A coroutine that goes on, and a call that comes back, are not calls.
-    """
-    seen: list[FrameType] = []  # kept, so that no later frame gets the address of an earlier one
-    known: set[int] = set()
-
-    def trace(frame: FrameType, event: str, argument: Any) -> None:
-        module = str(frame.f_globals.get("__name__", ""))
-        if event != "call" or not module.startswith("ns_ray.") or id(frame) in known:
-            return
-        seen.append(frame)
-        known.add(id(frame))
-        caller = frame.f_back
-        while caller and not str(caller.f_globals.get("__name__", "")).startswith("ns_ray."):
-            caller = caller.f_back
-        if caller is not None and caller.f_globals["__name__"] != module:
-            calls.append((str(caller.f_globals["__name__"]), module))
-
-    threading.setprofile(trace)
-    sys.setprofile(trace)
-    try:
-        yield
-    finally:
-        threading.setprofile(None)
-        sys.setprofile(None)
 
 
 def post(server: Server, protocol: str) -> int:

@@ -1,0 +1,72 @@
+"""The way of an unlabeled image through the rooms, from its folder to a gradient, followed while it
+goes. docs/architecture.md shows the same way."""
+
+from pathlib import Path
+
+import torch
+from tiny import COLORS, MODEL, flat_folder, folder_per_class, write_config
+from walks import Call, following
+
+from ns_ray.commands.whole import execute
+from ns_ray.config.loading import load_config
+from ns_ray.config.training import ModelConfig
+from ns_ray.model.bundle import save
+from ns_ray.model.networks import build
+
+WALK = ("data", "model", "labeling", "selection", "training")
+STAGES = [f"ns_ray.{room}.stage" for room in ("data", "labeling", "selection", "training")]
+
+
+def given_teacher(folder: Path) -> str:
+    """A bundle, so that no training comes before the pile is labeled."""
+    torch.manual_seed(0)
+    model = build(ModelConfig.model_validate(MODEL), len(COLORS))
+    names = tuple(COLORS)
+    save(model, str(folder), classes=names, fingerprint="teacher", provenance={"model": "x"})
+    return str(folder)
+
+
+def walked(tmp_path: Path) -> list[Call]:
+    """Calls between modules in a run of one student, all of it in this process."""
+    changes = {
+        "storage": str(tmp_path / "runs"),
+        "data.labeled": str(folder_per_class(tmp_path / "labeled", 20)),
+        "data.unlabeled": [str(flat_folder(tmp_path / "pile", 30, start=500))],
+        "teacher": {"bundle": given_teacher(tmp_path / "teacher")},
+        "select.threshold": 0.0,
+        "train.epochs": 1,
+        "resources.loaders": 0,
+    }
+    config = load_config(write_config(tmp_path / "run.yaml", changes))
+    calls: list[Call] = []
+    with following(calls):
+        execute(config)
+    return calls
+
+
+def first(calls: list[Call], wanted: Call) -> int:
+    assert wanted in calls
+    return calls.index(wanted)
+
+
+def test_an_image_walks_through_the_rooms_in_the_order_of_the_paper(tmp_path: Path) -> None:
+    calls = walked(tmp_path)
+    # The driver hands the pile from room to room, in this order and to no other.
+    handed = [called for caller, called in calls if caller == "ns_ray.stages" and called in STAGES]
+    assert list(dict.fromkeys(handed)) == STAGES
+    # Rooms on the way know only those that the picture came through: nobody calls back.
+    rooms = {(caller.split(".")[1], called.split(".")[1]) for caller, called in calls}
+    between = {(a, b) for a, b in rooms if a in WALK and b in WALK and a != b}
+    assert between == {
+        ("model", "data"),
+        ("labeling", "model"),
+        ("training", "data"),
+        ("training", "model"),
+    }
+    # The teacher is asked before anything is written about an image, and a student learns from
+    # pixels that the room for images made.
+    asked = first(calls, ("ns_ray.labeling.inference", "ns_ray.model.predictor"))
+    chosen = first(calls, ("ns_ray.selection.stage", "ns_ray.selection.passes"))
+    fed = first(calls, ("ns_ray.training.loader", "ns_ray.data.augment"))
+    learned = first(calls, ("ns_ray.training.learner", "ns_ray.training.losses"))
+    assert asked < chosen < fed < learned
