@@ -44,7 +44,7 @@ class Stages(Protocol):
     its step's folder, and returns at once what it finds there, made from the same inputs."""
 
     def ingest(self, config: DataConfig, *, seed: int, out: RunLayout) -> Corpora:
-        """Sources -> corpora: see ingest.py."""
+        """Sources -> corpora: see data/stage.py."""
 
     def open_bundle(self, path: str) -> Bundle:
         """A model that the user has."""
@@ -59,7 +59,7 @@ class Stages(Protocol):
         seed: int,
         provenance: Facts,
     ) -> Bundle:
-        """Images -> model: see train.py."""
+        """Images -> model: see training/stage.py."""
 
     def pseudo_label(
         self,
@@ -70,7 +70,7 @@ class Stages(Protocol):
         *,
         noise: NoiseConfig | None,
     ) -> PseudoLabels:
-        """A model's probabilities for the pile: see pseudo_label.py."""
+        """A model's probabilities for the pile: see labeling/stage.py."""
 
     def select(
         self,
@@ -82,12 +82,12 @@ class Stages(Protocol):
         labeled_counts: Sequence[int],
         previous: Selection | None,
     ) -> Selection:
-        """Which pseudo-labels train the student: see selection.py."""
+        """Which pseudo-labels train the student: see selection/stage.py."""
 
     def evaluate(
         self, step: Score, config: EvaluateConfig, model: Bundle, corpus: Corpus
     ) -> Evaluation:
-        """How good a model is: see evaluate.py."""
+        """How good a model is: see scoring/stage.py."""
 
     def robustness(
         self,

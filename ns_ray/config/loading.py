@@ -1,6 +1,6 @@
 """Settings from YAML files and recipes, with `--set a.b=c` on top, and back to YAML.
 
-Everything goes through the validation of config.py. Knows nothing about torch or ray.
+Everything goes through the same validation. Knows nothing about torch or Ray.
 """
 
 import hashlib

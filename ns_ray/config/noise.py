@@ -1,6 +1,6 @@
 """The noises of training as settings: which act, how strongly, and on which images (paper, 2).
 
-Knows nothing about how they are carried out (see augment.py and models.py).
+Knows nothing about how they are carried out (see data/augment.py and model/networks.py).
 """
 
 from typing import Annotated, Literal

@@ -1,6 +1,6 @@
 """Base of all settings, and their validation: a mistake is one line that names the setting.
 
-Knows nothing about which settings there are (see config.py).
+Knows nothing about which settings there are.
 """
 
 from collections.abc import Mapping
