@@ -12,8 +12,9 @@ from tiny import flat_folder, folder_per_class, user_environment, write_config
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 
+@pytest.mark.parametrize("workers", [1, 2])
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
-def test_a_stopped_run_says_how_to_go_on(how: signal.Signals, tmp_path: Path) -> None:
+def test_a_stopped_run_says_how_to_go_on(how: signal.Signals, workers: int, tmp_path: Path) -> None:
     config = write_config(
         tmp_path / "run.yaml",
         {
@@ -21,6 +22,9 @@ def test_a_stopped_run_says_how_to_go_on(how: signal.Signals, tmp_path: Path) ->
             "data.unlabeled": [str(flat_folder(tmp_path / "pile", 30, start=500))],
             "storage": str(tmp_path / "runs"),
             "train.epochs": 10_000,
+            "resources.num_workers": workers,
+            "resources.cpus_per_worker": 1 / workers,
+            "resources.loaders": 0,
         },
     )
     with subprocess.Popen(

@@ -49,6 +49,15 @@ def run_workers(
             rows.shutdown()
 
 
+class _Trainer(ray.train.torch.TorchTrainer):  # type: ignore[misc]
+    """Ray Train's, but for its handling of Ctrl-C: Ray 2.60 takes over SIGINT in this process and
+    never gives it back. An interrupt during the training then ends with exit code 1, and one during
+    any later stage aborts a training that has ended, and is lost."""
+
+    def _register_sigint_handler(self, controller: Any) -> None:
+        """Leave it to the command: KeyboardInterrupt, and the training goes with its driver."""
+
+
 def make_trainer(job: Job, workers: Workers, tell: Tell) -> ray.train.torch.TorchTrainer:
     """What Ray Train runs for a job: workers that call `loop.train_model`."""
 
@@ -59,7 +68,7 @@ def make_trainer(job: Job, workers: Workers, tell: Tell) -> ray.train.torch.Torc
         train_model(config["job"], config["tell"])
 
     per_worker = {"CPU": workers.cpus, **({"GPU": workers.gpus} if workers.gpus else {})}
-    return ray.train.torch.TorchTrainer(
+    return _Trainer(
         train_loop,
         train_loop_config={"job": job, "tell": tell},
         scaling_config=ScalingConfig(
