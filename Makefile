@@ -41,9 +41,10 @@ demo: $(INSTALLED)
 test: $(INSTALLED)
 	$(BIN)/python -m pytest --durations=15 $(PYTEST_ARGS)
 
+coverage: export PYTHONPATH := $(CURDIR)/tests
 coverage: $(INSTALLED)
 	rm -rf build/coverage && mkdir -p build/coverage
-	PYTHONPATH=$(CURDIR)/tests $(BIN)/python -m coverage run -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m coverage run -m pytest $(PYTEST_ARGS)
 	$(BIN)/python -m coverage combine --quiet
 	$(BIN)/python -m coverage report --sort=cover
 

@@ -75,7 +75,7 @@ class Counts(TypedDict):
     copies: int
 
 
-class Row(TypedDict):
+class Entry(TypedDict):
     """A model in result.json. Accuracies are fractions."""
 
     generation: int
@@ -100,8 +100,8 @@ class Result(TypedDict):
     status: str
     best_generation: int
     model: str
-    generations: list[Row]
-    control: Row | None
+    generations: list[Entry]
+    control: Entry | None
     data: Facts
     versions: Mapping[str, str]
     config_hash: str
@@ -132,8 +132,8 @@ def result(
         "status": "done" if accepted else "no_student_accepted",
         "best_generation": best,
         "model": model,
-        "generations": [_row(g) for g in generations],
-        "control": _row(control[0]) if control else None,
+        "generations": [_entry(g) for g in generations],
+        "control": _entry(control[0]) if control else None,
         "data": {
             "classes": list(data.labeled.classes),
             **{name: corpus.rows for name, corpus in corpora.items()},
@@ -144,7 +144,7 @@ def result(
     }
 
 
-def _row(g: Generation) -> Row:
+def _entry(g: Generation) -> Entry:
     seconds = {"train": g.bundle.seconds, "validation": g.validation.seconds}
     rates = {"train": g.bundle.images_per_second}
     # A refused student's teacher has labeled already, and is not paid twice.

@@ -112,15 +112,15 @@ class Outcome:
 
 def self_train(config: RunConfig, layout: RunLayout, stages: Stages) -> Outcome:
     """Run the whole loop, as the itinerary has it (see steps.py)."""
-    plan = steps(config, layout)
+    itinerary = steps(config, layout)
     data = stages.ingest(config.data, seed=config.seed, out=layout)
     run = _Run(config, layout, stages, data)
 
-    teacher = run.first_teacher(plan.teacher)
+    teacher = run.first_teacher(itinerary.teacher)
     generations = [teacher]
     chosen = None
-    for arm in plan.students:
-        labels = run.pseudo_label(plan.students[teacher.generation].label, teacher)
+    for arm in itinerary.students:
+        labels = run.pseudo_label(itinerary.students[teacher.generation].label, teacher)
         chosen = run.select(arm.select, labels, previous=chosen)
         student = run.fit_student(arm, teacher, Lesson(teacher.generation, labels, chosen))
         generations.append(student)

@@ -198,7 +198,7 @@ def test_an_ablation_shares_what_arms_have_in_common_and_goes_on_where_it_was(
     arms = [*GRID["arms"], sure]
     (small / "mine.yaml").write_text(yaml.safe_dump({**GRID, "arms": arms}))
     with pytest.raises(StageError, match=r"1 of 4 runs failed.*mine-sure-4"):
-        ablate([str(small / "mine.yaml")], load, out=str(out), seeds=[4], jobs=2)
+        ablate([str(small / "mine.yaml")], load, out=str(out), seeds=[4], parallel=2)
     after = times(out / "shared")
     again = {path for path, at in after.items() if before.get(path) != at}
     assert {path.split("/")[0] for path in again} <= {"models"}

@@ -57,4 +57,4 @@ def test_nothing_is_done_again(archive: Path, tmp_path: Path) -> None:
 def test_its_status_is_known(archive: Path, tmp_path: Path) -> None:
     run = unpacked(archive, tmp_path)
     status = run_status(load_config(run / "config.yaml"))
-    assert {row.state for row in status.rows} == {"done"}
+    assert {row.state for row in status.lines} == {"done"}

@@ -102,7 +102,7 @@ def test_a_run_in_an_object_store_survives_a_kill_and_an_outage(
         return [json.loads(line) for line in store.read_bytes(layout.metrics).splitlines()]
 
     def training() -> str:
-        return next(row.detail for row in run_status(config).rows if row.name == "gen-00 train")
+        return next(row.detail for row in run_status(config).lines if row.name == "gen-00 train")
 
     with start(path) as run:
         wait(run, lambda: "checkpoint saved" in training())

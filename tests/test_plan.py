@@ -17,7 +17,7 @@ from ns_ray.config.validation import validate
 from ns_ray.data.packing import pack
 from ns_ray.planning import plan
 from ns_ray.planning.costs import Counts
-from ns_ray.planning.plan import Plan, make_plan
+from ns_ray.planning.plan import Plan, quotas
 from ns_ray.planning.status import run_status
 
 Ask = Callable[..., Result]
@@ -118,7 +118,7 @@ GPU_NODE = Machine(cpus=16, gpus=8, local=True)
 
 def planned(changes: dict[str, Any], machine: Machine = GPU_NODE) -> Plan:
     config = validate(RunConfig, settings({"data.labeled": "digits", **changes}))
-    return make_plan(config, Counts(10, 1000, 5000, 100, 100), machine, measure=False)
+    return quotas(config, Counts(10, 1000, 5000, 100, 100), machine, measure=False)
 
 
 def test_a_plan_follows_the_settings() -> None:
@@ -173,12 +173,12 @@ def test_status_follows_a_run(whole: Any, tmp_path: Path) -> None:
     config = validate(RunConfig, plain)
 
     def states() -> dict[str, str]:
-        return {row.name: row.state for row in run_status(config).rows}
+        return {row.name: row.state for row in run_status(config).lines}
 
     found = run_status(config)
     assert set(states().values()) == {"done"}
     assert found.verdict.startswith("finished: ")
-    details = {row.name: row.detail for row in found.rows}
+    details = {row.name: row.detail for row in found.lines}
     assert details["unlabeled corpus"].startswith(f"{len(whole.good)} images")
     assert "parameters" in details["gen-01 train"]
 
@@ -190,7 +190,7 @@ def test_status_follows_a_run(whole: Any, tmp_path: Path) -> None:
     found = run_status(config)
     assert states()["gen-01 train"] == states()["gen-01 label"] == "in progress"
     assert states()["model"] == states()["gen-01 test"] == "missing"
-    details = {row.name: row.detail for row in found.rows}
+    details = {row.name: row.detail for row in found.lines}
     assert "step" in details["gen-01 train"]
     assert " shards" in details["gen-01 label"]
     assert "last written" in found.verdict
@@ -198,5 +198,5 @@ def test_status_follows_a_run(whole: Any, tmp_path: Path) -> None:
     other = config.model_copy(update={"seed": 7})
     assert "made with other settings" in run_status(other).verdict
     new = config.model_copy(update={"name": "new"})
-    assert {row.state for row in run_status(new).rows} == {"missing"}
+    assert {row.state for row in run_status(new).lines} == {"missing"}
     assert run_status(new).verdict.endswith("not started")

@@ -16,7 +16,7 @@ Array = np.ndarray[Any, Any]
 
 def plan_rows(
     config: SelectConfig, labels: Array, confidence: Array, hashes: Array, parts: list[Array]
-) -> policy.Plan:
+) -> policy.Quotas:
     """The passes of selection.py over rows spread over parts (index arrays)."""
     statistics = policy.Statistics(CLASSES)
     for rows in parts:
@@ -30,14 +30,14 @@ def plan_rows(
             ranks = policy.rank(confidence[rows], hashes[rows] if cut.needs_hashes else None)
             cut.count(labels[rows], ranks).add_to(counts)
         cut = policy.narrow(cut, counts)
-    return policy.make_plan(config, statistics.eligible, cut, target)
+    return policy.quotas(config, statistics.eligible, cut, target)
 
 
 def copies_of(config: SelectConfig, labels: Array, confidence: Array, hashes: Array) -> Array:
-    """Copies of each row, with hashes only where the plan asks for them."""
-    plan = plan_rows(config, labels, confidence, hashes, [np.arange(len(labels))])
-    asked = plan.needs_hash(labels, confidence)
-    return plan.apply(labels, confidence, np.where(asked, hashes, 0).astype(np.uint64))
+    """Copies of each row, with hashes only where the quotas asks for them."""
+    quotas = plan_rows(config, labels, confidence, hashes, [np.arange(len(labels))])
+    asked = quotas.needs_hash(labels, confidence)
+    return quotas.apply(labels, confidence, np.where(asked, hashes, 0).astype(np.uint64))
 
 
 def by_sorting(config: SelectConfig, labels: Array, confidence: Array, hashes: Array) -> set[int]:
@@ -148,10 +148,10 @@ def test_thresholds_per_class_name_the_lowest_kept_confidence() -> None:
     labels = labels[:150]
     hashes = np.arange(150, dtype=np.uint64)
     config = SelectConfig(threshold=0.3, per_class=60)
-    plan = plan_rows(config, labels, confidence, hashes, [np.arange(150)])
+    quotas = plan_rows(config, labels, confidence, hashes, [np.arange(150)])
     lowest = confidence[:100][-60]
-    assert plan.thresholds[0] == pytest.approx(lowest, abs=1 / policy.BINS)
-    assert plan.thresholds[1:].tolist() == [0.3, 0.3, 0.3]
+    assert quotas.thresholds[0] == pytest.approx(lowest, abs=1 / policy.BINS)
+    assert quotas.thresholds[1:].tolist() == [0.3, 0.3, 0.3]
 
 
 @pytest.mark.parametrize(

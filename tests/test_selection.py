@@ -12,7 +12,8 @@ from ns_ray.compute import tasks
 from ns_ray.config.labeling import SelectConfig
 from ns_ray.errors import DataError
 from ns_ray.selection import stage
-from ns_ray.selection.stage import select, selection_table
+from ns_ray.selection.printing import selection_table
+from ns_ray.selection.stage import select
 from ns_ray.store.labels import PseudoLabels, Selection, open_labels, open_selection
 from ns_ray.store.schema import SELECTION, labels_table, part_name
 
@@ -255,7 +256,7 @@ def test_ray_tasks_select_the_same_rows(
     labels = make_labels(tmp_path / "labels", probs, 7)
     here = select(config, labels, seed=0, out=str(tmp_path / "here"))
     monkeypatch.setattr(tasks, "TASK", 0.0)
-    monkeypatch.setattr(stage, "BATCH_FILES", 2)
+    monkeypatch.setattr(stage, "TASK_FILES", 2)
     monkeypatch.setattr(stage, "_show", lambda _: None)
     there = select(config, labels, seed=0, out=str(tmp_path / "there"))
     assert copies_by_key(there) == copies_by_key(here)

@@ -13,7 +13,7 @@ from ns_ray.config.labeling import AcceptConfig
 from ns_ray.config.run import RunConfig
 from ns_ray.config.validation import validate
 from ns_ray.planning.costs import Counts
-from ns_ray.planning.plan import make_plan
+from ns_ray.planning.plan import quotas
 from ns_ray.planning.status import run_status
 from ns_ray.selftrain import self_train
 from ns_ray.steps import Label, Pack, Publish, Robustness, Score, Step, Train, steps, teachers
@@ -61,13 +61,13 @@ def test_status_waits_for_the_steps_of_the_itinerary(
     tmp_path: Path, changes: dict[str, Any]
 ) -> None:
     asked = config(tmp_path, changes)
-    assert [row.name for row in run_status(asked).rows] == [step.title for step in steps(asked)]
+    assert [row.name for row in run_status(asked).lines] == [step.title for step in steps(asked)]
 
 
 @pytest.mark.parametrize("name", [name for name in RUNS if not name.startswith("a teacher")])
 def test_a_plan_prices_the_steps_of_the_itinerary(tmp_path: Path, name: str) -> None:
     asked = config(tmp_path, RUNS[name])
-    found = make_plan(
+    found = quotas(
         asked, Counts(10, 1000, 5000, 100, 100), Machine(16, 8, local=True), measure=False
     )
     priced = []
@@ -100,12 +100,12 @@ def test_a_run_that_ended_early_has_fewer_steps(tmp_path: Path) -> None:
 
 def test_status_does_not_wait_for_what_an_ended_run_left_out(tmp_path: Path) -> None:
     asked = config(tmp_path, {"students": [MODEL, MODEL], "accept": {"otherwise": "stop"}})
-    assert "gen-02 train" in [row.name for row in run_status(asked).rows]
+    assert "gen-02 train" in [row.name for row in run_status(asked).lines]
     layout = RunLayout.of(asked)
     ended = self_train(asked, layout, Fakes([20, 15, 30], has_test=False)).result
     store.write_json(layout.result, ended)
-    assert [row.name for row in run_status(asked).rows][-1] == "model"
-    assert not [row for row in run_status(asked).rows if row.name.startswith("gen-02")]
+    assert [row.name for row in run_status(asked).lines][-1] == "model"
+    assert not [row for row in run_status(asked).lines if row.name.startswith("gen-02")]
 
 
 @pytest.mark.parametrize(

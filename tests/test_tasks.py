@@ -148,6 +148,14 @@ def sleeps(folder: str, n: int) -> None:
         time.sleep(0.1)
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """SIGINT interrupts: a shell that starts tests in the background has it ignored."""
+    usual = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, usual)
+
+
 def until_begun(folder: str, tasks: int) -> None:
     """Wait: Ray does not find a task to cancel that is on its way to a worker."""
     while len(list(Path(folder).iterdir())) < tasks:
@@ -161,6 +169,7 @@ def is_idle(ray: Any) -> bool:
 
 
 @pytest.mark.ray
+@pytest.mark.usefixtures("interruptible")
 def test_an_interrupt_cancels_what_runs(ray_local: Any, tmp_path: Path) -> None:
     def interrupt() -> None:
         until_begun(str(tmp_path), ALL_CPUS)

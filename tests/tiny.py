@@ -1,5 +1,6 @@
 """Image sets that a model of 0.4 million parameters learns in a few steps, and their runs."""
 
+import contextlib
 import copy
 import os
 import subprocess
@@ -156,5 +157,9 @@ def processes(name: str) -> list[Any]:
     """Processes that this one has started, at any depth, with a word in their command line."""
     import psutil  # comes with Ray
 
-    children = psutil.Process().children(recursive=True)
-    return [process for process in children if name in " ".join(process.cmdline())]
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):  # ended in the meantime
+            if name in " ".join(process.cmdline()):
+                found.append(process)
+    return found

@@ -18,7 +18,7 @@ from ns_ray.store import RunLayout, mirrored
 
 
 @dataclass(frozen=True)
-class Planned:
+class Trial:
     """One arm with one seed."""
 
     grid: str
@@ -37,18 +37,16 @@ def result_of(config: RunConfig, out: str) -> dict[str, Any] | None:
     return result if result.get("config_hash") == config_hash(config) else None
 
 
-def measured_of(planned: Planned, out: str) -> Measured:
+def measured_of(trial: Trial, out: str) -> Measured:
     """What the table says of a run that has ended."""
-    result = result_of(planned.config, out)
+    result = result_of(trial.config, out)
     assert result is not None
     teacher, *students = result["generations"]
-    row = {"student": students[-1], "teacher": teacher, "control": result["control"]}[
-        planned.arm.row
-    ]
+    row = {"student": students[-1], "teacher": teacher, "control": result["control"]}[trial.arm.row]
     pseudo = row["pseudo_labels"] or {"kept": None, "copies": None}
     return Measured(
-        arm=planned.arm.name,
-        seed=planned.config.seed,
+        arm=trial.arm.name,
+        seed=trial.config.seed,
         model=row["model"],
         parameters=row["parameters"],
         validation=row["val_top1"],
@@ -60,7 +58,7 @@ def measured_of(planned: Planned, out: str) -> Measured:
     )
 
 
-def run_missing(missing: Sequence[Planned], out: str, jobs: int | None) -> list[Planned]:
+def run_missing(missing: Sequence[Trial], out: str, parallel: int | None) -> list[Trial]:
     """Run what is missing; the runs that failed."""
     from ns_ray.compute import cluster, prepare
 
@@ -73,61 +71,62 @@ def run_missing(missing: Sequence[Planned], out: str, jobs: int | None) -> list[
         cluster(config, f"{folder}/ray.log") as machine,
         log.to_file(f"{folder}/log.txt") as say,
     ):
-        jobs = _jobs(missing, machine, jobs)
-        share = Machine(machine.cpus // jobs, machine.gpus // jobs, machine.local)
+        parallel = _parallel(missing, machine, parallel)
+        share = Machine(machine.cpus // parallel, machine.gpus // parallel, machine.local)
         shared = Shared(store.join(out, "shared"))
         for name in dict.fromkeys(p.grid for p in missing):  # mistakes show before the first run
-            for planned in {p.arm.name: p for p in missing if p.grid == name}.values():
-                check_models(planned.config)
-        say(f"{len(missing)} runs, {jobs} at a time; what they do is in {out}/log.txt")
+            for trial in {p.arm.name: p for p in missing if p.grid == name}.values():
+                check_models(trial.config)
+        say(f"{len(missing)} runs, {parallel} at a time; what they do is in {out}/log.txt")
         work = partial(_run_or_say, out=out, shared=shared, share=share, say=say)
-        if jobs == 1:
+        if parallel == 1:
             return [p for p in missing if not work(p)]
-        pool = ThreadPoolExecutor(jobs, thread_name_prefix="run")
+        pool = ThreadPoolExecutor(parallel, thread_name_prefix="run")
         try:
             return [p for p, well in zip(missing, pool.map(work, missing), strict=True) if not well]
         finally:  # not waited for when interrupted: without Ray they end by themselves
             pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _jobs(missing: Sequence[Planned], machine: Machine, jobs: int | None) -> int:
+def _parallel(missing: Sequence[Trial], machine: Machine, parallel: int | None) -> int:
     """Runs at a time.
 
     Raises:
         ConfigError: more than one on a machine of our own, whose runs take turns.
     """
-    if machine.local and (jobs or 1) > 1:
+    if machine.local and (parallel or 1) > 1:
         raise ConfigError(
-            f"--jobs={jobs} is for a running cluster (RAY_ADDRESS); on one machine runs take turns"
+            f"--parallel={parallel} is for a running cluster (RAY_ADDRESS); on one machine runs "
+            "take turns"
         )
-    if jobs is None:
-        jobs = 1 if machine.local else resources.runs(missing[0].config.resources, machine)
-    return max(1, min(jobs, len(missing)))
+    if parallel is None:
+        parallel = 1 if machine.local else resources.runs(missing[0].config.resources, machine)
+    return max(1, min(parallel, len(missing)))
 
 
-def _run_or_say(planned: Planned, *, say: Callable[[str], None], **inputs: Any) -> bool:
+def _run_or_say(trial: Trial, *, say: Callable[[str], None], **inputs: Any) -> bool:
     """Whether a run ended well; one that didn't must not cost the others."""
     try:
-        _run_one(planned, say=say, **inputs)
+        _run_one(trial, say=say, **inputs)
     except NsRayError as error:
-        say(f"{planned.config.name} failed: {error}")
+        say(f"{trial.config.name} failed: {error}")
         return False
     return True
 
 
 def _run_one(
-    planned: Planned, *, out: str, shared: Shared, share: Machine, say: Callable[[str], None]
+    trial: Trial, *, out: str, shared: Shared, share: Machine, say: Callable[[str], None]
 ) -> None:
     """Run an arm to its end and leave its result."""
     from ns_ray.selftrain import self_train
     from ns_ray.stages import open_stages
 
-    start, config = time.monotonic(), planned.config
+    start, config = time.monotonic(), trial.config
     log.say(f"== {config.name}")
     layout = _layout(config, out)
     stages = SharedStages(open_stages(config, share), shared, config.name)
     store.write_json(layout.result, self_train(config, layout, stages).result)
-    got = measured_of(planned, out)
+    got = measured_of(trial, out)
     score = f"validation {got.validation:.4f}"
     score += "" if got.test is None else f", test {got.test:.4f}"
     say(f"{config.name}: {score}, {time.monotonic() - start:.0f} s")

@@ -16,7 +16,7 @@ from ns_ray import log, store
 from ns_ray.ablation import table as tables
 from ns_ray.ablation.drawing import plot
 from ns_ray.ablation.grid import Grid, arm_config, load_grid
-from ns_ray.ablation.runs import Planned, measured_of, result_of, run_missing
+from ns_ray.ablation.runs import Trial, measured_of, result_of, run_missing
 from ns_ray.ablation.table import Measured
 from ns_ray.config import RunConfig
 from ns_ray.errors import StageError
@@ -28,7 +28,7 @@ def ablate(
     *,
     out: str,
     seeds: Sequence[int],
-    jobs: int | None = None,
+    parallel: int | None = None,
 ) -> None:
     """Run grids and leave their tables in a folder.
 
@@ -37,7 +37,7 @@ def ablate(
         load: reads the recipe with some settings on top.
         out: folder or URI.
         seeds: each arm is run with each of them.
-        jobs: runs at a time, which share a cluster evenly; None: as many as fit well.
+        parallel: runs at a time, which share a cluster evenly; None: as many as fit well.
 
     Raises:
         ConfigError: a grid, an arm or the recipe is wrong; nothing was started.
@@ -45,21 +45,21 @@ def ablate(
     """
     load([])  # a mistake in the recipe is no arm's
     grids = dict(load_grid(name) for name in names)
-    plan = [
-        Planned(name, arm, arm_config(load, name, grid, arm, seed))
+    trials = [
+        Trial(name, arm, arm_config(load, name, grid, arm, seed))
         for seed in dict.fromkeys(seeds)
         for name, grid in grids.items()
         for arm in grid.arms
     ]
-    missing = [p for p in plan if result_of(p.config, out) is None]
-    failed = run_missing(missing, out, jobs) if missing else []
+    missing = [p for p in trials if result_of(p.config, out) is None]
+    failed = run_missing(missing, out, parallel) if missing else []
     for name, grid in grids.items():
-        of_grid = [p for p in plan if p.grid == name and p not in failed]
+        of_grid = [p for p in trials if p.grid == name and p not in failed]
         if of_grid:
             _publish(name, grid, [measured_of(p, out) for p in of_grid], out)
     if failed:
         raise StageError(
-            f"{len(failed)} of {len(plan)} runs failed, as said above: "
+            f"{len(failed)} of {len(trials)} runs failed, as said above: "
             f"{', '.join(p.config.name for p in failed[:5])}; the same command tries them again"
         )
 

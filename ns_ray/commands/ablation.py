@@ -25,7 +25,7 @@ def ablate(
     seeds: Annotated[
         str, typer.Option(metavar="N,N,...", help="Each arm is run with each of these seeds.")
     ] = "0,1,2",
-    jobs: Annotated[
+    parallel: Annotated[
         int | None,
         typer.Option(
             min=1, help="Runs at a time on a cluster; if not given, what fits.", show_default=False
@@ -42,7 +42,7 @@ def ablate(
         lambda more: load_either(config, recipe, [*(set_ or []), *more]),
         out=store.absolute(out),
         seeds=_seeds(seeds),
-        jobs=jobs,
+        parallel=parallel,
     )
 
 

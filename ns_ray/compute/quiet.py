@@ -26,8 +26,9 @@ def quiet(log_file: str | None) -> Iterator[None]:
     Path(log_file).parent.mkdir(parents=True, exist_ok=True)
     handler = logging.FileHandler(log_file)
     handler.setFormatter(logging.Formatter("%(asctime)s %(name)s %(levelname)s %(message)s"))
-    for name in ("ray", "ray.data", "ray.train", "ray.serve"):
-        logger = logging.getLogger(name)
+    loggers = [logging.getLogger(name) for name in ("ray", "ray.data", "ray.train", "ray.serve")]
+    usual_handlers = [(logger.handlers, logger.propagate) for logger in loggers]
+    for logger in loggers:
         logger.handlers, logger.propagate = [handler], False
     sys.stderr.flush()
     usual = sys.stdout, sys.stderr
@@ -43,6 +44,9 @@ def quiet(log_file: str | None) -> Iterator[None]:
             sys.stdout, sys.stderr = usual
             stderr.flush()
             os.dup2(stderr.fileno(), 2)
+            for logger, (handlers, propagate) in zip(loggers, usual_handlers, strict=True):
+                logger.handlers, logger.propagate = handlers, propagate
+            handler.close()
 
 
 class _NotFromRay:

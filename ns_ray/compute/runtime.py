@@ -23,7 +23,7 @@ OBJECT_STORE = 2 * 2**30
 
 @contextmanager
 def cluster(config: ResourcesConfig, log_file: str | None = None) -> Iterator[Machine]:
-    """The cluster named by RAY_ADDRESS (a submitted job has it), or a local one for the time being.
+    """The cluster named by RAY_ADDRESS (a Ray job has it), or a local one for the time being.
 
     A local one declares as many logical CPUs as the stages need, so that none waits on another.
 

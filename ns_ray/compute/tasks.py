@@ -2,7 +2,7 @@
 
     done_here       whether it is so little that others are not started for it
     each            calls made here or in Ray tasks, a bounded number at a time
-    stream          the rows of a Ray Data job
+    stream          the rows of a Ray Data pipeline
 
 Ray is imported inside functions: little work does without. Knows nothing about what the work is.
 """
@@ -140,7 +140,7 @@ def _passes(error: OSError) -> bool:
     return not isinstance(error, (NsRayError, *LASTING)) and error.errno not in FULL
 
 
-def stream(job: "Dataset", doing: str) -> Iterator[dict[str, Any]]:
+def stream(dataset: "Dataset", doing: str) -> Iterator[dict[str, Any]]:
     """The rows of a Ray Data job, as they are made.
 
     Raises:
@@ -148,6 +148,6 @@ def stream(job: "Dataset", doing: str) -> Iterator[dict[str, Any]]:
         StageError: anything else that went wrong.
     """
     # Otherwise an error of Ray Data comes out, and the one that was raised stays in the worker.
-    job.context.raise_original_map_exception = True
+    dataset.context.raise_original_map_exception = True
     with translated(doing, Exception):
-        yield from job.iter_rows()
+        yield from dataset.iter_rows()

@@ -285,9 +285,9 @@ def _lay_out(job: Job, chunks: dict[int, Chunk], work: int) -> dict[int, Chunk]:
     if not groups:
         return chunks
     places: dict[Row, Range] = {}
-    batches = list(groups.values())
-    for n, ranges in each(write_ranges, job, [(rows,) for rows in batches], work):
-        places.update(zip(batches[n], ranges, strict=True))
+    read_together = list(groups.values())
+    for n, ranges in each(write_ranges, job, [(rows,) for rows in read_together], work):
+        places.update(zip(read_together[n], ranges, strict=True))
     return {
         i: chunk if isinstance(chunk, Span) else [_placed(item, places) for item in chunk]
         for i, chunk in chunks.items()

@@ -90,7 +90,7 @@ def card(
         row: the model's row of result.json, once it has been scored.
     """
     shown = ", ".join(classes[:20]) + (", ..." if len(classes) > 20 else "")
-    source = (
+    origin = (
         "Pretrained by others, and written as a bundle by ns_ray."
         if facts.get("role") == "pretrained"
         else "Trained by Noisy Student self-training with ns_ray; the weights are the exponential "
@@ -112,7 +112,7 @@ def card(
         f"# {facts.get('model', 'model')}, {facts.get('role', 'trained')} of run "
         f"{facts.get('run', '?')}\n\n"
         f"Classifies an image into {len(classes)} classes: {shown}.\n"
-        f"{source}\n\n"
+        f"{origin}\n\n"
         '```python\nmodel = timm.create_model("local-dir:PATH", pretrained=True)\n```\n\n'
         + (_scores_table(scores) if scores else "")
         + _robustness_table((row or {}).get("robustness") or {})
@@ -279,8 +279,8 @@ def load_weights(model: nn.Module, path: str) -> None:
     bundle = open_bundle(path)
     config = store.read_json(store.join(bundle.path, CONFIG)).get("pretrained_cfg", {})
     args = {"img_size": preprocessing(model).size} if config.get("fixed_input_size") else {}
-    source, _ = load(bundle, **args)
-    state: dict[str, torch.Tensor] = source.state_dict()
+    trained, _ = load(bundle, **args)
+    state: dict[str, torch.Tensor] = trained.state_dict()
     own = model.state_dict()
     fits = {k: v for k, v in state.items() if k in own and own[k].shape == v.shape}
     missing = [k for k in own if k not in fits]

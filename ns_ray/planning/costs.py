@@ -48,7 +48,7 @@ class Counts:
 
 @dataclass(frozen=True)
 class Stage:
-    """A row of the plan.
+    """A line of the plan.
 
     Attributes:
         name: of the stage.

@@ -16,7 +16,7 @@ State = Literal["done", "in progress", "missing"]
 
 
 @dataclass(frozen=True)
-class Row:
+class Line:
     """One thing that a run makes.
 
     Attributes:
@@ -53,7 +53,7 @@ class Look:
         self._plan = steps(config, layout, students=students)
         self._told = _steps_told(layout.metrics)
 
-    def rows(self) -> Iterator[Row]:
+    def lines(self) -> Iterator[Line]:
         """One for each step of the run's itinerary."""
         for step in self._plan:
             match step:
@@ -78,17 +78,17 @@ class Look:
         except DataError:
             return None
 
-    def _corpus(self, step: Pack) -> Row:
+    def _corpus(self, step: Pack) -> Line:
         corpus = self._open(step.split)
         if corpus is None:
             files = len(store.list_files(step.out, recursive=True))
             state: State = "in progress" if files else "missing"
-            return Row(step.title, state, f"{files:,} files" if files else "")
+            return Line(step.title, state, f"{files:,} files" if files else "")
         rejected = sum(corpus.rejected.values())
         detail = f"{corpus.rows:,} images" + (f", {rejected:,} rejected" if rejected else "")
         return _published(step.title, corpus.path, detail)
 
-    def _labels(self, step: Label) -> Row:
+    def _labels(self, step: Label) -> Line:
         """The labels that the student has been taught: those of an earlier step where its teacher
         had labeled already. They are found by their fingerprint, as a run's folder may be moved."""
         chosen = self._plan.students[step.generation - 1].select
@@ -97,10 +97,10 @@ class Look:
             taken = str(store.read_json(path)["inputs"]["labels"])
             for student in self._plan.students[: step.generation]:
                 if student.label != step and store.already(student.label.out, taken):
-                    return Row(step.title, "done", f"those of {student.name}")
+                    return Line(step.title, "done", f"those of {student.name}")
         return self._shards(step.title, step.out, self._open("unlabeled"))
 
-    def _shards(self, title: str, place: str, corpus: Corpus | None) -> Row:
+    def _shards(self, title: str, place: str, corpus: Corpus | None) -> Line:
         """A job that writes a file per shard."""
         if store.published(place) is not None:
             return _published(title, place, f"{corpus.rows:,} images" if corpus else "")
@@ -109,7 +109,7 @@ class Look:
         of = f" of {len(corpus.shards):,}" if corpus else ""
         return _unfinished(title, place, f"{done:,}{of} shards")
 
-    def _training(self, step: Train) -> Row:
+    def _training(self, step: Train) -> Line:
         done = store.published(step.out)
         if done is not None:
             return _published(step.title, step.out, f"{done.facts['parameters']:,} parameters")
@@ -124,22 +124,22 @@ class Look:
         ]
         words = f"step {told:,}{of}" + (", checkpoint saved" if saved else "")
         if told or saved:
-            return Row(step.title, "in progress", words)
-        return Row(step.title, "missing")
+            return Line(step.title, "in progress", words)
+        return Line(step.title, "missing")
 
 
-def _published(title: str, place: str, detail: str) -> Row:
+def _published(title: str, place: str, detail: str) -> Line:
     """A folder that has its `_DONE.json`, or hasn't."""
     path = store.join(place, store.DONE)
     if not store.exists(path):
         return _unfinished(title, place, "")
     done: dict[str, Any] = store.read_json(path)
-    return Row(title, "done", detail, float(done.get("seconds", 0)), str(done.get("finished", "")))
+    return Line(title, "done", detail, float(done.get("seconds", 0)), str(done.get("finished", "")))
 
 
-def _unfinished(title: str, place: str, detail: str) -> Row:
+def _unfinished(title: str, place: str, detail: str) -> Line:
     begun = bool(store.list_files(place, recursive=True))
-    return Row(title, "in progress", detail) if begun else Row(title, "missing")
+    return Line(title, "in progress", detail) if begun else Line(title, "missing")
 
 
 def _steps_told(path: str) -> dict[str, int]:

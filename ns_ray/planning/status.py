@@ -13,7 +13,7 @@ from rich.text import Text
 
 from ns_ray import store
 from ns_ray.config import RunConfig, config_hash
-from ns_ray.planning.progress import Look, Row, State, result_of
+from ns_ray.planning.progress import Line, Look, State, result_of
 from ns_ray.store import RunLayout
 
 COLORS: dict[State, str] = {"done": "green", "in progress": "yellow", "missing": "dim"}
@@ -25,12 +25,12 @@ class Status:
 
     Attributes:
         root: its folder.
-        rows: what it makes, in order.
+        lines: what it makes, in order.
         verdict: one line about the whole.
     """
 
     root: str
-    rows: tuple[Row, ...]
+    lines: tuple[Line, ...]
     verdict: str
 
 
@@ -44,11 +44,11 @@ def run_status(config: RunConfig) -> Status:
         DataError: a file in its folder cannot be read.
     """
     layout = RunLayout.of(config)
-    rows = tuple(Look(config, layout).rows())
-    return Status(layout.root, rows, _verdict(config, layout, rows))
+    lines = tuple(Look(config, layout).lines())
+    return Status(layout.root, lines, _verdict(config, layout, lines))
 
 
-def _verdict(config: RunConfig, layout: RunLayout, rows: tuple[Row, ...]) -> str:
+def _verdict(config: RunConfig, layout: RunLayout, lines: tuple[Line, ...]) -> str:
     if not store.exists(layout.config):
         return f"{layout.root}: not started"
     found = yaml.safe_load(store.read_bytes(layout.config)).get("config_hash")
@@ -63,10 +63,10 @@ def _verdict(config: RunConfig, layout: RunLayout, rows: tuple[Row, ...]) -> str
             f"finished: {result['status']}, best generation {result['best_generation']}, "
             f"model in {result['model']}"
         )
-    done = sum(row.state == "done" for row in rows)
+    done = sum(line.state == "done" for line in lines)
     written = store.changed(layout.root)
     ago = f", last written {time.time() - written:,.0f} s ago" if written else ""
-    return f"{done} of {len(rows)} done{ago}; the command that started the run continues it"
+    return f"{done} of {len(lines)} done{ago}; the command that started the run continues it"
 
 
 def status_table(found: Status) -> Table:
@@ -76,9 +76,9 @@ def status_table(found: Status) -> Table:
         made.add_column(name, no_wrap=name != "detail")
     made.add_column("seconds", justify="right")
     made.add_column("finished (UTC)", no_wrap=True)
-    for row in found.rows:
-        seconds = "" if row.seconds is None else f"{row.seconds:,.1f}"
-        finished = row.finished.replace("T", " ").removesuffix("Z")
-        state = Text(row.state, COLORS[row.state])
-        made.add_row(row.name, state, row.detail, seconds, finished)
+    for line in found.lines:
+        seconds = "" if line.seconds is None else f"{line.seconds:,.1f}"
+        finished = line.finished.replace("T", " ").removesuffix("Z")
+        state = Text(line.state, COLORS[line.state])
+        made.add_row(line.name, state, line.detail, seconds, finished)
     return made

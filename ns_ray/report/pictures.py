@@ -72,20 +72,20 @@ def thumbnails(run: Run, galleries: Iterable[Gallery]) -> dict[tuple[str, str], 
         for picture in gallery.pictures:
             wanted.setdefault((picture.corpus, picture.shard), set()).add(picture.key)
     corpora = {name: run.corpus(name) for name, _ in wanted}
-    jobs = [
+    shards = [
         (name, corpus, shard, sorted(keys))
         for (name, shard), keys in sorted(wanted.items())
         if (corpus := corpora[name]) is not None
     ]
     found: dict[tuple[str, str], Thumbnail] = {}
     with ThreadPoolExecutor(READERS) as pool:
-        for name, part in pool.map(_read_shard, jobs):
+        for name, part in pool.map(_read_shard, shards):
             found |= {(name, key): thumb for key, thumb in part.items()}
     return found
 
 
-def _read_shard(job: tuple[str, Corpus, str, list[str]]) -> tuple[str, dict[str, Thumbnail]]:
-    name, corpus, shard_name, keys = job
+def _read_shard(wanted: tuple[str, Corpus, str, list[str]]) -> tuple[str, dict[str, Thumbnail]]:
+    name, corpus, shard_name, keys = wanted
     file = next(shard.file for shard in corpus.shards if shard.name == shard_name)
     path = store.join(corpus.path, file)
     table = store.read_rows(path, "key", keys, ["key", "image"])

@@ -41,7 +41,7 @@ def kind_of(unit: Unit) -> int:
     return 0 if unit.name is None else 1 if unit.suite == "corruptions" else 2
 
 
-def plan_job(
+def whole_job(
     config: RobustnessConfig,
     models: Sequence[Bundle],
     corpus: Corpus,

@@ -23,7 +23,7 @@ the middle 224 pixels at a short side of 256; its mean and std are not used."""
 def encoded(corpus: str, unit: Unit) -> list[bytes]:
     """Encoded images of a unit, in the order of its keys."""
     opened = open_corpus(corpus)
-    shard = next(shard for shard in opened.shards if shard.name == unit.source)
+    shard = next(shard for shard in opened.shards if shard.name == unit.place)
     table = opened.read(shard, ["key", "image"])
     rows = {key: i for i, key in enumerate(table["key"].to_pylist())}
     images = table["image"]

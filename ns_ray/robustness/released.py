@@ -68,7 +68,7 @@ def _order(file: str, seed: int) -> tuple[int, str]:
 def shown_released(unit: Unit) -> Iterator[Shown]:
     """Everything that a unit of released files shows to the models."""
     assert unit.name is not None
-    paths = [store.join(unit.source, key) for key in unit.keys]
+    paths = [store.join(unit.place, key) for key in unit.keys]
     if unit.suite == "perturbations":
         for path, label in zip(paths, unit.labels, strict=True):
             yield Shown(unit.name, 0, video(path), (label,))

@@ -15,7 +15,7 @@ from ns_ray.compute import Pool
 from ns_ray.config import EvaluateConfig, PredictConfig, RobustnessConfig
 from ns_ray.errors import StageError
 from ns_ray.robustness.corruptions import check_installed
-from ns_ray.robustness.job import Job, part_file, plan_job
+from ns_ray.robustness.job import Job, part_file, whole_job
 from ns_ray.robustness.results import related, show, summary
 from ns_ray.robustness.running import run_job
 from ns_ray.store import Bundle, Corpus, open_bundle
@@ -57,7 +57,7 @@ def evaluate_robustness(
     start = time.monotonic()
     check_suites(config)
     predict = predict or PredictConfig()
-    job, prints, rows = plan_job(config, models, corpus, outs, predict, batch_size, pool)
+    job, prints, rows = whole_job(config, models, corpus, outs, predict, batch_size, pool)
     if any(job.missing):
         run_job(job, outs, prints, pool, title)
     results = [

@@ -24,14 +24,14 @@ class Unit:
         suite: corruptions, perturbations or adversarial.
         keys: of the images; for released ones their files.
         labels: int, index among the classes of the images.
-        source: corpus shard, or folder of released files.
+        place: corpus shard, or folder of released files.
         name, level: of released files: the corruption or perturbation, and severity.
     """
 
     suite: Literal["corruptions", "perturbations", "adversarial"]
     keys: tuple[str, ...]
     labels: tuple[int, ...]
-    source: str
+    place: str
     name: str | None = None
     level: int = 0
 

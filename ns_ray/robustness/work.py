@@ -56,8 +56,8 @@ class Make:
     def __init__(self, job: Job) -> None:
         self._job = job
 
-    def __call__(self, batch: dict[str, np.ndarray[Any, Any]]) -> Iterator[dict[str, list[Any]]]:
-        for index in batch["unit"]:
+    def __call__(self, units: dict[str, np.ndarray[Any, Any]]) -> Iterator[dict[str, list[Any]]]:
+        for index in units["unit"]:
             for row in make(int(index), self._job):
                 yield {name: [value] for name, value in row.items()}
 
@@ -83,9 +83,9 @@ class Scorer:
         }
         self._attacks: dict[int, Any] = {}
 
-    def __call__(self, batch: dict[str, Any]) -> dict[str, list[Any]]:
+    def __call__(self, rows: dict[str, Any]) -> dict[str, list[Any]]:
         """One row at a time."""
-        row = {name: values[0] for name, values in batch.items()}
+        row = {name: values[0] for name, values in rows.items()}
         found = list(self.score(row))
         keys = ("unit", "model", "name", "level", "value", "count")
         return {key: [item[key] for item in found] for key in keys}
@@ -101,7 +101,7 @@ class Scorer:
                 yield from self._attacked(index, m)
         else:
             shape = np.frombuffer(row["shape"], np.int64)
-            pixels = np.frombuffer(row["pixels"], np.uint8).reshape(shape)
+            pixels = np.frombuffer(bytearray(row["pixels"]), np.uint8).reshape(shape)
             labels = np.frombuffer(row["labels"], np.int64)
             for m in self._job.missing[index]:
                 predicted = self._predict(m, pixels)

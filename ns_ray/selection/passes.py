@@ -1,10 +1,10 @@
-"""What selection does to a batch of label files: count rows, or write the selected ones.
+"""What selection does to some label files: count rows, or write the selected ones.
 
-Each function is one pass over its batch, in this process or in a Ray task (selection.py); what
+Each function is one pass over its files, in this process or in a Ray task (stage.py); what
 comes back is counts, never rows. Knows nothing about Ray.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,7 +30,7 @@ class LabelFile:
     path: str
 
 
-Batch = list[LabelFile]
+LabelFiles = Sequence[LabelFile]
 Write = Callable[[pa.Table, LabelFile], pa.Table]
 """Pseudo-labels of a corpus shard (key, label, confidence) -> its rows of the selection."""
 
@@ -52,17 +52,17 @@ class Written:
     copies_per_class: policy.Ints
 
 
-def count(config: SelectConfig, classes: int, seed: int, batch: Batch) -> policy.Counted:
+def count(config: SelectConfig, classes: int, seed: int, files: LabelFiles) -> policy.Counted:
     """Statistics per predicted class."""
-    table = _read(batch, ["key"] * (config.share < 1) + ["label", "confidence"])
+    table = _read(files, ["key"] * (config.share < 1) + ["label", "confidence"])
     return policy.count(*_columns(_candidates(config, seed, table), classes), config.threshold)
 
 
 def count_cut(
-    config: SelectConfig, cut: policy.Cut, classes: int, seed: int, batch: Batch
+    config: SelectConfig, cut: policy.Cut, classes: int, seed: int, files: LabelFiles
 ) -> policy.Tally:
     """A narrower histogram of the rows around the cuts."""
-    table = _read(batch, ["key"] * (cut.needs_hashes or config.share < 1) + ["label", "confidence"])
+    table = _read(files, ["key"] * (cut.needs_hashes or config.share < 1) + ["label", "confidence"])
     table = _candidates(config, seed, table)
     labels, confidence = _columns(table, classes)
     rows = cut.rows(labels, confidence)
@@ -70,10 +70,12 @@ def count_cut(
     return cut.count(labels[rows], policy.rank(confidence[rows], hashes))
 
 
-def write(write_file: Write, classes: int, out: str, fingerprint: str, batch: Batch) -> Written:
+def write(
+    write_file: Write, classes: int, out: str, fingerprint: str, files: LabelFiles
+) -> Written:
     """A file of the selection for each label file."""
     done = Written({}, [], np.zeros(classes, np.int64), np.zeros(classes, np.int64))
-    for file in batch:
+    for file in files:
         name = part_name(file.shard, fingerprint)
         path = store.join(out, name)
         if store.exists(path):  # by an earlier, interrupted run: a file is whole or not there
@@ -90,13 +92,13 @@ def write(write_file: Write, classes: int, out: str, fingerprint: str, batch: Ba
 
 
 def selected(
-    config: SelectConfig, plan: policy.Plan, seed: int, table: pa.Table, file: LabelFile
+    config: SelectConfig, quotas: policy.Quotas, seed: int, table: pa.Table, file: LabelFile
 ) -> pa.Table:
-    """The rows that a plan keeps, and their copies."""
+    """The rows within the quotas of their classes, and their copies."""
     table = _candidates(config, seed, table)
-    labels, confidence = _columns(table, len(plan.lowest))
-    hashes = _hashes(table, plan.needs_hash(labels, confidence), seed)
-    copies = plan.apply(labels, confidence, hashes)
+    labels, confidence = _columns(table, len(quotas.lowest))
+    hashes = _hashes(table, quotas.needs_hash(labels, confidence), seed)
+    copies = quotas.apply(labels, confidence, hashes)
     return _selection(table.filter(pa.array(copies > 0)), copies[copies > 0], file)
 
 
@@ -138,9 +140,9 @@ def _candidates(config: SelectConfig, seed: int, table: pa.Table) -> pa.Table:
     return table
 
 
-def _read(batch: Batch, columns: list[str]) -> pa.Table:
+def _read(files: LabelFiles, columns: list[str]) -> pa.Table:
     tables = []
-    for file in batch:
+    for file in files:
         try:
             tables.append(store.read_table(file.path, columns))
         except (DataError, FileNotFoundError) as error:

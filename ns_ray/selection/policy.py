@@ -103,7 +103,7 @@ class Statistics:
 
 
 def count(labels: Array, confidence: Array, threshold: float) -> Counted:
-    """Statistics of a batch of rows.
+    """Statistics of some rows.
 
     Args:
         labels: predicted classes [n].
@@ -245,7 +245,7 @@ def _put(values: Array, where: Ints, new: Array) -> Array:
 
 
 @dataclass(frozen=True, eq=False)
-class Plan:
+class Quotas:
     """What happens to the rows of each class.
 
     Attributes:
@@ -290,8 +290,8 @@ class Plan:
         return np.where(keep, whole + (drawn < part), 0).astype(np.int64)
 
 
-def make_plan(config: SelectConfig, counts: Ints, cut: Cut, target: int | None) -> Plan:
-    """The decided plan.
+def quotas(config: SelectConfig, counts: Ints, cut: Cut, target: int | None) -> Quotas:
+    """What is decided.
 
     Args:
         config: gives the threshold and the most copies of a row.
@@ -306,4 +306,4 @@ def make_plan(config: SelectConfig, counts: Ints, cut: Cut, target: int | None) 
         rare = rows < target
         wanted = target / np.maximum(rows, 1)
         copies[rare] = np.minimum(wanted, config.max_copies)[rare]
-    return Plan(config.threshold, target, rows, cut.lowest, copies)
+    return Quotas(config.threshold, target, rows, cut.lowest, copies)

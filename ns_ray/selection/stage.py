@@ -4,9 +4,9 @@
     pass 2..    a narrower histogram, as long as policy.py cannot tell where a class is cut
     last pass   one file of kept rows and their copies per corpus shard
 
-Each pass (passes.py) runs over batches of label files, in Ray tasks where they are many; what comes
-back is counts, never rows, so the driver needs the same memory for a thousand rows as for a
-billion. Knows nothing about images or models.
+Each pass (passes.py) takes some label files at a time, in Ray tasks where they are many; what
+comes back is counts, never rows, so the driver needs the same memory for a thousand rows as for
+a billion. Knows nothing about images or models.
 """
 
 import time
@@ -16,23 +16,21 @@ from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
-from rich.table import Table
 
 from ns_ray import log, store
 from ns_ray.compute import tasks
 from ns_ray.config import SelectConfig
 from ns_ray.errors import DataError
 from ns_ray.selection import passes, policy
-from ns_ray.selection.passes import Batch, LabelFile, Write, Written
+from ns_ray.selection.passes import LabelFile, LabelFiles, Write, Written
+from ns_ray.selection.printing import say
 from ns_ray.store import FORMAT, PseudoLabels, Selection, open_selection
 
 SECONDS_PER_FILE, SECONDS_PER_ROW = 5e-3, 6e-7
 """What the passes over label files take in one process (measured: 489 files of 1,024 rows in 2.4 s,
 10 of 100,000 in 0.65 s)."""
-BATCH_FILES, BATCH_ROWS = 64, 1_000_000
+TASK_FILES, TASK_ROWS = 64, 1_000_000
 """Most label files, and about the most rows, that one task handles."""
-SHOWN_CLASSES = 30
-"""Most classes that are printed one by one."""
 
 T = TypeVar("T")
 
@@ -73,13 +71,13 @@ def select(
 
     statistics = _statistics(config, labels, seed)
     if kept_from is None:
-        plan = _plan(config, labels, statistics, seed)
-        write = partial(passes.selected, config, plan, seed)
+        quotas = _quotas(config, labels, statistics, seed)
+        write = partial(passes.selected, config, quotas, seed)
     else:
-        plan = None
+        quotas = None
         write = partial(passes.reassigned, _same_corpus(kept_from, labels))
     written = _write(labels, write, out, fingerprint)
-    facts = _facts(config, labels, statistics, plan, written, labeled_counts)
+    facts = _facts(config, labels, statistics, quotas, written, labeled_counts)
     facts |= {"seed": seed, "reassigned": kept_from.path if kept_from else None}
     store.publish(
         out,
@@ -95,47 +93,8 @@ def select(
         seconds=time.monotonic() - start,
     )
     selection = open_selection(out)
-    _show(selection)
+    say(selection)
     return selection
-
-
-def selection_table(selection: Selection) -> Table:
-    """What was selected per class, for people; many classes are cut to the rarest and the most
-    common ones."""
-    classes: list[dict[str, Any]] = selection.facts["table"]
-    table = Table("Class", header_style="bold")
-    for title in ("Labeled", "Pseudo-labeled", "Kept", "Copies", "Threshold"):
-        table.add_column(title, justify="right")
-    if len(classes) <= SHOWN_CLASSES:
-        for row in classes:
-            table.add_row(*_cells(row))
-        return table
-    by_rows = sorted(classes, key=lambda row: int(row["rows"]))
-    for row in by_rows[:10]:
-        table.add_row(*_cells(row))
-    table.add_row(f"... {len(classes) - 20:,} more ...", end_section=True)
-    for row in by_rows[-10:]:
-        table.add_row(*_cells(row))
-    return table
-
-
-def _cells(row: dict[str, Any]) -> list[str]:
-    counts = [row["labeled"], row["rows"], row["kept"], row["copies"]]
-    threshold = "-" if row["threshold"] is None else f"{row['threshold']:.4f}"
-    return [str(row["class"]), *["-" if n is None else f"{n:,}" for n in counts], threshold]
-
-
-def _show(selection: Selection) -> None:
-    facts = selection.facts
-    log.console.print(selection_table(selection))
-    balance = f"{facts['per_class']:,} per class" if facts["per_class"] else "not balanced"
-    how = "those of the last selection" if facts["reassigned"] else balance
-    empty = sum(row["kept"] == 0 for row in facts["table"])
-    log.say(
-        f"select: kept {selection.kept:,} of {facts['rows']:,} rows "
-        f"({facts['eligible']:,} above {facts['threshold']}), {how}; "
-        f"{selection.copies:,} with copies" + (f"; {empty:,} classes got none" if empty else "")
-    )
 
 
 # ----------------------------------------------------------------------------------- passes
@@ -150,9 +109,9 @@ def _statistics(config: SelectConfig, labels: PseudoLabels, seed: int) -> policy
     return statistics
 
 
-def _plan(
+def _quotas(
     config: SelectConfig, labels: PseudoLabels, statistics: policy.Statistics, seed: int
-) -> policy.Plan:
+) -> policy.Quotas:
     """What to do with each class, after as many further passes as the cuts need.
 
     Raises:
@@ -174,7 +133,7 @@ def _plan(
         for tally in _each(work, labels, f"select: cut {cut.level}"):
             tally.add_to(narrower)
         cut = policy.narrow(cut, narrower)
-    return policy.make_plan(config, counts, cut, target)
+    return policy.quotas(config, counts, cut, target)
 
 
 def _write(
@@ -212,7 +171,7 @@ def _facts(
     config: SelectConfig,
     labels: PseudoLabels,
     statistics: policy.Statistics,
-    plan: policy.Plan | None,
+    quotas: policy.Quotas | None,
     written: Written,
     labeled_counts: Sequence[int] | None,
 ) -> dict[str, Any]:
@@ -225,7 +184,7 @@ def _facts(
         "eligible": eligible.tolist(),
         "kept": written.kept_per_class.tolist(),
         "copies": written.copies_per_class.tolist(),
-        "threshold": plan.thresholds.tolist() if plan else unknown,
+        "threshold": quotas.thresholds.tolist() if quotas else unknown,
     }
     return {
         "labels": labels.path,
@@ -233,7 +192,7 @@ def _facts(
         "targets": config.targets,
         "temperature": config.temperature,
         "threshold": config.threshold,
-        "per_class": plan.target if plan else None,
+        "per_class": quotas.target if quotas else None,
         "rows": int(rows.sum()),
         "eligible": int(eligible.sum()),
         "kept": int(written.kept_per_class.sum()),
@@ -250,14 +209,14 @@ def _facts(
 # -------------------------------------------------------------------- over all label files
 
 
-def _each(work: Callable[[Batch], T], labels: PseudoLabels, title: str) -> Iterator[T]:
-    """`work` on every batch of label files, in any order."""
-    batches = _batches(labels)
+def _each(work: Callable[[LabelFiles], T], labels: PseudoLabels, title: str) -> Iterator[T]:
+    """`work` on all label files, some at a time, in any order."""
+    shares = _shares(labels)
     here = tasks.done_here(seconds(labels))
     with nullcontext() if here else log.progress(title, len(labels.files), "label files") as meter:
-        for n, result in tasks.each(work, [(batch,) for batch in batches], here=here, doing=title):
+        for n, result in tasks.each(work, [(files,) for files in shares], here=here, doing=title):
             if meter is not None:
-                meter.add(len(batches[n]))
+                meter.add(len(shares[n]))
             yield result
 
 
@@ -266,11 +225,11 @@ def seconds(labels: PseudoLabels) -> float:
     return len(labels.files) * SECONDS_PER_FILE + labels.rows * SECONDS_PER_ROW
 
 
-def _batches(labels: PseudoLabels) -> list[Batch]:
+def _shares(labels: PseudoLabels) -> list[list[LabelFile]]:
     files = [
         LabelFile(shard, store.join(labels.path, name))
         for shard, name in sorted(labels.files.items())
     ]
     rows_per_file = max(labels.rows // max(len(files), 1), 1)
-    size = min(BATCH_FILES, max(BATCH_ROWS // rows_per_file, 1))
+    size = min(TASK_FILES, max(TASK_ROWS // rows_per_file, 1))
     return [files[i : i + size] for i in range(0, len(files), size)]
