@@ -1,6 +1,8 @@
 """What runs a model: OpenVINO agrees with torch for the models people use, and is taken only where
 it pays and agrees."""
 
+import time
+from multiprocessing.process import BaseProcess
 from typing import Any
 
 import numpy as np
@@ -46,14 +48,24 @@ def model_and_pixels(
 def test_openvino_agrees_with_torch(name: str, size: int, arguments: dict[str, Any]) -> None:
     model, spec, pixels = model_and_pixels(name, size, **arguments)
     expected = TorchForward(model, spec, CPU, bf16=False)(pixels)
-    found = OpenVINOForward(model, spec, threads=1, precision="fp32")(pixels)
+    forward = OpenVINOForward(model, spec, threads=1, precision="fp32")
+    found = forward(pixels)
     assert found.dtype == np.float32
     np.testing.assert_allclose(found, expected, atol=1e-4)
     np.testing.assert_allclose(found.sum(axis=1), 1.0, atol=1e-4)
     # Any number of images, whatever came before.
-    one = OpenVINOForward(model, spec, threads=1, precision="fp32")
     for count in (1, 24, 7):
-        np.testing.assert_allclose(one(pixels[:count]), expected[:count], atol=1e-4)
+        np.testing.assert_allclose(forward(pixels[:count]), expected[:count], atol=1e-4)
+
+
+def test_a_conversion_is_told_to_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    """OpenVINO's telemetry forks this process for each message."""
+    started: list[object] = []
+    monkeypatch.setattr(BaseProcess, "start", lambda process: started.append(process))
+    model, spec, _ = model_and_pixels("test_resnet", 32)
+    OpenVINOForward(model, spec, threads=1, precision="fp32")
+    time.sleep(0.5)  # it does so in a thread
+    assert not started
 
 
 def test_a_result_is_not_overwritten_by_the_next() -> None:

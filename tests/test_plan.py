@@ -17,7 +17,7 @@ from ns_ray.config.validation import validate
 from ns_ray.data.packing import pack
 from ns_ray.planning import plan
 from ns_ray.planning.costs import Counts
-from ns_ray.planning.plan import Plan, quotas
+from ns_ray.planning.plan import Plan, make_plan
 from ns_ray.planning.status import run_status
 
 Ask = Callable[..., Result]
@@ -118,7 +118,7 @@ GPU_NODE = Machine(cpus=16, gpus=8, local=True)
 
 def planned(changes: dict[str, Any], machine: Machine = GPU_NODE) -> Plan:
     config = validate(RunConfig, settings({"data.labeled": "digits", **changes}))
-    return quotas(config, Counts(10, 1000, 5000, 100, 100), machine, measure=False)
+    return make_plan(config, Counts(10, 1000, 5000, 100, 100), machine, measure=False)
 
 
 def test_a_plan_follows_the_settings() -> None:

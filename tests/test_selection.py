@@ -257,7 +257,7 @@ def test_ray_tasks_select_the_same_rows(
     here = select(config, labels, seed=0, out=str(tmp_path / "here"))
     monkeypatch.setattr(tasks, "TASK", 0.0)
     monkeypatch.setattr(stage, "TASK_FILES", 2)
-    monkeypatch.setattr(stage, "_show", lambda _: None)
+    monkeypatch.setattr(stage, "say", lambda _: None)
     there = select(config, labels, seed=0, out=str(tmp_path / "there"))
     assert copies_by_key(there) == copies_by_key(here)
     assert there.facts == here.facts

@@ -13,7 +13,7 @@ from ns_ray.config.labeling import AcceptConfig
 from ns_ray.config.run import RunConfig
 from ns_ray.config.validation import validate
 from ns_ray.planning.costs import Counts
-from ns_ray.planning.plan import quotas
+from ns_ray.planning.plan import make_plan
 from ns_ray.planning.status import run_status
 from ns_ray.selftrain import self_train
 from ns_ray.steps import Label, Pack, Publish, Robustness, Score, Step, Train, steps, teachers
@@ -67,7 +67,7 @@ def test_status_waits_for_the_steps_of_the_itinerary(
 @pytest.mark.parametrize("name", [name for name in RUNS if not name.startswith("a teacher")])
 def test_a_plan_prices_the_steps_of_the_itinerary(tmp_path: Path, name: str) -> None:
     asked = config(tmp_path, RUNS[name])
-    found = quotas(
+    found = make_plan(
         asked, Counts(10, 1000, 5000, 100, 100), Machine(16, 8, local=True), measure=False
     )
     priced = []

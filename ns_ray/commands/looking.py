@@ -46,13 +46,13 @@ def plan(
 
     keep_memory()
     from ns_ray.data import list_all
-    from ns_ray.planning import Counts, quotas, plan_lines, plan_table
+    from ns_ray.planning import Counts, make_plan, plan_lines, plan_table
 
     if images is None:
         counts = Counts.of(list_all(settings.data, seed=settings.seed))
     else:
         counts = Counts(classes, images, pile, 0, 0)
-    made = quotas(settings, counts, machine(), measure=measure)
+    made = make_plan(settings, counts, machine(), measure=measure)
     console.print(plan_table(made))
     for line in plan_lines(made):
         say(line)

@@ -7,6 +7,7 @@ agrees. What was chosen and what was measured goes into the record of the job. K
 files, Ray or HTTP.
 """
 
+import sys
 import time
 import warnings
 from collections.abc import Callable
@@ -259,6 +260,7 @@ class OpenVINOForward:
         Raises:
             Exception: of many kinds, when the model cannot be converted.
         """
+        _keep_to_ourselves()
         import openvino as ov
         from openvino.preprocess import PrePostProcessor
 
@@ -292,6 +294,12 @@ class OpenVINOForward:
             self._request.infer([part], share_inputs=True)
             probs.append(self._request.get_output_tensor().data.copy())
         return np.concatenate(probs)
+
+
+def _keep_to_ourselves() -> None:
+    """Before OpenVINO is imported: it would tell its makers of every conversion, each time from a
+    fork of this process, in which torch and Ray run threads. Without that module it is silent."""
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
 
 
 def _converted(

@@ -24,7 +24,7 @@ class Plan:
     notes: tuple[str, ...]
 
 
-def quotas(config: RunConfig, counts: Counts, machine: Machine, *, measure: bool = True) -> Plan:
+def make_plan(config: RunConfig, counts: Counts, machine: Machine, *, measure: bool = True) -> Plan:
     """Count, replay and measure.
 
     Args:
