@@ -97,6 +97,7 @@ def test_a_store_that_fails_costs_only_the_copies(
     assert Path(folder, "log.txt").read_text() == "one"
 
 
+@pytest.mark.slow
 def test_a_first_file_that_cannot_be_read_stops_the_run(tmp_path: Path) -> None:
     (tmp_path / "store" / "log.txt").mkdir(parents=True)
     with (

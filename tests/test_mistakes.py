@@ -99,6 +99,7 @@ def test_a_wrong_setting(setting: str, says: str, config: Path, no_ray: None) ->
     assert says in line
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("setting", "says"),
     [
@@ -140,6 +141,7 @@ def test_a_disk_that_fails_in_mid_run_is_no_wrong_setting(config: Path, tmp_path
     assert done.returncode in (0, 5), done.stdout + done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("setting", "says"),
     [

@@ -1,5 +1,6 @@
 """Before a run: `ns-ray check` and `ns-ray plan`; while and after it: `ns-ray status`."""
 
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -181,6 +182,11 @@ def test_status_follows_a_run(whole: Any, tmp_path: Path) -> None:
     details = {row.name: row.detail for row in found.lines}
     assert details["unlabeled corpus"].startswith(f"{len(whole.good)} images")
     assert "parameters" in details["gen-01 train"]
+
+    shown = CliRunner().invoke(app, ["status", "--config", str(whole.config)])
+    assert shown.exit_code == 0
+    for line in found.lines:
+        assert re.search(rf"{line.name} +{line.state} ", shown.output), line.name
 
     (tmp_path / "tiny" / "result.json").unlink()
     shutil.rmtree(tmp_path / "tiny" / "gen-01" / "bundle")

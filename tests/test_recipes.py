@@ -65,6 +65,7 @@ def test_its_models_are_the_published_ones(name: str) -> None:
     assert cost.flops / 2e9 == pytest.approx(billions, rel=0.05)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [*PUBLISHED, "svhn"])
 def test_its_student_learns_for_two_steps(name: str) -> None:
     """At 64 px, in the middle of its schedule, with the optimizer and averages of a real one."""
@@ -139,6 +140,7 @@ def test_the_learning_rate_is_the_reference_code_s() -> None:
         assert not group["decoupled_decay"]
 
 
+@pytest.mark.slow
 def test_the_largest_student_fits_a_gpu() -> None:
     """EfficientNet-L2 at 475 px on tensors without data: bfloat16, activations recomputed, two
     passes of 116 images for a step."""

@@ -15,6 +15,7 @@ from tiny import COLORS, folder_per_class
 
 from ns_ray import store
 from ns_ray.compute.resources import Pool
+from ns_ray.config.labeling import PredictConfig
 from ns_ray.config.scoring import EvaluateConfig, RobustnessConfig
 from ns_ray.config.training import ModelConfig
 from ns_ray.data.images import eval_pixels
@@ -28,7 +29,7 @@ from ns_ray.model.pretrained import imagenet_synsets
 from ns_ray.robustness import pictures, work
 from ns_ray.robustness.corruptions import STANDARD, corrupt
 from ns_ray.robustness.released import released_units, video
-from ns_ray.robustness.suites import evaluate_robustness
+from ns_ray.robustness.suites import evaluate_one, evaluate_robustness
 from ns_ray.robustness.units import Unit
 from ns_ray.scoring.stage import evaluate
 from ns_ray.store.bundles import Bundle
@@ -205,6 +206,25 @@ def test_a_subset_is_indexed_before_the_arg_max() -> None:
 
 
 @pytest.mark.ray
+def test_a_model_is_related_to_its_baseline_in_one_line(
+    images: Corpus, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As `ns-ray evaluate` does it."""
+    first, second = model(tmp_path / "a", 0, 32), model(tmp_path / "b", 1, 32)
+    settings = {"baseline": first.path, "suites": ("corruptions", "adversarial"), "images": 3}
+    config = EvaluateConfig(robustness=CONFIG.model_copy(update=settings))
+    out = tmp_path / "out"
+    found = evaluate_one(config, second, images, out=str(out), pool=HERE, predict=PredictConfig())
+    assert found["relative_to"] == first.path
+    assert (out / "baseline" / "_DONE.json").exists()
+    assert (out / "robustness" / "_DONE.json").exists()
+    said = " ".join(capsys.readouterr().out.split())
+    assert f"mean corruption error {found['mean_corruption_error']:.4f}" in said
+    assert f"{found['relative']:.3f} times" in said
+    assert "PGD" in said
+
+
+@pytest.mark.ray
 def test_a_subset_is_scored_among_its_classes(images: Corpus, tmp_path: Path) -> None:
     made = model(tmp_path / "a", 0, 32)
     found = {}
@@ -217,6 +237,7 @@ def test_a_subset_is_scored_among_its_classes(images: Corpus, tmp_path: Path) ->
     assert class_map(six, images.classes, "").tolist() == [1, 2, 3]
 
 
+@pytest.mark.slow
 def test_imagenet_a_s_folders_find_their_columns() -> None:
     # timm's list of them: the same as in natural-adv-examples' eval.py.
     listed = resources.files("timm.data") / "_info" / "imagenet_a_indices.txt"
