@@ -199,6 +199,7 @@ def test_debug_shows_where_it_comes_from(config: Path) -> None:
     assert "error:" in done.stderr.splitlines()[-1]
 
 
+@pytest.mark.slow
 def test_the_config_of_these_tests_has_no_mistake(
     config: Path, bare_machine: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -212,6 +213,7 @@ def test_the_config_of_these_tests_has_no_mistake(
 # ---------------------------------------------------------------------------- mistakes of our own
 
 
+@pytest.mark.slow
 def test_a_fault_of_ours_is_one_line_and_its_traceback_lies_in_the_folder_of_the_run(
     config: Path, tmp_path: Path, bare_machine: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -211,6 +211,7 @@ def opened(browser: Browser) -> Open:
     return open_page
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("width", "scheme"), [(1200, "light"), (360, "dark")])
 def test_the_report_in_a_browser(made: Path, opened: Open, width: int, scheme: str) -> None:
     page = opened(made / "report.html", width, scheme)
