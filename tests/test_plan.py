@@ -14,8 +14,11 @@ from typer.testing import CliRunner, Result
 from ns_ray.commands import app
 from ns_ray.compute.resources import Machine
 from ns_ray.config.run import RunConfig
+from ns_ray.config.training import ModelConfig
 from ns_ray.config.validation import validate
 from ns_ray.data.packing import pack
+from ns_ray.model.bundle import save
+from ns_ray.model.networks import build
 from ns_ray.planning import plan
 from ns_ray.planning.costs import Counts
 from ns_ray.planning.plan import Plan, make_plan
@@ -53,6 +56,18 @@ def ask(images: Path, tmp_path: Path) -> Ask:
 
 
 # --------------------------------------------------------------------------------------- check
+
+
+def test_models_are_tried_as_a_run_would_make_them(ask: Ask, tmp_path: Path) -> None:
+    made = build(ModelConfig.model_validate(MODEL), 3)
+    teacher = str(tmp_path / "teacher")
+    save(made, teacher, classes=["a", "b", "c"], fingerprint="f", provenance={})
+    fixres = {"image_size": 64, "lr": 0.1, "epochs": 1, "trained_groups": 2}
+    student = {**MODEL, "fixres": fixres}
+    changes = {"train__grad_checkpointing": True, "students": [student]}
+    result = ask("check", teacher={"bundle": teacher}, **changes)
+    assert result.exit_code == 0, result.output
+    assert "/teacher, 3 classes" in " ".join(result.output.split())
 
 
 def test_a_good_config_can_start(ask: Ask, tmp_path: Path) -> None:
