@@ -33,6 +33,7 @@ def model_and_pixels(
     return model, spec, pixels
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "size", "arguments"),
     [

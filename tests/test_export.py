@@ -25,6 +25,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_bundle(tmp_path_factory.mktemp("bundle"))
 
 
+@pytest.mark.slow
 def test_64_images_get_the_same_answer_everywhere(folder: Path, tmp_path: Path) -> None:
     kinds = ("JPEG", "PNG", "WEBP", "BMP")
     images = [encoded(picture(i, 60 + i, 50), kinds[i % 4]) for i in range(64)]
