@@ -142,10 +142,12 @@ def test_an_error_of_ours_is_final(here: bool, ray_local: Any, tmp_path: Path) -
     assert caught.value.__cause__ is not caught.value
 
 
+SECONDS = 0.5
+
+
 def sleeps(folder: str, n: int) -> None:
     (Path(folder) / str(n)).touch()
-    for _ in range(600):  # between two of which it can be interrupted
-        time.sleep(0.1)
+    time.sleep(SECONDS)
 
 
 @pytest.fixture
@@ -157,29 +159,28 @@ def interruptible() -> Iterator[None]:
 
 
 def until_begun(folder: str, tasks: int) -> None:
-    """Wait: Ray does not find a task to cancel that is on its way to a worker."""
     while len(list(Path(folder).iterdir())) < tasks:
         time.sleep(0.05)
 
 
-def is_idle(ray: Any) -> bool:
-    """Whether nothing holds a CPU, or soon will."""
-    task = ray.remote(num_cpus=ALL_CPUS)(lambda: True)
-    return bool(ray.get(task.remote(), timeout=30))
-
-
 @pytest.mark.ray
 @pytest.mark.usefixtures("interruptible")
-def test_an_interrupt_cancels_what_runs(ray_local: Any, tmp_path: Path) -> None:
+def test_after_an_interrupt_nothing_more_is_begun(ray_local: Any, tmp_path: Path) -> None:
+    asked: list[int] = []
+
     def interrupt() -> None:
         until_begun(str(tmp_path), ALL_CPUS)
         os.kill(os.getpid(), signal.SIGINT)
 
+    def calls() -> Iterator[tuple[str, int]]:
+        for n in range(100):
+            asked.append(n)
+            yield str(tmp_path), n
+
     threading.Thread(target=interrupt).start()
-    calls = [(str(tmp_path), n) for n in range(40)]
     with pytest.raises(KeyboardInterrupt):
-        list(tasks.each(sleeps, calls, here=False, doing="x"))
-    assert is_idle(ray_local)
+        list(tasks.each(sleeps, calls(), here=False, doing="x"))
+    assert len(asked) <= 4 * ALL_CPUS
 
 
 def first_fails(folder: str, n: int) -> None:
@@ -190,23 +191,20 @@ def first_fails(folder: str, n: int) -> None:
 
 
 @pytest.mark.ray
-def test_a_failed_call_cancels_the_others(ray_local: Any, tmp_path: Path) -> None:
-    calls = [(str(tmp_path), n) for n in range(40)]
+def test_a_failed_call_is_not_kept_waiting_by_the_others(ray_local: Any, tmp_path: Path) -> None:
+    calls = [(str(tmp_path), n) for n in range(3 * ALL_CPUS)]
     with pytest.raises(PlaceError, match=r"^shard-00007 has 3 rows$"):
         list(tasks.each(first_fails, calls, here=False, doing="x"))
-    assert is_idle(ray_local)
-
-
-def fails() -> None:
-    raise PlaceError("shard-00007", rows=3)
+    assert len(list(tmp_path.iterdir())) < len(calls) - 1
 
 
 @pytest.mark.ray
-def test_failed_calls_leave_this_process_alive(ray_local: Any) -> None:
-    """Ray aborts the process that cancels a task while it takes down its result."""
-    for _ in range(500):
-        with pytest.raises(PlaceError):
-            list(tasks.each(fails, [()], here=False, doing="x"))
+def test_whoever_stops_asking_stays_alive(ray_local: Any) -> None:
+    """Ray aborts the process that cancels a task while its worker reports the result."""
+    for _ in range(100):
+        running = tasks.each(abs, ((n,) for n in range(100)), here=False, doing="x")
+        next(running)
+        running.close()
 
 
 @pytest.mark.ray

@@ -7,7 +7,6 @@
 Ray is imported inside functions: little work does without. Knows nothing about what the work is.
 """
 
-import contextlib
 import errno
 import sys
 import time
@@ -71,8 +70,10 @@ def each(
 ) -> Generator[tuple[int, T]]:
     """Call `work` with each of the arguments; (number of the call, its result) as they finish.
 
-    A call is made again when its process or node was lost, or at a bad moment of the storage. What
-    still runs when one fails, or when the caller stops asking, is cancelled.
+    A call is made again when its process or node was lost, or at a bad moment of the storage. When
+    one fails, or the caller stops asking, no further one is begun; those that wait or run go on to
+    their end, or to that of the driver's process. They are not cancelled: Ray 2.60 aborts the
+    process that cancels a task while its worker reports the result ("task that was not pending").
 
     Args:
         work: travels to the tasks once.
@@ -105,22 +106,14 @@ def _in_tasks(work: Callable[..., T], calls: Iterable[tuple[Any, ...]]) -> Itera
     most = QUEUED + 2 * int(ray.cluster_resources().get("CPU", 1))
     coming = zip(count(), calls, strict=False)
     running: dict[Any, int] = {}
-    try:
-        while True:
-            while len(running) < most and (following := next(coming, None)) is not None:
-                number, call = following
-                running[task.remote(shared, *call)] = number
-            if not running:
-                return
-            for done in ray.wait(list(running))[0]:
-                # Not to be cancelled any more: Ray 2.60 aborts this process if that meets the
-                # moment at which it takes down the result ("task that was not pending").
-                number = running.pop(done)
-                yield number, ray.get(done)
-    finally:
-        for left in running:
-            with contextlib.suppress(ray.exceptions.RayError):
-                ray.cancel(left)
+    while True:
+        while len(running) < most and (following := next(coming, None)) is not None:
+            number, call = following
+            running[task.remote(shared, *call)] = number
+        if not running:
+            return
+        for done in ray.wait(list(running))[0]:
+            yield running.pop(done), ray.get(done)
 
 
 def patiently(work: Callable[..., T], *arguments: Any) -> T:
