@@ -7,10 +7,13 @@ from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from importlib import resources
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageEnhance
+
+from ns_ray.compute import cpus
 
 SOURCES = {
     "sklearn.datasets": ["images/china.jpg", "images/flower.jpg"],
@@ -76,8 +79,9 @@ def write(
     classes: int = 0,
 ) -> str:
     """Fill a folder with JPEGs, in a folder per (random) class if classes are asked for."""
-    parts: Iterator[range] = (range(i, count, 4) for i in range(4))
-    with ProcessPoolExecutor(2) as pool:
+    parts: Iterator[range] = (range(i, count, 4 * cpus()) for i in range(4 * cpus()))
+    # Spawned: a fork of a process that imports in a thread can wait for its lock for ever.
+    with ProcessPoolExecutor(cpus(), mp_context=get_context("spawn")) as pool:
         work = partial(_write, folder=folder, size=size, quality=quality, classes=classes)
         list(pool.map(work, parts))
     return folder

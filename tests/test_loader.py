@@ -362,6 +362,7 @@ def loaders(
         loaders=0,
         in_turn=False,
         threads=1,
+        device="cpu",
         accumulate=train.accumulate,
         trained_groups=0,
         provenance={},

@@ -117,6 +117,7 @@ def learner_of(model: ModelConfig, train: TrainConfig, rows: int = 1_271_167) ->
         loaders=0,
         in_turn=False,
         threads=1,
+        device="cpu",
         accumulate=1,
         trained_groups=0,
         provenance={},

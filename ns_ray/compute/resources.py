@@ -5,9 +5,12 @@ runtime.py) or the stages.
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 from ns_ray.config import ResourcesConfig
 from ns_ray.errors import ConfigError
+
+Device = Literal["cpu", "cuda"]
 
 
 def cpus() -> int:
@@ -50,6 +53,11 @@ class Workers:
     in_process: bool = False
     in_turn: bool = False
 
+    @property
+    def device(self) -> Device:
+        """Where each of them computes."""
+        return "cuda" if self.gpus else "cpu"
+
 
 @dataclass(frozen=True)
 class Pool:
@@ -66,6 +74,11 @@ class Pool:
     cpus: float
     gpus: float
     in_process: bool = False
+
+    @property
+    def device(self) -> Device:
+        """Where each of them computes."""
+        return "cuda" if self.gpus else "cpu"
 
 
 CPUS_PER_ACTOR = 8

@@ -17,6 +17,9 @@ from ns_ray.compute.resources import Machine
 from ns_ray.config import ResourcesConfig
 from ns_ray.errors import StageError, first_line
 
+DRIVERS = ("/dev/nvidiactl", "/proc/driver/nvidia", "/dev/dxg")
+"""What is there where CUDA may be."""
+
 OBJECT_STORE = 2 * 2**30
 """Most bytes of the object store of a local cluster. Encoded images of a few chunks fit easily."""
 
@@ -134,8 +137,10 @@ def _machine() -> Machine:
 
 
 def _local_gpus() -> int:
-    """CUDA devices of this machine, without importing torch."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None:
-        return len([d for d in visible.split(",") if d.strip() and not d.strip().startswith("-")])
-    return len(list(Path("/proc/driver/nvidia/gpus").glob("*")))
+    """CUDA devices that this process may use. torch, which knows, is imported only where there is
+    a driver: natively, or below Windows."""
+    if not any(Path(place).exists() for place in DRIVERS):
+        return 0
+    import torch
+
+    return torch.cuda.device_count()

@@ -30,12 +30,13 @@ from ns_ray.store import (
 class ShardPredictor:
     """Ray Data actor: names of shards in, files of probabilities out."""
 
-    def __init__(self, job: InferenceJob, threads: int, images: int) -> None:
+    def __init__(self, job: InferenceJob, threads: int, images: int, device: str) -> None:
         """
         Args:
             job: what to do.
             threads: for decoding, and of the forward pass.
             images: about how many this actor will get.
+            device: cpu or cuda.
         """
         from ns_ray.model import NoisedPredictor, Predictor
 
@@ -43,6 +44,7 @@ class ShardPredictor:
         self._predictor = kind(
             job.bundle,
             config=job.predict,
+            device=device,
             threads=threads,
             batch_size=job.batch_size,
             images=images,

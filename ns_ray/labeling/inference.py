@@ -140,8 +140,12 @@ def _run(
         StageError: actors kept failing.
     """
     names, images = [shard.name for shard in shards], sum(shard.rows for shard in shards)
-    threads = max(1, int(pool.cpus))
-    arguments: dict[str, Any] = {"job": job, "threads": threads, "images": images // pool.actors}
+    arguments: dict[str, Any] = {
+        "job": job,
+        "threads": max(1, int(pool.cpus)),
+        "images": images // pool.actors,
+        "device": pool.device,
+    }
     if tasks.done_here(seconds(images), pool):
         with translated(title, OSError):
             yield from actor.ShardPredictor(**arguments).each(names)

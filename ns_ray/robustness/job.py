@@ -34,6 +34,7 @@ class Job:
     """For each model, class of an image -> class of the model, by kind of unit: see `kind_of`."""
     batch_size: int
     threads: int
+    device: str
 
 
 def kind_of(unit: Unit) -> int:
@@ -79,6 +80,7 @@ def whole_job(
         maps=maps,
         batch_size=batch_size,
         threads=max(1, int(pool.cpus)),
+        device=pool.device,
     )
     return job, prints, rows
 

@@ -75,6 +75,7 @@ class Scorer:
             m: Predictor(
                 job.bundles[m],
                 config=job.predict,
+                device=job.device,
                 threads=job.threads,
                 batch_size=job.batch_size,
                 images=each,

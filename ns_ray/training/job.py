@@ -35,6 +35,8 @@ class Job:
     in_turn: bool
     """Whether the loaders rest while the model works (see `loader.from_tasks`)."""
     threads: int
+    device: str
+    """Where the model learns: cpu or cuda."""
     accumulate: int
     trained_groups: int
     """Only the last groups of layers are trained, this many; 0: all."""

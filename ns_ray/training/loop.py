@@ -31,7 +31,8 @@ def train_model(job: Job, tell: Tell) -> None:
     train = validate(TrainConfig, job.train)
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
-    device = ray.train.torch.get_device()
+    # Ray's answer is the GPU of a worker that has one; in the driver's process, any that is there.
+    device = ray.train.torch.get_device() if job.device == "cuda" else torch.device("cpu")
     if device.type == "cpu":
         torch.set_num_threads(job.threads)
     corpus = open_corpus(job.labeled)

@@ -120,6 +120,7 @@ def _job(
         loaders=workers.loaders,
         in_turn=workers.in_turn,
         threads=max(1, int(workers.cpus)),
+        device=workers.device,
         accumulate=model[1].accumulate,
         trained_groups=0,
         provenance={**provenance, **{k: v for k, v in inputs.items() if v}, "steps": steps},
