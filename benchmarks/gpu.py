@@ -119,8 +119,8 @@ def decode(folder: str) -> dict[str, float]:
 
 
 def timm_labels(name: str, folder: str, compiled: str) -> dict[str, float]:
-    """Images/s of the loop that one would write with timm, twice over the folder. The model is warm:
-    batches that are made while it compiles would not count."""
+    """Images/s of the loop that one would write with timm, twice over the folder. The model is
+    warm: batches that are made while it compiles would not count."""
     import timm
     import torch
     from timm.data import ImageDataset, create_transform, resolve_model_data_config
