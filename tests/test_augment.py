@@ -14,7 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from ns_ray.config.loading import load_recipe, recipe_names
 from ns_ray.config.noise import NoiseConfig
+from ns_ray.config.training import train_config
 from ns_ray.data.augment import Augment, fit_square, seeded
 from ns_ray.errors import ConfigError
 from ns_ray.robustness.corruptions import corrupt
@@ -290,3 +292,49 @@ def test_operations_are_drawn_as_timm_draws_them(string: str) -> None:
         assert max(seen.values()) <= 1500
         heavy, light = (int(np.argsort(weights)[i]) for i in (-1, 0))
         assert seen[heavy] > seen[light]
+
+
+def shift_of(name: str, magnitude: int, size: int, noise: NoiseConfig) -> float:
+    """Share of a black image's width or height that an operation fills with gray, on its own."""
+    string = f"rand-m{magnitude}-mmax30-n1-p1.0"
+    alone = NoiseConfig(**{**OFF, "randaugment": string, "translate": noise.translate})
+    augment = Augment(alone, size)
+    augment.randaugment.ops = [op for op in augment.randaugment.ops if op.name == name]
+    with seeded(1):
+        pixels = augment(Image.new("RGB", (size, size)))
+    return float((pixels > 64).all(axis=2).mean())
+
+
+RECIPES = {
+    f"{name}, {model.model} at {model.image_size}": (name, model.image_size, noise)
+    for name in recipe_names()
+    for config in [load_recipe(name)]
+    for model in [config.teacher, *config.students]
+    for noise in [train_config(config.train, model).noise]
+    if noise.randaugment and model.image_size
+}
+
+
+@pytest.mark.parametrize(("name", "size", "noise"), RECIPES.values(), ids=list(RECIPES))
+def test_recipes_shift_images_as_far_as_the_authors_do(
+    name: str, size: int, noise: NoiseConfig
+) -> None:
+    """100 px at magnitude 10, and 4 px of images that are or were 32."""
+    magnitude = int(str(noise.randaugment).split("-")[1].removeprefix("m"))
+    share = 4 / 32 if size <= 64 or name == "paper/svhn" else 100 / size
+    for operation in ("TranslateXRel", "TranslateYRel"):
+        found = shift_of(operation, magnitude, size, noise)
+        assert found == pytest.approx(share * magnitude / 10, abs=1.5 / size)
+
+
+@pytest.mark.parametrize(("name", "size", "noise"), RECIPES.values(), ids=list(RECIPES))
+def test_recipes_leave_something_of_nearly_every_image(
+    name: str, size: int, noise: NoiseConfig
+) -> None:
+    only = {"randaugment": noise.randaugment, "translate": noise.translate}
+    augment = Augment(NoiseConfig(**{**OFF, **only}), size)
+    image, blank = picture(3, size, size), 0
+    for seed in range(100):
+        with seeded(seed):
+            blank += int(np.ptp(augment(image).reshape(-1, 3), axis=0).max() == 0)
+    assert blank <= 4

@@ -18,6 +18,10 @@ class NoiseConfig(Settings):
     randaugment: str | None = "rand-m9-mmax30-n2-p1.0"
     """timm's RandAugment string. `p1.0` applies every drawn operation and `mmax30` lifts the cap
     on the magnitude: plain `rand-m27-n2` is silently magnitude 10 at probability 0.5. null: off."""
+    translate: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
+    """Share of the width by which RandAugment shifts an image at magnitude 10; it grows with the
+    magnitude. null: as the authors have it, 4 px of 32 for images of at most 64 px, otherwise 100
+    px, but at most 0.45. Images that were smaller before they were enlarged need it."""
     erase: Fraction = 0.0
     """Probability of erasing a random rectangle (timm's RandomErasing; stands in for Cutout)."""
     crop_scale: tuple[float, float] | None = (0.08, 1.0)

@@ -28,6 +28,10 @@ ERASE_AREA = (0.02, 1 / 3)
 """Share of the image that a random rectangle covers (Zhong et al. 2017, timm's defaults)."""
 
 
+SMALL = 64
+"""Images up to so many pixels are shifted like those of 32."""
+
+
 _GENERATORS = threading.Lock()
 
 
@@ -76,7 +80,7 @@ class Augment:
             try:
                 self.randaugment = _timm_rand_augment()(
                     noise.randaugment,
-                    {"translate_const": max(1, round(0.45 * size)), "img_mean": GRAY},
+                    {"translate_pct": translation(noise, size), "img_mean": GRAY},
                 )
             except (AssertionError, ValueError, KeyError) as error:
                 raise ConfigError(
@@ -101,6 +105,22 @@ class Augment:
         if random.random() < self.erase:
             _erase(pixels)
         return pixels
+
+
+def translation(noise: NoiseConfig, size: int) -> float:
+    """Share of the width that RandAugment shifts an image by at magnitude 10.
+
+    In the authors' code 100 px of ImageNet's images, whatever their size (`translate_const`), and 4
+    of images of 32 px. Below 224 px 100 would leave little of an image in the frame: 0.45, which is
+    what they are of 224 px, and timm's default.
+
+    Args:
+        noise: may have a share of its own.
+        size: side of the image in pixels.
+    """
+    if noise.translate is not None:
+        return noise.translate
+    return 4 / 32 if size <= SMALL else min(0.45, 100 / size)
 
 
 def _drawn(randaugment: Any) -> Iterable[Callable[[Image.Image], Image.Image]]:
