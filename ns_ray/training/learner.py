@@ -32,6 +32,7 @@ from ns_ray.model import (
     statistics_kept,
 )
 from ns_ray.store import Corpus
+from ns_ray.training.head import start_head
 from ns_ray.training.job import Job
 from ns_ray.training.loader import DeviceBatch
 from ns_ray.training.losses import mixed_loss
@@ -53,7 +54,7 @@ class Learner:
     """
 
     def __init__(self, job: Job, train: TrainConfig, corpus: Corpus, device: torch.device) -> None:
-        self._job, self._train, self._device = job, train, device
+        self._job, self._train, self._corpus, self._device = job, train, corpus, device
         config = validate(ModelConfig, job.model)
         torch.manual_seed(job.seed)
         pretrained = config.pretrained or ""
@@ -64,6 +65,7 @@ class Learner:
         if folder:
             load_weights(model, folder)
         self._recomputed_norms = recompute_activations(model) if train.grad_checkpointing else []
+        self._fresh_head = bool(config.pretrained) and not folder
         self._frozen = freeze(model, job.trained_groups) if job.trained_groups else []
         self.model = model.to(device).to(memory_format=torch.channels_last)
         spec = preprocessing(model)
@@ -100,6 +102,17 @@ class Learner:
         self.ema = ModelEmaV3(
             self.model, decay=train.ema_decay, use_warmup=True, warmup_gamma=9, warmup_power=1
         )
+
+    def start_head(self) -> str | None:
+        """Give pretrained weights a fitted classifier, before the first step; a line for people
+        where that was done."""
+        if not self._fresh_head:
+            return None
+        head = start_head(self.model, self._corpus, self._device)
+        if head is None:
+            return None
+        self.ema.set(self.model)
+        return str(head)
 
     def train_mode(self) -> None:
         """Training mode, but for frozen layers: no noise in them, and their BatchNorm keeps its

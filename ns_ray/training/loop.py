@@ -39,6 +39,8 @@ def train_model(job: Job, tell: Tell) -> None:
 
     learner = Learner(job, train, corpus, device)
     first = learner.restore(world)
+    if first == 0 and (started := learner.start_head()) and rank == 0:
+        tell(started)
     if rank == 0 and (kept := learner.other_precision()):
         tell(kept)
     loader = Loader(

@@ -1,0 +1,152 @@
+"""The first classifier of a model that starts from pretrained weights, fitted on frozen features.
+
+A random classifier sends gradients through the network that distort what it has learnt before it
+has seen anything (Kumar et al. 2022), and a few labeled images are soon over: a fine-tuning from it
+can end far below logistic regression on the features as they are. So training starts from that.
+Knows nothing about Ray.
+"""
+
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import log_loss
+from sklearn.model_selection import StratifiedKFold, cross_val_predict
+from torch import nn
+
+from ns_ray.data import Normalize, eval_pixels
+from ns_ray.model import preprocessing
+from ns_ray.store import Corpus
+
+MOST_IMAGES = 2000
+"""Labeled images up to which the fit is made: it takes seconds then. With more there are steps
+enough to learn a classifier from nothing."""
+
+STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+"""Inverse strengths of the L2 term that are tried on features of unit variance."""
+USUAL = 0.1
+"""What is best for most sets of a few images a class; taken where no image can be held out."""
+FOLDS = 5
+UNSEEN = 5.0
+"""How far the logit of a class without images lies below the lowest intercept."""
+BATCH = 64
+
+Array = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True)
+class Head:
+    """A linear classifier on features.
+
+    Attributes:
+        weight, bias: float64 [classes, features] and [classes].
+        strength: which of STRENGTHS.
+        right: share of images that were classified rightly by a fit without them; None where none
+            could be held out.
+    """
+
+    weight: Array
+    bias: Array
+    strength: float
+    right: float | None
+
+    def __str__(self) -> str:
+        right = "" if self.right is None else f": {self.right:.0%} of them right when held out"
+        return f"the classifier starts as logistic regression on the labeled images{right}"
+
+
+def start_head(model: nn.Module, corpus: Corpus, device: torch.device) -> Head | None:
+    """Fit a model's classifier on its features of a corpus, and put it in.
+
+    Args:
+        model: of timm, on the device; its classifier may be anything.
+        corpus: labeled images.
+        device: where the features are computed, in fp32.
+
+    Returns:
+        What was fitted; None, and the model as it was, where the images are many or the classifier
+        is not one linear layer on pooled features.
+    """
+    classifier = model.get_classifier()  # type: ignore[operator]
+    if corpus.rows > MOST_IMAGES or not isinstance(classifier, nn.Linear):
+        return None
+    features, labels = _features(model, corpus, device)
+    if features.ndim != 2 or features.shape[1] != classifier.in_features or len(set(labels)) < 2:
+        return None
+    head = fit(features, labels, len(corpus.classes))
+    with torch.no_grad():
+        classifier.weight.copy_(torch.from_numpy(head.weight))
+        if classifier.bias is not None:
+            classifier.bias.copy_(torch.from_numpy(head.bias))
+    return head
+
+
+def _features(model: nn.Module, corpus: Corpus, device: torch.device) -> tuple[Array, Array]:
+    """Pooled features float32 [rows, n], as in evaluation, and labels int64 [rows]."""
+    spec = preprocessing(model)
+    normalize = Normalize(spec, device)
+    training, found, labels = model.training, [], []
+    model.eval()
+    for _, table in corpus.scan(["image", "label"]):
+        labels.append(table["label"].to_numpy())
+        images = [image.as_buffer().to_pybytes() for image in table["image"]]
+        for at in range(0, len(images), BATCH):
+            pixels = np.stack([eval_pixels(data, spec) for data in images[at : at + BATCH]])
+            with torch.inference_mode():
+                maps = model.forward_features(normalize(torch.from_numpy(pixels).to(device)))  # type: ignore[operator]
+                pooled = model.forward_head(maps, pre_logits=True)  # type: ignore[operator]
+            found.append(pooled.float().cpu().numpy())
+    model.train(training)
+    return np.concatenate(found), np.concatenate(labels)
+
+
+def fit(features: Array, labels: Array, classes: int) -> Head:
+    """Logistic regression, its strength chosen by the log loss of images that are held out in turn.
+
+    Args:
+        features: float32 [n, features].
+        labels: int64 [n], of at least two classes.
+        classes: of the classifier; one without images gets no weights and a low bias.
+    """
+    mean = features.mean(axis=0, dtype=np.float64)
+    centered = features - mean
+    scale = float(centered.std()) or 1.0
+    # With fewer images than features, the fit lies in the directions that they span.
+    left, sizes, directions = np.linalg.svd(centered / scale, full_matrices=False)
+    rows = left * sizes
+    known, counts = np.unique(labels, return_counts=True)
+    folds, strength, right = min(FOLDS, int(counts.min())), USUAL, None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        if folds > 1:
+            tried = {s: _held_out(rows, labels, s, folds) for s in STRENGTHS}
+            strength = min(tried, key=lambda s: log_loss(labels, tried[s]))
+            right = float((known[tried[strength].argmax(axis=1)] == labels).mean())
+        fitted = _regression(strength).fit(rows, labels)
+    coefficients, intercepts = fitted.coef_, fitted.intercept_
+    if len(known) == 2:  # one row for both
+        coefficients = np.concatenate([-coefficients, coefficients]) / 2
+        intercepts = np.concatenate([-intercepts, intercepts]) / 2
+    used = coefficients @ directions / scale
+    weight, bias = np.zeros((classes, features.shape[1])), np.zeros(classes)
+    weight[known], bias[known] = used, intercepts - used @ mean
+    unknown = np.setdiff1d(np.arange(classes), known)
+    bias[unknown] = intercepts.min() - UNSEEN
+    return Head(weight, bias, strength, right)
+
+
+def _regression(strength: float) -> LogisticRegression:
+    return LogisticRegression(C=strength, max_iter=300)
+
+
+def _held_out(rows: Array, labels: Array, strength: float, folds: int) -> Array:
+    """Probabilities [n, classes] of each image by a fit without its fold."""
+    split = StratifiedKFold(folds, shuffle=True, random_state=0)
+    probs: Array = cross_val_predict(
+        _regression(strength), rows, labels, cv=split, method="predict_proba"
+    )
+    return probs
