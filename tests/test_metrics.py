@@ -106,7 +106,15 @@ def test_intervals_hold_what_a_bootstrap_by_hand_finds() -> None:
     assert score(PROBS, LABELS, CLASSES, 1)["top1_interval"] == interval(
         PROBS.argmax(axis=1) == LABELS
     )
-    assert interval(np.ones(9, bool)) == interval(np.ones(9)) == [1.0, 1.0]
+    assert interval(np.ones(9)) == [1.0, 1.0]
+
+
+def test_twenty_of_twenty_right_is_no_certainty() -> None:
+    """Wilson's interval, by its formula: n / (n + z^2) at the far end."""
+    all_right, all_wrong = interval(np.ones(20, bool)), interval(np.zeros(20, bool))
+    assert all_right == pytest.approx([20 / (20 + 1.96**2), 1.0], abs=1e-4)
+    assert all_wrong == pytest.approx([0.0, 1 - all_right[0]])
+    assert interval(np.zeros(0, bool)) == [0.0, 1.0]
 
 
 def test_two_models_side_by_side() -> None:

@@ -3,7 +3,7 @@
 from typing import Any
 
 import numpy as np
-from scipy.stats import binom, bootstrap
+from scipy.stats import binomtest, bootstrap
 from sklearn.metrics import confusion_matrix, log_loss, precision_recall_fscore_support
 
 BINS = 15
@@ -28,7 +28,7 @@ def score(
         top_k: the k of top-k accuracy, at most the number of classes.
 
     Returns:
-        top1, topk, nll, ece, all fractions but nll (nats); `top1_interval`, its 95 % bootstrap
+        top1, topk, nll, ece, all fractions but nll (nats); `top1_interval`, its 95 % Wilson
         interval; `confusion`, counts by true class (row) and predicted class (column), None above
         MAX_CONFUSION classes; `reliability`, a row per confidence bin; `classes`, one per class.
     """
@@ -66,20 +66,19 @@ def score(
 
 
 def interval(values: np.ndarray[Any, Any], level: float = 0.95) -> list[float]:
-    """Percentile bootstrap interval of a mean over images, always the same for the same values.
-    For yes and no it is exact: the number of yes in a resample is binomial.
+    """Interval of a mean over images, always the same for the same values: Wilson's (1927) for yes
+    and no, which keeps its width where all images are right, and otherwise a percentile bootstrap.
 
     Args:
         values: bool or float [n].
         level: share of the intervals that hold the true mean.
 
     Returns:
-        [low, high]; the mean twice where all values are equal.
+        [low, high]; [0, 1] for no image, and the mean twice where all numbers are equal.
     """
     if values.dtype == bool and len(values):
-        resampled = binom(len(values), values.mean())
-        tail = (1.0 - level) / 2.0
-        return [float(resampled.ppf(q) / len(values)) for q in (tail, 1.0 - tail)]
+        wilson = binomtest(int(values.sum()), len(values)).proportion_ci(level, method="wilson")
+        return [float(wilson.low), float(wilson.high)]
     values = np.asarray(values, dtype=np.float64)
     if len(values) < 2 or values.min() == values.max():
         return [float(values.mean())] * 2 if len(values) else [0.0, 1.0]
