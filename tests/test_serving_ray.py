@@ -81,10 +81,7 @@ def ns_ray_serve(folder: Path, *arguments: str) -> Iterator[tuple[Server, Any]]:
         process = subprocess.Popen(command, env=user_environment(), stdout=log, stderr=log)
     server = Server(port, default_headers={"X-API-Key": KEY})
     try:
-        try:
-            wait(lambda: server.get("/readyz").status == 200, 180, process)
-        except AssertionError as error:
-            raise AssertionError(f"{error}\n{(folder / 'log').read_text()[-4000:]}") from None
+        wait(lambda: server.get("/readyz").status == 200, 180, process)
         yield server, process
     finally:
         if process.poll() is None:
