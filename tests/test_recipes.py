@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 
+from ns_ray.compute.resources import Device
 from ns_ray.config.loading import load_recipe, recipe_names
 from ns_ray.config.run import RunConfig
 from ns_ray.config.training import ModelConfig, TrainConfig, fixres_config, train_config
@@ -98,9 +99,16 @@ def classifier(network: Any) -> torch.Tensor:
     return weights
 
 
-def learner_of(model: ModelConfig, train: TrainConfig, rows: int = 1_271_167) -> Learner:
-    """What trains a model, with ten classes."""
-    corpus = Corpus("", "", (Shard("a", "a.parquet", rows, 0),), tuple("0123456789"))
+def learner_of(
+    model: ModelConfig,
+    train: TrainConfig,
+    rows: int = 1_271_167,
+    classes: int = 10,
+    device: Device = "cpu",
+) -> Learner:
+    """What trains a model."""
+    names = tuple(str(n) for n in range(classes))
+    corpus = Corpus("", "", (Shard("a", "a.parquet", rows, 0),), names)
     job = Job(
         model=model.model_dump(mode="json"),
         train=train.model_dump(mode="json"),
@@ -117,12 +125,12 @@ def learner_of(model: ModelConfig, train: TrainConfig, rows: int = 1_271_167) ->
         loaders=0,
         in_turn=False,
         threads=1,
-        device="cpu",
+        device=device,
         accumulate=1,
         trained_groups=0,
         provenance={},
     )
-    return Learner(job, train, corpus, torch.device("cpu"))
+    return Learner(job, train, corpus, torch.device(device))
 
 
 def test_the_learning_rate_is_the_reference_code_s() -> None:

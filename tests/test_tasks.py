@@ -214,7 +214,8 @@ def test_whoever_stops_asking_stays_alive(ray_local: Any) -> None:
     """Ray aborts the process that cancels a task while its worker reports the result."""
     for _ in range(100):
         running = tasks.each(abs, ((n,) for n in range(100)), here=False, doing="x")
-        next(running)
+        number, value = next(running)
+        assert number == value
         running.close()
 
 
