@@ -70,6 +70,7 @@ def serve_model(config: ServeConfig, host: str, port: int, ingress: Ingress) -> 
             say("stopping; requests under way are answered first")
             from ray import serve as ray_serve
 
+            ray_serve.delete(APP)  # replicas first: with Serve its proxy goes, and what it carries
             ray_serve.shutdown()
 
 
