@@ -4,7 +4,7 @@ balanced part of it trains an equal or larger, noised student, and the student t
 The stages are handed in (see stages.py), so this file knows no Ray and no torch.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -13,12 +13,16 @@ from ns_ray.config import (
     AcceptConfig,
     DataConfig,
     EvaluateConfig,
+    Images,
     LabelConfig,
     NoiseConfig,
     RobustnessConfig,
     RunConfig,
     SelectConfig,
     config_hash,
+    dump_chosen,
+    in_words,
+    settle,
     train_config,
 )
 from ns_ray.errors import DataError
@@ -38,6 +42,10 @@ from ns_ray.store import (
     Selection,
 )
 
+CLEARLY_WORSE = 0.9
+"""From this p of `better_p` on, a model is taken to be worse than an earlier one: three images lost
+and none gained, or 60 lost and 45 gained."""
+
 
 class Stages(Protocol):
     """The stages of a run, with its share of a machine or cluster. Each publishes what it makes in
@@ -54,6 +62,7 @@ class Stages(Protocol):
         step: Train,
         *,
         labeled: Corpus,
+        validation: Corpus | None,
         pseudo: Selection | None,
         teacher: Bundle | None,
         seed: int,
@@ -112,8 +121,10 @@ class Outcome:
 
 def self_train(config: RunConfig, layout: RunLayout, stages: Stages) -> Outcome:
     """Run the whole loop, as the itinerary has it (see steps.py)."""
-    itinerary = steps(config, layout)
     data = stages.ingest(config.data, seed=config.seed, out=layout)
+    settled, left_open = settle(config, images_of(data))
+    note_chosen(left_open, layout.config)
+    itinerary = steps(settled, layout)
     run = _Run(config, layout, stages, data)
 
     teacher = run.first_teacher(itinerary.teacher)
@@ -130,11 +141,9 @@ def self_train(config: RunConfig, layout: RunLayout, stages: Stages) -> Outcome:
             break
 
     # Of a run that ends early, the control arm is that of its last student.
-    arms = steps(config, layout, students=len(generations) - 1)
+    arms = steps(settled, layout, students=len(generations) - 1)
     models = [*generations, *([run.fit_control(arms.control)] if arms.control else [])]
-    best = max(
-        (g for g in generations if g.accepted), key=lambda g: (g.validation.top1, g.generation)
-    )
+    best = best_of([g for g in generations if g.accepted])
     models = [run.test(model) for model in models]
     if config.evaluate.robustness is not None:
         shown = {0, best.generation, generations[-1].generation, CONTROL}
@@ -144,12 +153,40 @@ def self_train(config: RunConfig, layout: RunLayout, stages: Stages) -> Outcome:
     return Outcome(result(config, layout.model, data, models, best.generation), best.bundle)
 
 
+def best_of(accepted: Sequence[Generation]) -> Generation:
+    """The last model, unless a paired test on validation images says that an earlier one is better.
+
+    The highest of several scores would be the luckiest: each is right by chance on an image or two.
+    """
+    best = accepted[-1]
+    for earlier in reversed(accepted[:-1]):
+        if better_p(*earlier.validation.beside(best.validation)) > CLEARLY_WORSE:
+            best = earlier
+    return best
+
+
+def images_of(data: Corpora) -> Images:
+    """What the training settings that a run leaves open are chosen by."""
+    return Images(data.labeled.rows, data.unlabeled.rows if data.unlabeled else 0)
+
+
+def note_chosen(chosen: Mapping[str, Facts], path: str) -> None:
+    """Say which training settings were chosen, and write it into the run's config.yaml."""
+    for place, values in chosen.items():
+        say(f"{place}: chosen for these images: {in_words(values)}")
+    if chosen and store.exists(path):
+        text = store.read_bytes(path)
+        if b"\nchosen:" not in text:
+            store.write_bytes(path, text + dump_chosen(chosen).encode())
+
+
 def train_model(
     config: RunConfig,
     stages: Stages,
     trainings: Sequence[Train],
     *,
     labeled: Corpus,
+    validation: Corpus,
     seed: int,
     pseudo: Selection | None = None,
     teacher: Bundle | None = None,
@@ -161,6 +198,7 @@ def train_model(
         stages: only `fit` is asked for.
         trainings: one, or two with `finetune`.
         labeled: labeled images.
+        validation: those that the last training's temperature is fitted on.
         seed: of all of them.
         pseudo: what a student learns from its teacher.
         teacher: whose weights the first training starts from, where `init` is `teacher`.
@@ -174,6 +212,7 @@ def train_model(
         model = stages.fit(
             step,
             labeled=labeled,
+            validation=validation if step is trainings[-1] else None,
             pseudo=pseudo if step.pseudo else None,
             teacher=model,
             seed=seed,
@@ -315,6 +354,7 @@ class _Run:
             self.stages,
             arm.trainings,
             labeled=self.data.labeled,
+            validation=self.data.validation,
             seed=self.config.seed * 1000 + arm.generation + 1,
             pseudo=pseudo,
             teacher=teacher,

@@ -24,7 +24,8 @@ HEAVY = {"torch", "torchvision", "timm", "ray"}
 MAY_BE_HEAVY = (
     *("model", "robustness", "stages"),
     *("planning.check", "planning.costs", "planning.models", "planning.plan"),
-    *("training.head", "training.learner", "training.loader", "training.loop", "training.losses"),
+    *("training.calibration", "training.forward", "training.head", "training.learner"),
+    *("training.loader", "training.loop", "training.losses"),
     *("training.workers", "serving.app", "serving.deployment", "serving.paths", "serving.replica"),
 )
 """All others import neither torch nor Ray until there is work for them: a report is made again on

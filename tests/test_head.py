@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from sklearn.linear_model import LogisticRegression
 from tiny import COLORS, flat_folder, folder_per_class
 
@@ -13,6 +14,7 @@ from ns_ray.compute.resources import Workers
 from ns_ray.config.training import LITE, ModelConfig, TrainConfig
 from ns_ray.data.packing import pack
 from ns_ray.errors import ImageError
+from ns_ray.model.bundle import save
 from ns_ray.model.networks import build
 from ns_ray.model.predictor import Predictor
 from ns_ray.training import head
@@ -108,10 +110,39 @@ def test_many_images_and_unusual_classifiers_are_left_alone(
     corpus = pack(str(folder_per_class(tmp_path / "labeled", 4)), out=str(tmp_path / "corpus"))
     model = build(ModelConfig(model="test_resnet", image_size=32), 3)
     before = model.get_classifier().weight.clone()  # type: ignore[operator]
-    monkeypatch.setattr(head, "MOST_IMAGES", 11)
+    monkeypatch.setattr(head, "FEW_LABELS", 11)
     assert head.start_head(model, corpus, torch.device("cpu")) is None
-    monkeypatch.setattr(head, "MOST_IMAGES", 12)
+    monkeypatch.setattr(head, "FEW_LABELS", 12)
     assert head.start_head(model, corpus, torch.device("cpu")) is not None
     assert not torch.equal(before, model.get_classifier().weight)  # type: ignore[operator]
     model.reset_classifier(0)  # type: ignore[operator]
     assert head.start_head(model, corpus, torch.device("cpu")) is None
+
+
+@pytest.mark.parametrize("batch_norm", ["kept", "live"])
+def test_batch_norms_keep_the_statistics_of_pretraining_or_do_not(
+    tmp_path: Path, batch_norm: str
+) -> None:
+    labeled = pack(str(folder_per_class(tmp_path / "labeled", 4)), out=str(tmp_path / "corpus"))
+    start = tmp_path / "start"
+    config = ModelConfig(model="test_resnet", image_size=32, pretrained=str(start))
+    untrained = build(config.model_copy(update={"pretrained": None}), 3)
+    save(untrained, str(start), classes=tuple(COLORS), fingerprint="start", provenance={})
+    bundle = fit(
+        config,
+        TrainConfig.model_validate({"epochs": 2, "batch_size": 6, "batch_norm": batch_norm}),
+        labeled=labeled,
+        seed=0,
+        workers=HERE,
+        checkpoints=str(tmp_path / "checkpoints"),
+        out=str(tmp_path / "bundle"),
+        title="teacher",
+        provenance={},
+    )
+    before = load_file(start / "model.safetensors")
+    after = load_file(f"{bundle.path}/model.safetensors")
+    same = {name: torch.equal(before[name], after[name]) for name in before}
+    statistics = {same[name] for name in same if "running_" in name}
+    learnt = {same[name] for name in same if name.endswith("bn1.weight")}
+    assert statistics == {batch_norm == "kept"}
+    assert learnt == {False}

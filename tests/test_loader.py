@@ -350,6 +350,7 @@ def loaders(
         model={},
         train=train.model_dump(mode="json"),
         labeled=labeled.path,
+        validation=None,
         selection=pile[2].path,
         soft=True,
         temperature=1.0,

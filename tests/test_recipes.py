@@ -113,6 +113,7 @@ def learner_of(
         model=model.model_dump(mode="json"),
         train=train.model_dump(mode="json"),
         labeled="",
+        validation=None,
         selection=None,
         soft=True,
         temperature=1.0,

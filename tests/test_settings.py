@@ -233,9 +233,12 @@ def test_a_missing_file(tmp_path: Path) -> None:
         load_config(tmp_path / "nope.yaml")
 
 
-def test_every_default_is_written_out() -> None:
-    plain = yaml.safe_load(dump(settings()))
-    assert plain["train"]["noise"]["stochastic_depth"] == 0.2
+def test_every_default_is_written_out_and_what_is_left_open_is_not() -> None:
+    plain = yaml.safe_load(dump(settings("train.noise.dropout=0.3")))
+    assert plain["train"]["label_smoothing"] == 0.1
+    assert plain["train"]["noise"]["dropout"] == 0.3
+    assert "lr" not in plain["train"]
+    assert "stochastic_depth" not in plain["train"]["noise"]
     assert set(plain) == set(RunConfig.model_fields)
 
 
@@ -267,7 +270,7 @@ def test_the_hash_ignores_where_and_with_what_a_run_works() -> None:
 
 
 def test_defaults_and_the_same_values_written_out_have_one_hash() -> None:
-    assert config_hash(settings("train.epochs=50")) == config_hash(settings())
+    assert config_hash(settings("train.label_smoothing=0.1")) == config_hash(settings())
     assert config_hash(settings().model_dump(mode="json")) == config_hash(settings())
 
 

@@ -77,6 +77,7 @@ class SharedStages:
         step: Train,
         *,
         labeled: Corpus,
+        validation: Corpus | None,
         pseudo: Selection | None,
         teacher: Bundle | None,
         seed: int,
@@ -85,6 +86,8 @@ class SharedStages:
         """Images -> model."""
         settings = [step.model.model_dump(mode="json"), step.train.model_dump(mode="json")]
         made_of = [labeled.fingerprint]
+        if validation is not None and step.train.calibrate:
+            made_of.append(validation.fingerprint)
         if pseudo is not None:
             made_of.append(pseudo.fingerprint)
         if teacher is not None and step.model.init == "teacher":
@@ -99,6 +102,7 @@ class SharedStages:
             return self.own.fit(
                 step,
                 labeled=labeled,
+                validation=validation,
                 pseudo=pseudo,
                 teacher=teacher,
                 seed=seed,

@@ -9,10 +9,10 @@ from ns_ray import store
 from ns_ray.commands.options import Config, Debug, Out, Recipe, Set
 from ns_ray.commands.preparing import ray_running
 from ns_ray.compute import Machine
-from ns_ray.config import RunConfig, load_either
+from ns_ray.config import Images, RunConfig, load_either, settle
 from ns_ray.errors import ConfigError, NsRayError
 from ns_ray.log import say
-from ns_ray.steps import Arm, steps
+from ns_ray.steps import steps
 from ns_ray.store import Bundle as Model
 from ns_ray.store import RunLayout, Selection, open_bundle, open_labels, open_selection
 
@@ -34,16 +34,14 @@ def train(
     """Train one model on labeled images and, if given, on selected pseudo-labeled ones."""
     settings = load_either(config, recipe, set_)
     chosen = None if selection is None else open_selection(selection)
-    place = store.absolute(out)
-    plan = steps(settings, RunLayout(store.join(place, "work")))
-    arm = plan.teacher if chosen is None else plan.students[0]
-    if not arm.trainings:
+    if chosen is None and settings.teacher.bundle is not None:
         raise ConfigError(
-            f"teacher.bundle={arm.model.bundle}: there is nothing to train; set a `model`"
+            f"teacher.bundle={settings.teacher.bundle}: there is nothing to train; set a `model`"
         )
-    teacher = _teacher(chosen) if chosen and arm.model.init == "teacher" else None
+    start = settings.students[0].init == "teacher" if chosen else False
+    teacher = _teacher(chosen) if chosen and start else None
     with ray_running(settings.resources) as machine:
-        trained = _fit(settings, arm, chosen, teacher, machine, place)
+        trained = _fit(settings, chosen, teacher, machine, store.absolute(out))
     say(f"{trained.path}: {trained.parameters:,} parameters")
 
 
@@ -60,7 +58,6 @@ def _teacher(selection: Selection) -> Model:
 
 def _fit(
     settings: RunConfig,
-    arm: Arm,
     chosen: Selection | None,
     teacher: Model | None,
     machine: Machine,
@@ -71,17 +68,21 @@ def _fit(
     from ns_ray.selftrain import train_model
     from ns_ray.stages import open_stages
 
+    layout = RunLayout(store.join(out, "work"))
+    data = ingest(settings.data, seed=settings.seed, out=layout, pile=False)
+    pile = int(chosen.facts["rows"]) if chosen else 0
+    plan = steps(settle(settings, Images(data.labeled.rows, pile))[0], layout)
+    arm = plan.students[0] if chosen else plan.teacher
     trainings = [
         replace(step, title=step.title.removeprefix(f"{arm.name} ")) for step in arm.trainings
     ]
     trainings[-1] = replace(trainings[-1], out=out)
-    layout = RunLayout(store.join(out, "work"))
-    data = ingest(settings.data, seed=settings.seed, out=layout, pile=False)
     return train_model(
         settings,
         open_stages(settings, machine),
         trainings,
         labeled=data.labeled,
+        validation=data.validation,
         seed=settings.seed,
         pseudo=chosen,
         teacher=teacher,

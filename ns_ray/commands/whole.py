@@ -87,7 +87,8 @@ def _claim(config: RunConfig, layout: RunLayout, overwrite: bool) -> None:
     if store.exists(layout.config) and not overwrite:
         old = yaml.safe_load(store.read_bytes(layout.config))
         found = old.pop("config_hash", None)
-        old.pop("versions", None)
+        for name in ("versions", "chosen"):
+            old.pop(name, None)
         if found != config_hash(config):
             new = config.model_dump(mode="json")
             changed = [d for d in differences(old, new) if not d.startswith(("storage", "res"))]
@@ -97,8 +98,8 @@ def _claim(config: RunConfig, layout: RunLayout, overwrite: bool) -> None:
             )
     record = {"config_hash": config_hash(config), "versions": store.versions()}
     text = (dump(config) + yaml.safe_dump(record, sort_keys=False)).encode()
-    if store.exists(layout.config) and store.read_bytes(layout.config) == text:
-        return
+    if store.exists(layout.config) and store.read_bytes(layout.config).startswith(text):
+        return  # it ends with what was chosen, once the images were known
     store.write_bytes(layout.config, text)
 
 

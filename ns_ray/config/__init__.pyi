@@ -1,3 +1,6 @@
+from .defaults import FEW_LABELS as FEW_LABELS
+from .defaults import Images as Images
+from .defaults import settle as settle
 from .labeling import AcceptConfig as AcceptConfig
 from .labeling import LabelConfig as LabelConfig
 from .labeling import PredictConfig as PredictConfig
@@ -5,6 +8,8 @@ from .labeling import SelectConfig as SelectConfig
 from .loading import config_hash as config_hash
 from .loading import differences as differences
 from .loading import dump as dump
+from .loading import dump_chosen as dump_chosen
+from .loading import in_words as in_words
 from .loading import load_either as load_either
 from .loading import load_recipe as load_recipe
 from .loading import parse_sections as parse_sections

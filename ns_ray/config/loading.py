@@ -21,7 +21,7 @@ from ns_ray.errors import ConfigError, nearest
 EXPONENT = r"[-+]?\d+(\.\d*)?[eE][-+]?\d+"
 """Numbers such as 1e-3, which YAML 1.1 reads as text."""
 
-RECORDED = ("config_hash", "versions")
+RECORDED = ("config_hash", "versions", "chosen")
 """What the config.yaml in the folder of a run says beside its settings."""
 
 
@@ -166,6 +166,28 @@ def _index(items: list[Any], key: str, override: str) -> int:
 def dump(config: Settings) -> str:
     """Settings as YAML, every default written out."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def dump_chosen(chosen: Mapping[str, Mapping[str, Any]]) -> str:
+    """What a run has left open and what was chosen, by model, as the end of its config.yaml."""
+    return yaml.safe_dump({"chosen": dict(chosen)}, sort_keys=False, allow_unicode=True)
+
+
+def in_words(values: Mapping[str, Any], prefix: str = "") -> str:
+    """Nested settings on one line: `lr=0.001, noise.dropout=0.2`."""
+    words = []
+    for name, value in values.items():
+        inner = isinstance(value, Mapping)
+        words.append(
+            in_words(value, f"{prefix}{name}.") if inner else f"{prefix}{name}={plain(value)}"
+        )
+    return ", ".join(words)
+
+
+def plain(value: Any) -> str:
+    """A value as YAML has it: null, 0.001, [0.3, 1.0]."""
+    text: str = yaml.safe_dump(value, default_flow_style=True)
+    return text.removesuffix("...\n").strip()
 
 
 def config_hash(config: Settings | Mapping[str, Any]) -> str:

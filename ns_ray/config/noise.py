@@ -51,7 +51,7 @@ class NoiseConfig(Settings):
         """Runs from before there was `translate` stay what they are, and are not made again."""
         values: dict[str, Any] = dump(self)
         if self.translate is None:
-            del values["translate"]
+            values.pop("translate", None)
         return values
 
     @field_validator("randaugment")

@@ -6,13 +6,14 @@ other check lives beside the field it guards. How settings are read: loading.py.
 
 from typing import Any
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, field_serializer, field_validator, model_validator
 
 from ns_ray.config.labeling import AcceptConfig, LabelConfig, PredictConfig, SelectConfig
 from ns_ray.config.scoring import EvaluateConfig
 from ns_ray.config.training import (
     ModelConfig,
     TrainConfig,
+    as_asked,
     finetuning,
     fixres_config,
     train_config,
@@ -97,6 +98,11 @@ class RunConfig(Settings):
     parts where it has `finetune`."""
     evaluate: EvaluateConfig = EvaluateConfig()
     resources: ResourcesConfig = ResourcesConfig()
+
+    @field_serializer("train")
+    def _asked(self, train: TrainConfig) -> dict[str, Any]:
+        """What a run leaves open is chosen when its images are known; see defaults.py."""
+        return as_asked(train)
 
     @model_validator(mode="after")
     def _students_are_trained(self) -> "RunConfig":

@@ -10,7 +10,7 @@ train_config, pretraining, finetuning, fixres_config
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from ns_ray.config.noise import NoiseConfig
 from ns_ray.config.validation import Fraction, Settings, validate
@@ -74,7 +74,22 @@ class TrainConfig(Settings):
     """Least time between two checkpoints. 0: after every logged step."""
     log_steps: int = Field(default=20, ge=1)
     """Optimizer steps between two rows of metrics."""
+    batch_norm: Literal["live", "kept"] = "live"
+    """BatchNorm in training. live: normalizes with each batch's statistics and averages them. kept:
+    with those that the start weights came with; what few, noised images would make of them is worse
+    (docs/decisions/0032). Scale and shift are learnt either way."""
+    calibrate: bool = True
+    """Fit a temperature on the validation images when a training has ended, and divide it into the
+    classifier: its probabilities are then as high as it is often right."""
     noise: NoiseConfig = NoiseConfig()
+
+    @model_serializer(mode="wrap")
+    def _without_what_came_later(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """What is as it always was is not written: a training from before stays valid."""
+        values: dict[str, Any] = dump(self)
+        if self.batch_norm == "live":
+            values.pop("batch_norm", None)
+        return values
 
     @model_validator(mode="after")
     def _some_loss(self) -> "TrainConfig":
@@ -83,6 +98,26 @@ class TrainConfig(Settings):
                 "labeled_weight and unlabeled_weight are both 0: nothing to learn from"
             )
         return self
+
+
+CHOSEN = (
+    "epochs", "batch_size", "unlabeled_ratio", "batch_norm", "optimizer", "lr", "weight_decay",
+    "clip_grad", "schedule", "warmup_epochs", "ema_decay",
+)  # fmt: skip
+CHOSEN_NOISE = ("randaugment", "dropout", "crop_scale", "crop_padding", "stochastic_depth")
+"""Settings that follow from the images and models of a run where it leaves them out: defaults.py.
+The defaults above are those of a training by itself."""
+
+
+def as_asked(train: TrainConfig) -> dict[str, Any]:
+    """A run's training settings as plain values, without what it leaves to be chosen."""
+    values = train.model_dump(mode="json")
+    noise = values["noise"]
+    for name in {*CHOSEN} - train.model_fields_set:
+        values.pop(name, None)
+    for name in {*CHOSEN_NOISE} - train.noise.model_fields_set:
+        noise.pop(name, None)
+    return values
 
 
 class FixresConfig(Settings):
@@ -141,20 +176,19 @@ class ModelConfig(Settings):
 
 def train_config(base: TrainConfig, model: ModelConfig) -> TrainConfig:
     """The run's training settings with one model's overrides laid over them."""
-    merged = _merge(base.model_dump(mode="json"), model.train)
-    return validate(TrainConfig, merged)
+    return validate(TrainConfig, merged(base.model_dump(mode="json"), model.train))
 
 
 def pretraining(model: ModelConfig, *, pseudo: bool) -> ModelConfig:
     """The first part of a student that is fine-tuned: pseudo-labels alone. Of its control arm,
     where `pseudo` is False: as many steps on labeled images."""
-    train = _merge(model.train, {"labeled_weight": 0.0}) if pseudo else model.train
+    train = merged(model.train, {"labeled_weight": 0.0}) if pseudo else model.train
     return model.model_copy(update={"train": train, "finetune": None, "fixres": None})
 
 
 def finetuning(model: ModelConfig) -> ModelConfig:
     """The second part, which starts from the first."""
-    train = _merge(model.train, model.finetune or {})
+    train = merged(model.train, model.finetune or {})
     return model.model_copy(update={"train": train, "finetune": None, "init": "teacher"})
 
 
@@ -199,11 +233,13 @@ def fixres_config(model: ModelConfig, train: TrainConfig) -> tuple[ModelConfig, 
     )
 
 
-def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    merged = dict(base)
+def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested settings with others laid over them."""
+    made = dict(base)
     for key, value in over.items():
-        if isinstance(value, Mapping) and isinstance(merged.get(key), Mapping):
-            merged[key] = _merge(merged[key], value)
+        inner = made.get(key)
+        if isinstance(value, Mapping) and isinstance(inner, Mapping):
+            made[key] = merged(inner, value)
         else:
-            merged[key] = value
-    return merged
+            made[key] = value
+    return made

@@ -10,6 +10,7 @@ from .cost import Rate as Rate
 from .cost import forward_cost as forward_cost
 from .cost import measured_rate as measured_rate
 from .cost import training_cost as training_cost
+from .networks import batch_norms as batch_norms
 from .networks import build as build
 from .networks import build_noised as build_noised
 from .networks import decay_groups as decay_groups

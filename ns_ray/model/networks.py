@@ -283,6 +283,12 @@ def recompute_activations(model: nn.Module) -> list[_BatchNorm]:
             f"timm has no gradient checkpointing for {type(model).__name__}; set "
             "train.grad_checkpointing to false, and raise train.accumulate to save memory"
         ) from None
+    return batch_norms(model)
+
+
+def batch_norms(model: nn.Module) -> list[_BatchNorm]:
+    """The BatchNorms of a model. In eval mode they normalize with the statistics that they have,
+    and still learn scale and shift."""
     return [m for m in model.modules() if isinstance(m, _BatchNorm)]
 
 

@@ -13,7 +13,15 @@ import timm
 import torch
 
 from ns_ray.compute import Machine
-from ns_ray.config import ModelConfig, RunConfig, TrainConfig, fixres_config, train_config
+from ns_ray.config import (
+    Images,
+    ModelConfig,
+    RunConfig,
+    TrainConfig,
+    fixres_config,
+    settle,
+    train_config,
+)
 from ns_ray.data import Listings
 from ns_ray.model import Cost, Rate, forward_cost, load, measured_rate, model_name, training_cost
 from ns_ray.steps import Label, Part, Robustness, Score, Train, steps
@@ -80,7 +88,8 @@ class Planner:
     def __init__(
         self, config: RunConfig, counts: Counts, machine: Machine, on_gpu: bool, measure: bool
     ) -> None:
-        self._config, self._counts, self._on_gpu = config, counts, on_gpu
+        self._config, _ = settle(config, Images(counts.labeled, counts.unlabeled))
+        self._counts, self._on_gpu = counts, on_gpu
         self._device = torch.device("cuda" if machine.gpus and on_gpu else "cpu")
         self._measure = measure
         self._rates: dict[str, Rate | None] = {}

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from ns_ray import store
-from ns_ray.config import RunConfig, config_hash
+from ns_ray.config import Images, RunConfig, config_hash, settle
 from ns_ray.errors import DataError
 from ns_ray.steps import Label, Pack, Score, Select, Split, Train, steps
 from ns_ray.store import REJECTED_PREFIX, Corpus, RunLayout, open_corpus
@@ -50,6 +50,9 @@ class Look:
         result = result_of(config, layout)
         students = len(result["generations"]) - 1 if result else None
         self._layout = layout
+        labeled, pile = self._open("labeled"), self._open("unlabeled")
+        if labeled is not None:  # before that, nothing is under way that has a length
+            config, _ = settle(config, Images(labeled.rows, pile.rows if pile else 0))
         self._plan = steps(config, layout, students=students)
         self._told = _steps_told(layout.metrics)
 

@@ -18,13 +18,9 @@ from sklearn.metrics import log_loss
 from sklearn.model_selection import StratifiedKFold, cross_val_predict
 from torch import nn
 
-from ns_ray.data import Normalize, eval_pixels
-from ns_ray.model import preprocessing
+from ns_ray.config import FEW_LABELS
 from ns_ray.store import Corpus
-
-MOST_IMAGES = 2000
-"""Labeled images up to which the fit is made: it takes seconds then. With more there are steps
-enough to learn a classifier from nothing."""
+from ns_ray.training.forward import forward
 
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 """Inverse strengths of the L2 term that are tried on features of unit variance."""
@@ -33,7 +29,6 @@ USUAL = 0.1
 FOLDS = 5
 UNSEEN = 5.0
 """How far the logit of a class without images lies below the lowest intercept."""
-BATCH = 64
 
 Array = np.ndarray[Any, Any]
 
@@ -72,7 +67,7 @@ def start_head(model: nn.Module, corpus: Corpus, device: torch.device) -> Head |
         is not one linear layer on pooled features.
     """
     classifier = model.get_classifier()  # type: ignore[operator]
-    if corpus.rows > MOST_IMAGES or not isinstance(classifier, nn.Linear):
+    if corpus.rows > FEW_LABELS or not isinstance(classifier, nn.Linear):
         return None
     features, labels = _features(model, corpus, device)
     if features.ndim != 2 or features.shape[1] != classifier.in_features or len(set(labels)) < 2:
@@ -87,21 +82,12 @@ def start_head(model: nn.Module, corpus: Corpus, device: torch.device) -> Head |
 
 def _features(model: nn.Module, corpus: Corpus, device: torch.device) -> tuple[Array, Array]:
     """Pooled features float32 [rows, n], as in evaluation, and labels int64 [rows]."""
-    spec = preprocessing(model)
-    normalize = Normalize(spec, device)
-    training, found, labels = model.training, [], []
-    model.eval()
-    for _, table in corpus.scan(["image", "label"]):
-        labels.append(table["label"].to_numpy())
-        images = [image.as_buffer().to_pybytes() for image in table["image"]]
-        for at in range(0, len(images), BATCH):
-            pixels = np.stack([eval_pixels(data, spec) for data in images[at : at + BATCH]])
-            with torch.inference_mode():
-                maps = model.forward_features(normalize(torch.from_numpy(pixels).to(device)))  # type: ignore[operator]
-                pooled = model.forward_head(maps, pre_logits=True)  # type: ignore[operator]
-            found.append(pooled.float().cpu().numpy())
-    model.train(training)
-    return np.concatenate(found), np.concatenate(labels)
+
+    def pooled(images: torch.Tensor) -> torch.Tensor:
+        maps = model.forward_features(images)  # type: ignore[operator]
+        return model.forward_head(maps, pre_logits=True)  # type: ignore[operator, no-any-return]
+
+    return forward(model, corpus, device, pooled)
 
 
 def fit(features: Array, labels: Array, classes: int) -> Head:

@@ -22,6 +22,8 @@ class Job:
     model: dict[str, Any]
     train: dict[str, Any]
     labeled: str
+    validation: str | None
+    """Corpus that the temperature is fitted on; None: it stays 1."""
     selection: str | None
     soft: bool
     temperature: float

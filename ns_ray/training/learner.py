@@ -20,6 +20,7 @@ from ns_ray import store
 from ns_ray.config import ModelConfig, TrainConfig, validate
 from ns_ray.data import Normalize
 from ns_ray.model import (
+    batch_norms,
     build_noised,
     decay_groups,
     freeze,
@@ -31,7 +32,8 @@ from ns_ray.model import (
     save,
     statistics_kept,
 )
-from ns_ray.store import Corpus
+from ns_ray.store import Corpus, open_corpus
+from ns_ray.training.calibration import calibrate
 from ns_ray.training.head import start_head
 from ns_ray.training.job import Job
 from ns_ray.training.loader import DeviceBatch
@@ -67,6 +69,8 @@ class Learner:
         self._recomputed_norms = recompute_activations(model) if train.grad_checkpointing else []
         self._fresh_head = bool(config.pretrained) and not folder
         self._frozen = freeze(model, job.trained_groups) if job.trained_groups else []
+        if train.batch_norm == "kept":
+            self._frozen += batch_norms(model)
         self.model = model.to(device).to(memory_format=torch.channels_last)
         spec = preprocessing(model)
         self.size = spec.size
@@ -115,7 +119,7 @@ class Learner:
         return str(head)
 
     def train_mode(self) -> None:
-        """Training mode, but for frozen layers: no noise in them, and their BatchNorm keeps its
+        """Training mode, but for frozen layers (no noise in them) and BatchNorms that keep their
         statistics."""
         self.model.train()
         for module in self._frozen:
@@ -222,8 +226,12 @@ class Learner:
         store.write_bytes(self._job.checkpoint, buffer.getvalue())
 
     def publish(self, classes: tuple[str, ...], facts: dict[str, Any]) -> None:
-        """Write the bundle."""
-        model = self.ema.module
+        """Write the bundle, its temperature fitted."""
+        model, temperature = self.ema.module, None
+        if self._job.validation is not None:
+            temperature = calibrate(model, open_corpus(self._job.validation), self._device)
+        if temperature is not None:
+            facts = {**facts, "temperature": round(temperature, 4)}
         now = self.made_on[-1]
         made = {"precision": self.precision, "device": now["device"], "workers": now["workers"]}
         model.pretrained_cfg = self.model.pretrained_cfg

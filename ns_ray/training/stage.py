@@ -6,7 +6,7 @@ one of them does in loop.py.
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from ns_ray import store
 from ns_ray.compute import Workers
@@ -16,11 +16,21 @@ from ns_ray.store import Bundle, Corpus, Selection, open_bundle
 from ns_ray.training.job import Job, MetricsSink, lane_sizes, total_steps
 
 
+class Data(NamedTuple):
+    """What a training is made of."""
+
+    labeled: Corpus
+    validation: Corpus | None
+    pseudo: Selection | None
+    teacher: Bundle | None
+
+
 def fit(
     model: ModelConfig,
     train: TrainConfig,
     *,
     labeled: Corpus,
+    validation: Corpus | None = None,
     pseudo: Selection | None = None,
     teacher: Bundle | None = None,
     seed: int,
@@ -38,6 +48,7 @@ def fit(
         model: architecture and start weights.
         train: settings, this model's overrides included.
         labeled: the labeled images.
+        validation: those that the temperature is fitted on; None: it stays 1.
         pseudo: the selected pseudo-labels, or None for a teacher or control arm.
         teacher: start weights where `model.init` is `teacher`.
         seed: decides weights, order, augmentation and dropout.
@@ -55,23 +66,22 @@ def fit(
         StageError: training failed or diverged. Running it again continues.
     """
     lane_sizes(train, workers.count, pseudo is not None)
-    job = _job(
-        (model, train), (labeled, pseudo, _start(model, teacher, title)), workers, seed, provenance
-    )
+    fitted_on = validation if train.calibrate else None
+    data = Data(labeled, fitted_on, pseudo, _start(model, teacher, title))
+    job = _job((model, train), data, workers, seed, provenance)
     folder = store.join(checkpoints, job.fingerprint)
     job = replace(job, out=out, checkpoint=store.join(folder, "last.pt"))
     if store.already(out, job.fingerprint) is not None:
         return open_bundle(out)
-    from ns_ray.training.workers import (
-        run_workers,  # Ray and torch: what is trained already needs neither
-    )
+    from ns_ray.training.workers import run_workers  # imports Ray and torch: only where it works
 
     finer = fixres_config(model, train)
     if finer is not None:
         lane_sizes(finer[1], workers.count, False)
         trained = store.join(folder, "trained")
         if store.already(trained, job.fingerprint) is None:
-            run_workers(replace(job, out=trained), workers, max_failures, title, metrics)
+            first = replace(job, out=trained, validation=None)
+            run_workers(first, workers, max_failures, title, metrics)
         metrics = _after(job.steps, metrics)
         job, title = _fine_tuning(job, *finer, trained, labeled.rows), f"{title} fixres"
     run_workers(job, workers, max_failures, title, metrics)
@@ -91,27 +101,27 @@ def _start(model: ModelConfig, teacher: Bundle | None, title: str) -> Bundle | N
 
 def _job(
     model: tuple[ModelConfig, TrainConfig],
-    data: tuple[Corpus, Selection | None, Bundle | None],
+    data: Data,
     workers: Workers,
     seed: int,
     provenance: Mapping[str, Any],
 ) -> Job:
     """A training as plain values, but for the places that it writes to."""
-    labeled, pseudo, start = data
-    inputs = {
-        name: made.fingerprint if made else None
-        for name, made in zip(("labeled", "pseudo", "teacher"), data, strict=True)
-    }
+    labeled, pseudo = data.labeled, data.pseudo
+    inputs = {name: made.fingerprint if made else None for name, made in data._asdict().items()}
+    if data.validation is None:  # as it was before there was a temperature
+        del inputs["validation"]
     settings = [config.model_dump(mode="json") for config in model]
     steps = total_steps(model[1], labeled.rows)
     return Job(
         model=settings[0],
         train=settings[1],
         labeled=labeled.path,
+        validation=data.validation.path if data.validation else None,
         selection=pseudo.path if pseudo else None,
         soft=bool(pseudo and pseudo.facts.get("targets", "soft") == "soft"),
         temperature=float(pseudo.facts.get("temperature", 1.0)) if pseudo else 1.0,
-        start_from=start.path if start else None,
+        start_from=data.teacher.path if data.teacher else None,
         seed=seed,
         out="",
         checkpoint="",

@@ -1,0 +1,135 @@
+"""What the product chooses where a run's `train` section does not say: steps, rates, batch, noise.
+
+From the number of labels, the size of the pile, the models, and whether they are pretrained. What
+is set stays as it is. The numbers are those of docs/decisions/0032. Knows nothing about files.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import ceil, sqrt
+from typing import Any
+
+from ns_ray.config.run import RunConfig
+from ns_ray.config.training import ModelConfig, merged
+
+FEW_LABELS = 2000
+"""Labeled images up to which a pretrained model starts from a fitted classifier (which takes
+seconds then; with more, there are steps enough to learn one from nothing) and its BatchNorms keep
+their statistics."""
+SMALL_IMAGE = 64
+"""Images up to so many pixels are shifted rather than cropped and enlarged."""
+
+
+@dataclass(frozen=True)
+class Images:
+    """What there is to learn from.
+
+    Attributes:
+        labeled: labeled images.
+        pile: unlabeled ones.
+    """
+
+    labeled: int
+    pile: int
+
+
+OPTIMIZATION = (
+    "optimizer", "lr", "weight_decay", "clip_grad", "schedule", "warmup_epochs", "ema_decay"
+)  # fmt: skip
+"""What goes together: all of it is chosen, or with an `optimizer` or `lr` of the user's nothing."""
+
+
+def settle(config: RunConfig, images: Images) -> tuple[RunConfig, dict[str, dict[str, Any]]]:
+    """Choose what a run leaves open.
+
+    Args:
+        config: the run.
+        images: what it has.
+
+    Returns:
+        The run with every model's training settings written out, and by model (`teacher`,
+        `students.0`, ...) those of them that were chosen.
+    """
+    asked = config.train.model_dump(mode="json", exclude_unset=True)
+    chosen = {}
+
+    def settled(place: str, model: ModelConfig) -> ModelConfig:
+        if model.bundle is not None:
+            return model
+        said = merged(asked, model.train)
+        start = config.teacher if model.init == "teacher" else model
+        defaults = _training(
+            said,
+            images,
+            student=place != "teacher",
+            pretrained=start.pretrained is not None or start.bundle is not None,
+            small=(model.image_size or SMALL_IMAGE + 1) <= SMALL_IMAGE,
+            lanes=config.resources.num_workers * said.get("accumulate", 1),
+        )
+        chosen[place] = _missing(defaults, said)
+        return model.model_copy(update={"train": merged(chosen[place], said)})
+
+    teacher = settled("teacher", config.teacher)
+    students = tuple(settled(f"students.{i}", m) for i, m in enumerate(config.students))
+    made = config.model_copy(update={"teacher": teacher, "students": students})
+    return made, {place: found for place, found in chosen.items() if found}
+
+
+def _training(
+    said: Mapping[str, Any],
+    images: Images,
+    *,
+    student: bool,
+    pretrained: bool,
+    small: bool,
+    lanes: int,
+) -> dict[str, Any]:
+    """Settings of one training, as if only how long it is and its batch had been said."""
+    few = images.labeled <= FEW_LABELS
+    batch = 32 if few else 64
+    if pretrained:
+        if student:  # three times as many images come with the labeled ones
+            batch //= 2
+        steps = 20 * sqrt(images.labeled)
+        if student:
+            steps = max(1.5 * steps, 3 * sqrt(images.pile))
+        lr, ratio = (1e-3 if student else 3e-4), 3.0
+        noise = {"randaugment": "rand-m9-mmax30-n2-p1.0", "dropout": 0.2}
+    else:
+        steps = max(30 * sqrt(images.labeled), 30 * images.labeled / batch)
+        lr, ratio = 4e-3, 7.0
+        noise = {"randaugment": "rand-m9-n2-p0.5", "dropout": 0.1}
+    batch = said.get("batch_size", ceil(batch / lanes) * lanes)
+    epochs = said.get("epochs", round(steps * batch / images.labeled, 2))
+    found = {
+        "epochs": epochs,
+        "batch_size": batch,
+        "unlabeled_ratio": ratio,
+        "batch_norm": "kept" if pretrained and few else "live",
+        "optimizer": "adamw",
+        "lr": lr,
+        "weight_decay": 0.05,
+        "clip_grad": 1.0,
+        "schedule": "cosine",
+        "warmup_epochs": round(epochs / 10, 2),
+        "ema_decay": 0.99,
+        "noise": {
+            **noise,
+            "crop_scale": None if small else [0.3, 1.0],
+            "crop_padding": 0.1 if small else 0.0,
+            "stochastic_depth": 0.0,
+        },
+    }
+    own = "optimizer" in said or "lr" in said
+    return {k: v for k, v in found.items() if not (own and k in OPTIMIZATION)}
+
+
+def _missing(defaults: Mapping[str, Any], said: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of the defaults that nothing said takes the place of."""
+    found = {}
+    for name, value in defaults.items():
+        if name not in said:
+            found[name] = value
+        elif isinstance(value, Mapping):
+            found[name] = _missing(value, said[name])
+    return {name: value for name, value in found.items() if value != {}}
