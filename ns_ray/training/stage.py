@@ -66,8 +66,7 @@ def fit(
         StageError: training failed or diverged. Running it again continues.
     """
     lane_sizes(train, workers.count, pseudo is not None)
-    fitted_on = validation if train.calibrate else None
-    data = Data(labeled, fitted_on, pseudo, _start(model, teacher, title))
+    data = Data(labeled, validation, pseudo, _start(model, teacher, title))
     job = _job((model, train), data, workers, seed, provenance)
     folder = store.join(checkpoints, job.fingerprint)
     job = replace(job, out=out, checkpoint=store.join(folder, "last.pt"))
@@ -108,6 +107,8 @@ def _job(
 ) -> Job:
     """A training as plain values, but for the places that it writes to."""
     labeled, pseudo = data.labeled, data.pseudo
+    if not model[1].calibrate:
+        data = data._replace(validation=None)
     inputs = {name: made.fingerprint if made else None for name, made in data._asdict().items()}
     if data.validation is None:  # as it was before there was a temperature
         del inputs["validation"]
