@@ -126,6 +126,7 @@ def test_batch_norms_keep_the_statistics_of_pretraining_or_do_not(
     labeled = pack(str(folder_per_class(tmp_path / "labeled", 4)), out=str(tmp_path / "corpus"))
     start = tmp_path / "start"
     config = ModelConfig(model="test_resnet", image_size=32, pretrained=str(start))
+    torch.manual_seed(0)
     untrained = build(config.model_copy(update={"pretrained": None}), 3)
     save(untrained, str(start), classes=tuple(COLORS), fingerprint="start", provenance={})
     bundle = fit(
@@ -143,6 +144,37 @@ def test_batch_norms_keep_the_statistics_of_pretraining_or_do_not(
     after = load_file(f"{bundle.path}/model.safetensors")
     same = {name: torch.equal(before[name], after[name]) for name in before}
     statistics = {same[name] for name in same if "running_" in name}
-    learnt = {same[name] for name in same if name.endswith("bn1.weight")}
+    learnt = {same[name] for name in same if name.endswith("bn2.weight")}
     assert statistics == {batch_norm == "kept"}
     assert learnt == {False}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("lr", "alone"), [(1e-9, False), (30.0, True)])
+def test_a_fine_tuning_that_does_harm_is_not_the_model(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], lr: float, alone: bool
+) -> None:
+    labeled = pack(str(folder_per_class(tmp_path / "labeled", 8)), out=str(tmp_path / "corpus"))
+    unseen = folder_per_class(tmp_path / "held-out", 10)
+    bundle = fit(
+        ModelConfig(model="tf_efficientnet_lite0", pretrained=LITE, image_size=32, crop_pct=1.0),
+        TrainConfig(epochs=4, batch_size=24, lr=lr, ema_decay=0.0, batch_norm="kept"),
+        labeled=labeled,
+        validation=pack(str(unseen), out=str(tmp_path / "validation")),
+        seed=0,
+        workers=HERE,
+        checkpoints=str(tmp_path / "checkpoints"),
+        out=str(tmp_path / "bundle"),
+        title="teacher",
+        provenance={},
+    )
+    assert bundle.provenance.get("head_alone", False) is alone
+    assert ("clearly prefer the fitted classifier" in capsys.readouterr().out) is alone
+    images = sorted(unseen.rglob("*.png"))
+    found = Predictor(bundle.path, device="cpu").predict([path.read_bytes() for path in images])
+    right = [
+        bundle.classes[np.argmax(probs)] == path.parent.name
+        for path, probs in zip(images, found, strict=True)
+        if not isinstance(probs, ImageError)
+    ]
+    assert np.mean(right) > 0.8

@@ -15,6 +15,7 @@ import torch.distributed as dist
 from timm.optim import create_optimizer_v2
 from timm.scheduler import create_scheduler_v2
 from timm.utils import ModelEmaV3
+from torch import nn
 
 from ns_ray import store
 from ns_ray.config import ModelConfig, TrainConfig, validate
@@ -34,11 +35,15 @@ from ns_ray.model import (
 )
 from ns_ray.store import Corpus, open_corpus
 from ns_ray.training.calibration import calibrate
-from ns_ray.training.head import start_head
+from ns_ray.training.head import clearly_better, start_head
 from ns_ray.training.job import Job
 from ns_ray.training.loader import DeviceBatch
 from ns_ray.training.losses import mixed_loss
 from ns_ray.training.rows import Sizes
+
+HEAD_ALONE = (
+    "held-out images clearly prefer the fitted classifier on frozen features, which is taken"
+)
 
 
 class Learner:
@@ -57,7 +62,7 @@ class Learner:
 
     def __init__(self, job: Job, train: TrainConfig, corpus: Corpus, device: torch.device) -> None:
         self._job, self._train, self._corpus, self._device = job, train, corpus, device
-        config = validate(ModelConfig, job.model)
+        self._config = config = validate(ModelConfig, job.model)
         torch.manual_seed(job.seed)
         pretrained = config.pretrained or ""
         folder = job.start_from or (pretrained if "/" in pretrained else None)
@@ -225,13 +230,19 @@ class Learner:
         torch.save(state, buffer)
         store.write_bytes(self._job.checkpoint, buffer.getvalue())
 
-    def publish(self, classes: tuple[str, ...], facts: dict[str, Any]) -> None:
-        """Write the bundle, its temperature fitted."""
-        model, temperature = self.ema.module, None
+    def publish(self, classes: tuple[str, ...], facts: dict[str, Any]) -> str | None:
+        """Write the bundle, its temperature fitted; a line for people where it is not what was
+        trained but what it was trained from."""
+        model, said = self.ema.module, None
         if self._job.validation is not None:
-            temperature = calibrate(model, open_corpus(self._job.validation), self._device)
-        if temperature is not None:
-            facts = {**facts, "temperature": round(temperature, 4)}
+            held_out = open_corpus(self._job.validation)
+            alone = self._head_alone() if self._job.selection is None else None
+            if alone is not None and clearly_better(alone, model, held_out, self._device):
+                model, said = alone, HEAD_ALONE
+                facts = {**facts, "head_alone": True}
+            temperature = calibrate(model, held_out, self._device)
+            if temperature is not None:
+                facts = {**facts, "temperature": round(temperature, 4)}
         now = self.made_on[-1]
         made = {"precision": self.precision, "device": now["device"], "workers": now["workers"]}
         model.pretrained_cfg = self.model.pretrained_cfg
@@ -242,6 +253,17 @@ class Learner:
             fingerprint=self._job.fingerprint,
             provenance={**self._job.provenance, **facts, **made, "made_on": self.made_on},
         )
+        return said
+
+    def _head_alone(self) -> nn.Module | None:
+        """The pretrained weights with nothing but a fitted classifier: what training began with."""
+        if not self._fresh_head:
+            return None
+        torch.manual_seed(self._job.seed)
+        noise, classes = self._train.noise, len(self._corpus.classes)
+        model = build_noised(self._config, noise, classes)[0].to(self._device)
+        found = start_head(model, self._corpus, self._device)
+        return model.eval() if found else None
 
 
 def of_rank_0(value: float, world: int, device: torch.device) -> float:

@@ -77,8 +77,8 @@ def train_model(job: Job, tell: Tell) -> None:
                 checkpoint_due = report.send(done, learner.optimizer.param_groups[0]["lr"])
                 if checkpoint_due and done < job.steps and rank == 0:
                     learner.checkpoint(done, seconds=report.seconds, waited=report.waited)
-    if rank == 0:
-        learner.publish(corpus.classes, report.facts())
+    if rank == 0 and (said := learner.publish(corpus.classes, report.facts())):
+        tell(said)
     if world > 1:
         dist.barrier()
 
