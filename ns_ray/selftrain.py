@@ -4,7 +4,7 @@ balanced part of it trains an equal or larger, noised student, and the student t
 The stages are handed in (see stages.py), so this file knows no Ray and no torch.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -19,6 +19,7 @@ from ns_ray.config import (
     RobustnessConfig,
     RunConfig,
     SelectConfig,
+    chosen_in,
     config_hash,
     dump_chosen,
     in_words,
@@ -122,8 +123,7 @@ class Outcome:
 def self_train(config: RunConfig, layout: RunLayout, stages: Stages) -> Outcome:
     """Run the whole loop, as the itinerary has it (see steps.py)."""
     data = stages.ingest(config.data, seed=config.seed, out=layout)
-    settled, left_open = settle(config, images_of(data))
-    note_chosen(left_open, layout.config)
+    settled = settle_once(config, data, layout.config)
     itinerary = steps(settled, layout)
     run = _Run(config, layout, stages, data)
 
@@ -165,19 +165,18 @@ def best_of(accepted: Sequence[Generation]) -> Generation:
     return best
 
 
-def images_of(data: Corpora) -> Images:
-    """What the training settings that a run leaves open are chosen by."""
-    return Images(data.labeled.rows, data.unlabeled.rows if data.unlabeled else 0)
-
-
-def note_chosen(chosen: Mapping[str, Facts], path: str) -> None:
-    """Say which training settings were chosen, and write it into the run's config.yaml."""
+def settle_once(config: RunConfig, data: Corpora, path: str) -> RunConfig:
+    """The run with the training settings that it leaves open: as its config.yaml says, where it
+    began earlier, and otherwise chosen for its images, said, and written there."""
+    text = store.read_bytes(path) if store.exists(path) else None
+    before = chosen_in(text) if text else None
+    images = Images(data.labeled.rows, data.unlabeled.rows if data.unlabeled else 0)
+    settled, chosen = settle(config, images, before)
     for place, values in chosen.items():
         say(f"{place}: chosen for these images: {in_words(values)}")
-    if chosen and store.exists(path):
-        text = store.read_bytes(path)
-        if b"\nchosen:" not in text:
-            store.write_bytes(path, text + dump_chosen(chosen).encode())
+    if chosen and text and not before:
+        store.write_bytes(path, text + dump_chosen(chosen).encode())
+    return settled
 
 
 def train_model(

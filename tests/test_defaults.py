@@ -134,3 +134,13 @@ def test_a_config_with_what_was_chosen_in_it_is_the_config_as_asked(tmp_path: Pa
     assert "epochs" not in written["teacher"]
     assert "lr=0.0003, " in in_words(written["teacher"])
     assert "noise.crop_scale=[0.3, 1.0]" in in_words(written["teacher"])
+
+
+def test_what_was_chosen_when_a_run_began_stays() -> None:
+    run = config()
+    _, chosen = settle(run, IMAGES)
+    chosen["teacher"] |= {"lr": 0.007}  # by an earlier version
+    settled, again = settle(run, IMAGES, chosen)
+    assert again == chosen
+    assert settled.teacher.train["lr"] == 0.007
+    assert settled.students[0].train["lr"] == 1e-3

@@ -84,7 +84,10 @@ class SharedStages:
         provenance: Facts,
     ) -> Bundle:
         """Images -> model."""
-        settings = [step.model.model_dump(mode="json"), step.train.model_dump(mode="json")]
+        settings = [
+            step.model.model_dump(mode="json", exclude={"train"}),
+            step.train.model_dump(mode="json"),
+        ]
         made_of = [labeled.fingerprint]
         if validation is not None and step.train.calibrate:
             made_of.append(validation.fingerprint)

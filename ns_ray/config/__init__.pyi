@@ -5,6 +5,7 @@ from .labeling import AcceptConfig as AcceptConfig
 from .labeling import LabelConfig as LabelConfig
 from .labeling import PredictConfig as PredictConfig
 from .labeling import SelectConfig as SelectConfig
+from .loading import chosen_in as chosen_in
 from .loading import config_hash as config_hash
 from .loading import differences as differences
 from .loading import dump as dump

@@ -39,12 +39,15 @@ OPTIMIZATION = (
 """What goes together: all of it is chosen, or with an `optimizer` or `lr` of the user's nothing."""
 
 
-def settle(config: RunConfig, images: Images) -> tuple[RunConfig, dict[str, dict[str, Any]]]:
+def settle(
+    config: RunConfig, images: Images, before: Mapping[str, Any] | None = None
+) -> tuple[RunConfig, dict[str, dict[str, Any]]]:
     """Choose what a run leaves open.
 
     Args:
         config: the run.
         images: what it has.
+        before: what was chosen when the run began, perhaps by an earlier version: that stays.
 
     Returns:
         The run with every model's training settings written out, and by model (`teacher`,
@@ -66,8 +69,8 @@ def settle(config: RunConfig, images: Images) -> tuple[RunConfig, dict[str, dict
             small=(model.image_size or SMALL_IMAGE + 1) <= SMALL_IMAGE,
             lanes=config.resources.num_workers * said.get("accumulate", 1),
         )
-        chosen[place] = _missing(defaults, said)
-        return model.model_copy(update={"train": merged(chosen[place], said)})
+        chosen[place] = _missing({**defaults, **(before or {}).get(place, {})}, said)
+        return model.model_copy(update={"train": merged(chosen[place], model.train)})
 
     teacher = settled("teacher", config.teacher)
     students = tuple(settled(f"students.{i}", m) for i, m in enumerate(config.students))

@@ -173,6 +173,12 @@ def dump_chosen(chosen: Mapping[str, Mapping[str, Any]]) -> str:
     return yaml.safe_dump({"chosen": dict(chosen)}, sort_keys=False, allow_unicode=True)
 
 
+def chosen_in(text: bytes) -> dict[str, dict[str, Any]]:
+    """What the config.yaml of a run says was chosen; nothing before its images were counted."""
+    found = yaml.safe_load(text)
+    return dict(found.get("chosen", {})) if isinstance(found, dict) else {}
+
+
 def in_words(values: Mapping[str, Any], prefix: str = "") -> str:
     """Nested settings on one line: `lr=0.001, noise.dropout=0.2`."""
     words = []

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from ns_ray import store
-from ns_ray.config import Images, RunConfig, config_hash, settle
+from ns_ray.config import Images, RunConfig, chosen_in, config_hash, settle
 from ns_ray.errors import DataError
 from ns_ray.steps import Label, Pack, Score, Select, Split, Train, steps
 from ns_ray.store import REJECTED_PREFIX, Corpus, RunLayout, open_corpus
@@ -52,7 +52,10 @@ class Look:
         self._layout = layout
         labeled, pile = self._open("labeled"), self._open("unlabeled")
         if labeled is not None:  # before that, nothing is under way that has a length
-            config, _ = settle(config, Images(labeled.rows, pile.rows if pile else 0))
+            before = (
+                chosen_in(store.read_bytes(layout.config)) if store.exists(layout.config) else {}
+            )
+            config, _ = settle(config, Images(labeled.rows, pile.rows if pile else 0), before)
         self._plan = steps(config, layout, students=students)
         self._told = _steps_told(layout.metrics)
 

@@ -112,7 +112,11 @@ def _job(
     inputs = {name: made.fingerprint if made else None for name, made in data._asdict().items()}
     if data.validation is None:  # as it was before there was a temperature
         del inputs["validation"]
-    settings = [config.model_dump(mode="json") for config in model]
+    # Which of the training settings are the model's own, and which the run's, makes no difference.
+    settings = [
+        model[0].model_dump(mode="json", exclude={"train"}),
+        model[1].model_dump(mode="json"),
+    ]
     steps = total_steps(model[1], labeled.rows)
     return Job(
         model=settings[0],
