@@ -11,6 +11,7 @@ from ns_ray.config.loading import dump, dump_chosen, in_words, load_recipe, pars
 from ns_ray.config.run import RunConfig
 from ns_ray.config.training import CHOSEN, CHOSEN_NOISE, train_config
 from ns_ray.config.validation import validate
+from ns_ray.errors import ConfigError
 from ns_ray.training.job import lane_sizes, total_steps
 
 IMAGES = Images(labeled=100, pile=10_000)
@@ -144,3 +145,13 @@ def test_what_was_chosen_when_a_run_began_stays() -> None:
     assert again == chosen
     assert settled.teacher.train["lr"] == 0.007
     assert settled.students[0].train["lr"] == 1e-3
+
+
+def test_two_students_like_the_teacher_where_none_are_named() -> None:
+    teacher = {"model": "resnet18", "image_size": 96, "train": {"epochs": 3}}
+    raw = {"name": "run", "data": {"labeled": "photos"}, "teacher": teacher}
+    run = validate(RunConfig, raw)
+    assert [(s.model, s.image_size, s.train) for s in run.students] == [("resnet18", 96, {})] * 2
+    assert parse(dump(run)) == run
+    with pytest.raises(ConfigError, match="students"):
+        validate(RunConfig, raw | {"teacher": {"bundle": "theirs"}})

@@ -4,6 +4,7 @@ Knows nothing about files, torch or Ray. Unknown keys are errors that suggest th
 other check lives beside the field it guards. How settings are read: loading.py.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 from pydantic import Field, field_serializer, field_validator, model_validator
@@ -87,7 +88,9 @@ class RunConfig(Settings):
     """Decides splits, weights, order, augmentation, and ties of the selection."""
     data: DataConfig
     teacher: ModelConfig
-    students: tuple[ModelConfig, ...] = Field(min_length=1)
+    students: tuple[ModelConfig, ...] = Field(default=(), min_length=1)
+    """The students in turn, each as large as its teacher or larger. Left out: two like the teacher.
+    """
     predict: PredictConfig = PredictConfig()
     label: LabelConfig = LabelConfig()
     select: SelectConfig = SelectConfig()
@@ -104,8 +107,21 @@ class RunConfig(Settings):
         """What a run leaves open is chosen when its images are known; see defaults.py."""
         return as_asked(train)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _two_like_the_teacher(cls, raw: Any) -> Any:
+        """Where no students are named, and the teacher is a model to be trained."""
+        teacher = raw.get("teacher") if isinstance(raw, Mapping) else None
+        if not isinstance(teacher, Mapping) or "students" in raw or not teacher.get("model"):
+            return raw
+        own = ("model", "pretrained", "model_args", "image_size", "crop_pct")
+        student = {name: teacher[name] for name in own if name in teacher}
+        return {**raw, "students": [student, dict(student)]}
+
     @model_validator(mode="after")
     def _students_are_trained(self) -> "RunConfig":
+        if not self.students:
+            raise ValueError("students: name at least one model, such as {model: efficientnet_b0}")
         if self.teacher.finetune is not None:
             raise ValueError("teacher.finetune: a first teacher has no pseudo-labels; leave it out")
         if self.teacher.init == "teacher":
