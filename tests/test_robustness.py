@@ -384,7 +384,11 @@ def test_flip_rates_over_alexnet_s() -> None:
     rates = {name: 2 * rate for name, rate in scores.ALEXNET_FLIPS.items()}
     assert scores.mfr({**rates, "shear": 0.9}) == pytest.approx(2.0)
     assert scores.mfr(rates, rates) == pytest.approx(1.0)
-    assert scores.mean_flip_rate(rates) == pytest.approx(2 * 0.14046)
+    perturbed = {name: {"flip_rate": rate, "top1": None} for name, rate in rates.items()}
+    assert scores.perturbed_mean(perturbed, "flip_rate") == pytest.approx(2 * 0.14046)
+    assert scores.perturbed_mean(perturbed, "top1") is None
+    del perturbed["snow"]
+    assert scores.perturbed_mean(perturbed, "flip_rate") is None
     assert scores.mfr({"snow": 0.1}) is None
 
 

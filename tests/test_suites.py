@@ -127,10 +127,39 @@ def test_a_job_on_actors_finds_what_one_process_finds(
     assert len(made) == 1
 
 
-def _units(images: Corpus) -> list[Unit]:
+def _units(images: Corpus, config: RobustnessConfig = CONFIG) -> list[Unit]:
     from ns_ray.robustness.job import _units as units
 
-    return units(CONFIG, images)[0]
+    return units(config, images)[0]
+
+
+@pytest.mark.ray
+def test_frames_of_sequences_are_right_or_not(images: Corpus, tmp_path: Path) -> None:
+    a = model(tmp_path / "a", 0, 32)
+    settings: dict[str, Any] = {"suites": ("perturbations",), "extra": False, "sequences": 7}
+    (found,) = run(images, [a], tmp_path / "out", **settings)
+    predictor = Predictor(a.path, device="cpu", threads=1, images=2000)  # run by the same engine
+    right, config = [], CONFIG.model_copy(update=settings)
+    for unit in _units(images, config):
+        for item in pictures.shown(unit, images.path, config, "cifar"):
+            if item.name == "translate":
+                answers = predictor.forward(item.pixels).argmax(axis=1)
+                right.append((answers == item.labels[0]).mean())
+    assert len(right) == 7
+    assert found["perturbations"]["translate"]["top1"] == pytest.approx(np.mean(right))
+    every = [row["top1"] for row in found["perturbations"].values()]
+    assert len(every) == 10
+    assert 0 < found["mean_perturbed_top1"] < 1
+    assert found["mean_perturbed_top1"] == pytest.approx(np.mean(every))
+
+    # Counts of a sequence from before its right frames were kept: the rates are known, they aren't.
+    part = sorted((tmp_path / "out" / "A").glob("0*.json"))[0]
+    counts = store.read_json(str(part))
+    store.write_json(str(part), {**counts, "rows": [row[:4] for row in counts["rows"]]})
+    (tmp_path / "out" / "A" / "_DONE.json").unlink()
+    (again,) = run(images, [a], tmp_path / "out", **settings)
+    assert again["mean_flip_rate"] == found["mean_flip_rate"]
+    assert again["perturbations"]["translate"]["top1"] is again["mean_perturbed_top1"] is None
 
 
 @pytest.mark.ray

@@ -114,6 +114,7 @@ def _figures(runs: tuple[Run, Run], split: str) -> list[tuple[str, list[str]]]:
         ("Calibration error (ECE)", [words.percent(s.get("ece")) for s in scores]),
         ("Mean corruption error", [words.percent(r.get("mean_corruption_error")) for r in robust]),
         ("Mean flip rate", [words.percent(r.get("mean_flip_rate")) for r in robust]),
+        ("Top-1, perturbed frames", [words.percent(r.get("mean_perturbed_top1")) for r in robust]),
         ("Best generation", [str(run.best.row["generation"]) for run in runs]),
         ("Architecture", [str(run.best.row["model"]) for run in runs]),
         ("Parameters", [words.count(run.best.row["parameters"]) for run in runs]),

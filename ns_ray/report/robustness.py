@@ -85,6 +85,7 @@ def _summary(scored: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[str]]]
         ("mCE (relative to AlexNet)", "mce"),
         ("Mean flip rate", "mean_flip_rate"),
         ("mFR (relative to AlexNet)", "mfr"),
+        ("Top-1 of perturbed frames (higher is better)", "mean_perturbed_top1"),
     ]
     return [
         (label, [words.percent(r.get(key)) for r in scored])
