@@ -190,8 +190,12 @@ def _summary(scores: Facts) -> Facts:
 
 
 def robustness_summary(found: Facts) -> Facts:
-    """The numbers of a robustness result that stand alone, and the accuracy under attacks by
-    epsilon."""
-    numbers = {name: v for name, v in found.items() if isinstance(v, int | float | str)}
+    """The numbers of a robustness result that stand alone and their intervals, and the accuracy
+    under attacks by epsilon."""
+    numbers = {
+        name: v
+        for name, v in found.items()
+        if isinstance(v, int | float | str) or (name.endswith("_interval") and v is not None)
+    }
     attacks = found.get("adversarial")
     return {**numbers, **attacks} if isinstance(attacks, Mapping) else numbers

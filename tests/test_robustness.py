@@ -18,6 +18,7 @@ from ns_ray.data.images import Preprocess
 from ns_ray.robustness import (
     blur,
     digital,
+    intervals,
     moving,
     noise,
     perturbations,
@@ -390,6 +391,30 @@ def test_flip_rates_over_alexnet_s() -> None:
     del perturbed["snow"]
     assert scores.perturbed_mean(perturbed, "flip_rate") is None
     assert scores.mfr({"snow": 0.1}) is None
+
+
+def test_a_share_of_images_has_wilson_s_interval() -> None:
+    assert intervals.of_count(0, 20) == pytest.approx([0.0, 1.96**2 / (20 + 1.96**2)], abs=1e-4)
+    low, high = intervals.of_count(100.0, 400.0)
+    spread = 1.96 * np.sqrt(0.25 * 0.75 / 400)
+    assert (low, high) == pytest.approx((0.25 - spread, 0.25 + spread), abs=0.003)
+
+
+def test_a_share_of_frames_has_an_interval_over_sequences() -> None:
+    shares = np.random.default_rng(0).beta(1, 9, size=200)  # 0.1, some far from it
+    low, high = intervals.of_sequences(shares.tolist())
+    spread = 1.96 * shares.std() / np.sqrt(200)
+    assert (low, high) == pytest.approx((shares.mean() - spread, shares.mean() + spread), abs=0.002)
+    # No flip in 20 sequences: Wilson's, not certainty.
+    assert intervals.of_sequences([0.0] * 20) == intervals.of_count(0, 20)
+    assert intervals.of_sequences([1.0] * 20) == intervals.of_count(20, 20)
+
+
+def test_a_mean_has_the_interval_of_images_that_are_wrong_under_all_corruptions() -> None:
+    """Of 15 corruptions with the same mistakes, that of one of them."""
+    one = intervals.of_count(30, 200)
+    assert intervals.of_mean([one] * 15) == pytest.approx(one)
+    assert intervals.of_mean([[0.1, 0.2], [0.3, 0.6]]) == pytest.approx([0.2, 0.4])
 
 
 # --------------------------------------------------------------------------------------- attacks

@@ -26,7 +26,7 @@ from ns_ray.model.bundle import class_map, save
 from ns_ray.model.networks import build
 from ns_ray.model.predictor import Predictor
 from ns_ray.model.pretrained import imagenet_synsets
-from ns_ray.robustness import pictures, work
+from ns_ray.robustness import intervals, pictures, work
 from ns_ray.robustness.corruptions import STANDARD, corrupt
 from ns_ray.robustness.released import released_units, video
 from ns_ray.robustness.suites import evaluate_one, evaluate_robustness
@@ -151,6 +151,12 @@ def test_frames_of_sequences_are_right_or_not(images: Corpus, tmp_path: Path) ->
     assert len(every) == 10
     assert 0 < found["mean_perturbed_top1"] < 1
     assert found["mean_perturbed_top1"] == pytest.approx(np.mean(every))
+    translate = found["perturbations"]["translate"]
+    assert translate["top1_interval"] == intervals.of_sequences(right)
+    low, high = translate["flip_rate_interval"]
+    assert low < translate["flip_rate"] < high
+    ends = [row["top1_interval"] for row in found["perturbations"].values()]
+    assert found["mean_perturbed_top1_interval"] == pytest.approx(np.mean(ends, axis=0))
 
     # Counts of a sequence from before its right frames were kept: the rates are known, they aren't.
     part = sorted((tmp_path / "out" / "A").glob("0*.json"))[0]
@@ -158,7 +164,7 @@ def test_frames_of_sequences_are_right_or_not(images: Corpus, tmp_path: Path) ->
     store.write_json(str(part), {**counts, "rows": [row[:4] for row in counts["rows"]]})
     (tmp_path / "out" / "A" / "_DONE.json").unlink()
     (again,) = run(images, [a], tmp_path / "out", **settings)
-    assert again["mean_flip_rate"] == found["mean_flip_rate"]
+    assert again["mean_flip_rate_interval"] == found["mean_flip_rate_interval"]
     assert again["perturbations"]["translate"]["top1"] is again["mean_perturbed_top1"] is None
 
 
@@ -251,6 +257,19 @@ def test_a_model_is_related_to_its_baseline_in_one_line(
     assert f"mean corruption error {found['mean_corruption_error']:.4f}" in said
     assert f"{found['relative']:.3f} times" in said
     assert "PGD" in said
+
+    # Each of them was counted on three images.
+    fog = found["corruptions"]["fog"]
+    assert fog["error_interval"]["3"] == intervals.of_count(round(3 * fog["error"]["3"]), 3)
+    both = [fog["error_interval"][severity] for severity in ("1", "3")]
+    assert fog["mean_interval"] == pytest.approx(np.mean(both, axis=0))
+    means = [found["corruptions"][name]["mean_interval"] for name in STANDARD]
+    assert found["mean_corruption_error_interval"] == pytest.approx(np.mean(means, axis=0))
+    hits = round(3 * found["adversarial"]["pgd"]["4"])
+    assert found["adversarial_intervals"]["pgd"]["4"] == intervals.of_count(hits, 3)
+    wrong = round(3 * found["clean_error"])
+    assert found["clean_error_interval"] == intervals.of_count(wrong, 3)
+    assert found["mean_flip_rate_interval"] is None
 
 
 @pytest.mark.ray
