@@ -37,6 +37,7 @@ class Generation:
         p_value: of a student, that it is no better than its teacher.
         lesson: of a student.
         robustness: its scores on damaged images, where they were asked for.
+        before_fixres: those of the model before its fine-tuning at a higher resolution.
     """
 
     arm: Arm
@@ -47,6 +48,7 @@ class Generation:
     lesson: Lesson | None = None
     test: Evaluation | None = None
     robustness: Facts | None = None
+    before_fixres: Facts | None = None
 
     @property
     def generation(self) -> int:
@@ -62,9 +64,9 @@ class Generation:
         """The same model with its scores on test images."""
         return replace(self, test=test)
 
-    def damaged(self, robustness: Facts) -> "Generation":
+    def damaged(self, robustness: Facts, before_fixres: Facts | None) -> "Generation":
         """The same model with its scores on damaged images."""
-        return replace(self, robustness=robustness)
+        return replace(self, robustness=robustness, before_fixres=before_fixres)
 
 
 class Counts(TypedDict):

@@ -76,6 +76,18 @@ def test_the_accuracy_on_perturbed_frames_is_shown_where_it_is_known(made: Path)
     assert label not in dict(scored_on_damaged(made)["summary"])  # as an earlier program leaves it
 
 
+def test_what_a_model_was_before_its_fixres_has_a_column(made: Path) -> None:
+    best = open_run(str(made)).best
+    before = {**best.robustness, "mean_corruption_error": 0.125}
+    changed = replace(
+        best, scores={"robustness": best.robustness, "robustness_before_fixres": before}
+    )
+    found: Any = robustness([("best", "student", changed), ("other", "control", best)])
+    assert found["columns"] == ["best", "best before fixres", "other"]
+    shown = [cell.text for cell in dict(found["summary"])["Mean corruption error"]]
+    assert shown == ["3.0%", "12.5%", "3.0%"]
+
+
 def test_damaged_images_have_intervals_where_they_are_known(made: Path) -> None:
     corruptions = open_run(str(made)).best.robustness["corruptions"]
     corruptions["fog"]["mean_interval"] = [0.01, 0.0625]

@@ -246,7 +246,11 @@ def test_a_model_is_related_to_its_baseline_in_one_line(
 ) -> None:
     """As `ns-ray evaluate` does it."""
     first, second = model(tmp_path / "a", 0, 32), model(tmp_path / "b", 1, 32)
-    settings = {"baseline": first.path, "suites": ("corruptions", "adversarial"), "images": 3}
+    settings: dict[str, Any] = {
+        "baseline": first.path,
+        "suites": ("corruptions", "adversarial"),
+        "images": 3,
+    }
     config = EvaluateConfig(robustness=CONFIG.model_copy(update=settings))
     out = tmp_path / "out"
     found = evaluate_one(config, second, images, out=str(out), pool=HERE, predict=PredictConfig())
@@ -268,6 +272,14 @@ def test_a_model_is_related_to_its_baseline_in_one_line(
     wrong = round(3 * found["clean_error"])
     assert found["clean_error_interval"] == intervals.of_count(wrong, 3)
     assert found["mean_flip_rate_interval"] is None
+
+    # What a run scores beside a model leaves what is stored of it as it is.
+    done = (out / "robustness" / "_DONE.json").read_bytes()
+    assert "before_fixres" not in CONFIG.model_dump()
+    settings["before_fixres"] = True
+    config = EvaluateConfig(robustness=CONFIG.model_copy(update=settings))
+    evaluate_one(config, second, images, out=str(out), pool=HERE, predict=PredictConfig())
+    assert (out / "robustness" / "_DONE.json").read_bytes() == done
 
 
 @pytest.mark.ray

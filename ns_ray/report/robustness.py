@@ -27,11 +27,15 @@ class Cell(NamedTuple):
 
 def robustness(models: Sequence[tuple[str, str, Model]]) -> dict[str, Any] | None:
     """Curves and tables of the models (name, kind, model) that were scored on corrupted,
-    perturbed or adversarial images. None: none was."""
+    perturbed or adversarial images; in the tables also of what they were before their `fixres`.
+    None: none was."""
     scored = [(name, kind, m.robustness) for name, kind, m in models if m.robustness]
     if not scored:
         return None
-    columns = [name for name, _, _ in scored]
+    tables: dict[str, Mapping[str, Any]] = {}
+    for name, _, model in models:
+        found = {name: model.robustness, f"{name} before fixres": model.before_fixres}
+        tables |= {column: numbers for column, numbers in found.items() if numbers}
     figures: list[tuple[str, Markup]] = []
     names = dict.fromkeys(f for _, _, r in scored for f in families(r))
     ticks = severities(scored[0][2])  # a run scores all its models alike
@@ -57,11 +61,11 @@ def robustness(models: Sequence[tuple[str, str, Model]]) -> dict[str, Any] | Non
             chart = charts.lines(attack, steps, series, xlabel=label, words=text)
             figures.append((title, chart))
     return {
-        "columns": columns,
+        "columns": list(tables),
         "figures": figures,
-        "corruptions": _errors([r for _, _, r in scored]),
-        "summary": _summary([r for _, _, r in scored]),
-        "attacks": _attacks([r for _, _, r in scored]),
+        "corruptions": _errors(list(tables.values())),
+        "summary": _summary(list(tables.values())),
+        "attacks": _attacks(list(tables.values())),
         "rows": scored[0][2].get("rows"),
     }
 
