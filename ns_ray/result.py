@@ -37,6 +37,7 @@ class Generation:
         p_value: of a student, that it is no better than its teacher.
         lesson: of a student.
         robustness: its scores on damaged images, where they were asked for.
+        before_fixres: those of the model before its fine-tuning at a higher resolution.
     """
 
     arm: Arm
@@ -47,6 +48,7 @@ class Generation:
     lesson: Lesson | None = None
     test: Evaluation | None = None
     robustness: Facts | None = None
+    before_fixres: Facts | None = None
 
     @property
     def generation(self) -> int:
@@ -62,9 +64,9 @@ class Generation:
         """The same model with its scores on test images."""
         return replace(self, test=test)
 
-    def damaged(self, robustness: Facts) -> "Generation":
+    def damaged(self, robustness: Facts, before_fixres: Facts | None) -> "Generation":
         """The same model with its scores on damaged images."""
-        return replace(self, robustness=robustness)
+        return replace(self, robustness=robustness, before_fixres=before_fixres)
 
 
 class Counts(TypedDict):
@@ -190,8 +192,12 @@ def _summary(scores: Facts) -> Facts:
 
 
 def robustness_summary(found: Facts) -> Facts:
-    """The numbers of a robustness result that stand alone, and the accuracy under attacks by
-    epsilon."""
-    numbers = {name: v for name, v in found.items() if isinstance(v, int | float | str)}
+    """The numbers of a robustness result that stand alone and their intervals, and the accuracy
+    under attacks by epsilon."""
+    numbers = {
+        name: v
+        for name, v in found.items()
+        if isinstance(v, int | float | str) or (name.endswith("_interval") and v is not None)
+    }
     attacks = found.get("adversarial")
     return {**numbers, **attacks} if isinstance(attacks, Mapping) else numbers

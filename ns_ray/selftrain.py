@@ -42,6 +42,7 @@ from ns_ray.store import (
     RunLayout,
     Selection,
 )
+from ns_ray.training import before_fixres
 
 CLEARLY_WORSE = 0.9
 """From this p of `better_p` on, a model is taken to be worse than an earlier one: three images lost
@@ -309,6 +310,10 @@ class _Run:
         """Score on corrupted, perturbed and attacked test images (validation without a test)."""
         asked = [model for model in models if model.generation in shown]
         bundles, names = [model.bundle for model in asked], [model.name for model in asked]
+        if config.before_fixres:
+            tuned = [m for m in asked if m.arm.model.fixres is not None and m.arm.trainings]
+            bundles += [self.stages.open_bundle(before_fixres(m.bundle)) for m in tuned]
+            names += [_before(m.name) for m in tuned]
         places = list(names)
         if config.baseline is not None:
             bundles.insert(0, self.stages.open_bundle(config.baseline))
@@ -323,19 +328,26 @@ class _Run:
             batch_size=self.config.evaluate.batch_size,
         )
         found = dict(zip(places, results, strict=True))
-        return [model.damaged(found[model.name]) if model in asked else model for model in models]
+        return [
+            model.damaged(found[model.name], found.get(_before(model.name)))
+            if model in asked
+            else model
+            for model in models
+        ]
 
     def write(self, model: Generation, models: Sequence[Generation]) -> None:
         """Everything that is known of a model's quality, in `evaluation.json`; the control arm is
         compared with every generation, a generation with those before."""
         last = len(models) if model.generation == CONTROL else model.generation
         earlier = [g for g in models if 0 <= g.generation < last]
+        before = model.before_fixres
         store.write_json(
             store.join(self.layout.generation(model.generation), "evaluation.json"),
             {
                 "validation": model.validation.scores,
                 "test": model.test.scores if model.test else None,
                 "robustness": model.robustness,
+                **({"robustness_before_fixres": before} if before else {}),
                 "paired": {
                     g.name: compare(
                         *(g.test or g.validation).beside(model.test or model.validation)
@@ -363,6 +375,11 @@ class _Run:
         return self.stages.evaluate(
             arm.validation, self.config.evaluate, bundle, self.data.validation
         )
+
+
+def _before(name: str) -> str:
+    """Folder of a model before its `fixres`, for its counts on damaged images."""
+    return f"{name}/before-fixres"
 
 
 def _verdict(student: Generation, teacher: Generation, config: AcceptConfig) -> str:

@@ -1,12 +1,15 @@
 """The loss against numbers worked out by hand."""
 
 import math
+from typing import Literal
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from timm.optim import RMSpropTF
 
+from ns_ray.config import TrainConfig
 from ns_ray.training.losses import mixed_loss, sharpen
 
 LOGITS = torch.tensor([[2.0, 0.0, -1.0], [0.5, 1.5, 0.0], [0.0, 0.0, 3.0], [1.0, -1.0, 0.0]])
@@ -50,6 +53,89 @@ def test_any_other_weight_mixes_the_two_means(weight: float) -> None:
     )
     expected = (labeled + weight * pseudo) / (1 + weight)
     assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("labeled_weight", [0.0, 1.0])
+def test_the_sum_is_not_divided(labeled_weight: float) -> None:
+    loss, labeled, pseudo = mixed_loss(
+        LOGITS,
+        torch.tensor([0, 1]),
+        torch.tensor([2, 0]),
+        weight=5.0,
+        label_smoothing=0.1,
+        labeled_weight=labeled_weight,
+        kind="sum",
+    )
+    expected = labeled_weight * labeled + 5.0 * pseudo
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("labeled_weight", [0.0, 1.0])
+def test_the_sum_without_pseudo_labels_is_the_mean_of_the_labeled_images(
+    labeled_weight: float,
+) -> None:
+    loss, labeled, _ = mixed_loss(
+        LOGITS,
+        torch.tensor([0, 1, 2, 0]),
+        None,
+        weight=5.0,
+        label_smoothing=0.1,
+        labeled_weight=labeled_weight,
+        kind="sum",
+    )
+    assert loss.item() == labeled.item()
+
+
+def test_the_mean_is_not_written_into_the_settings_and_the_sum_is() -> None:
+    """What was trained before there was a sum keeps its fingerprint."""
+    assert "loss" not in TrainConfig().model_dump(mode="json")
+    assert "loss" not in TrainConfig.model_validate({"loss": "mean"}).model_dump(mode="json")
+    written = TrainConfig.model_validate({"loss": "sum"}).model_dump(mode="json")
+    assert written["loss"] == "sum"
+    assert TrainConfig.model_validate(written).loss == "sum"
+
+
+def trained(kind: Literal["mean", "sum"], *, scale: float) -> torch.Tensor:
+    """The weights after 20 steps of TensorFlow's RMSProp with a ratio of 5; weight decay, epsilon
+    and the first square average are those of the recipes over `scale` as the equivalence has it."""
+    generator = torch.Generator().manual_seed(0)
+    weights = torch.randn(4, 3, generator=generator, dtype=torch.float64).requires_grad_()
+    optimizer = RMSpropTF(
+        [weights],
+        lr=0.05,
+        alpha=0.9,
+        eps=1e-3 / scale**2,
+        momentum=0.9,
+        weight_decay=1e-2 / scale,
+    )
+    for step in range(20):
+        images = torch.randn(12, 4, generator=generator, dtype=torch.float64)
+        soft = torch.softmax(torch.randn(10, 3, generator=generator, dtype=torch.float64), dim=1)
+        loss, _, _ = mixed_loss(
+            images @ weights,
+            torch.tensor([0, 2]),
+            soft,
+            weight=5.0,
+            label_smoothing=0.1,
+            kind=kind,
+        )
+        optimizer.zero_grad()
+        torch.autograd.backward(loss)
+        if step == 0:  # as timm makes them, but for the ones in the square average
+            optimizer.state[weights].update(
+                step=torch.zeros(()),
+                square_avg=torch.full_like(weights, 1 / scale**2),
+                momentum_buffer=torch.zeros_like(weights),
+            )
+        optimizer.step()
+    return weights.detach()
+
+
+def test_rmsprop_takes_the_sum_for_the_mean_with_scaled_settings_only() -> None:
+    """What the comments of the recipes say: with a ratio of 5 the scale is 6."""
+    added = trained("sum", scale=1.0)
+    torch.testing.assert_close(trained("mean", scale=6.0), added, rtol=1e-9, atol=1e-9)
+    assert (trained("mean", scale=1.0) - added).abs().max() > 0.05
 
 
 def test_without_a_weight_labeled_images_teach_nothing() -> None:

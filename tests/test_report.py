@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from html import unescape
 from pathlib import Path
 from typing import Any, Literal
@@ -23,6 +24,8 @@ from ns_ray.commands import app, execute
 from ns_ray.report import findings, gallery, pictures, pile
 from ns_ray.report.facts import open_run
 from ns_ray.report.lessons import kept_precision
+from ns_ray.report.robustness import robustness
+from ns_ray.report.words import DASH
 from ns_ray.store.corpora import Shard
 
 Open = Callable[..., Page]
@@ -57,6 +60,53 @@ def invoke(*arguments: str) -> tuple[int, str]:
 
 
 # ------------------------------------------------------------------------------------- content
+
+
+def scored_on_damaged(made: Path, **numbers: Any) -> Any:
+    """The robustness section of the best model, some of its numbers changed."""
+    best = open_run(str(made)).best
+    changed = replace(best, scores={"robustness": {**best.robustness, **numbers}})
+    return robustness([("best", "student", changed)])
+
+
+def test_the_accuracy_on_perturbed_frames_is_shown_where_it_is_known(made: Path) -> None:
+    label = "Top-1 of perturbed frames (higher is better)"
+    known = scored_on_damaged(made, mean_perturbed_top1=0.6125)
+    assert dict(known["summary"])[label] == [("61.3%", None)]
+    assert label not in dict(scored_on_damaged(made)["summary"])  # as an earlier program leaves it
+
+
+def test_what_a_model_was_before_its_fixres_has_a_column(made: Path) -> None:
+    best = open_run(str(made)).best
+    before = {**best.robustness, "mean_corruption_error": 0.125}
+    changed = replace(
+        best, scores={"robustness": best.robustness, "robustness_before_fixres": before}
+    )
+    found: Any = robustness([("best", "student", changed), ("other", "control", best)])
+    assert found["columns"] == ["best", "best before fixres", "other"]
+    shown = [cell.text for cell in dict(found["summary"])["Mean corruption error"]]
+    assert shown == ["3.0%", "12.5%", "3.0%"]
+
+
+def test_damaged_images_have_intervals_where_they_are_known(made: Path) -> None:
+    corruptions = open_run(str(made)).best.robustness["corruptions"]
+    corruptions["fog"]["mean_interval"] = [0.01, 0.0625]
+    found = scored_on_damaged(
+        made,
+        corruptions=corruptions,
+        mean_corruption_error_interval=[0.02, 0.04],
+        adversarial={"pgd": {"0": 0.9, "4": 0.5}},
+        adversarial_intervals={"pgd": {"0": [0.8, 0.95], "4": [0.4, 0.6]}},
+    )
+    assert dict(found["summary"])["Mean corruption error"] == [("3.0%", f"2.0{DASH}4.0")]
+    errors = {row["name"]: row["errors"][0] for row in found["corruptions"]}
+    assert errors["fog"] == ("3.0%", f"1.0{DASH}6.2")
+    assert errors["pixelate"].interval is None
+    assert found["attacks"] == [
+        ("PGD, epsilon 0", [("90.0%", f"80.0{DASH}95.0")]),
+        ("PGD, epsilon 4", [("50.0%", f"40.0{DASH}60.0")]),
+    ]
+    assert all(cells[0].interval is None for _, cells in scored_on_damaged(made)["attacks"])
 
 
 def test_the_verdict_is_a_question_and_an_answer(made: Path) -> None:

@@ -3,6 +3,7 @@ worked out by hand."""
 
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,13 +15,17 @@ from PIL import Image
 from scipy.ndimage import zoom as scipy_zoom
 from torch import nn
 
+from ns_ray import store
+from ns_ray.config.scoring import RobustnessConfig
 from ns_ray.data.images import Preprocess
 from ns_ray.robustness import (
     blur,
     digital,
+    intervals,
     moving,
     noise,
     perturbations,
+    results,
     scores,
     sizes,
     small,
@@ -324,6 +329,9 @@ def test_flip_rate_by_hand() -> None:
 
 # --------------------------------------------------------------------------------------- scores
 
+LEVELS = ((1, 1), (3, 2))
+"""Severities, and how many times as many images are wrong as at the first."""
+
 PUBLISHED = {  # normalizers of hendrycks/robustness
     "gaussian_noise": 0.886428,
     "shot_noise": 0.894468,
@@ -384,8 +392,65 @@ def test_flip_rates_over_alexnet_s() -> None:
     rates = {name: 2 * rate for name, rate in scores.ALEXNET_FLIPS.items()}
     assert scores.mfr({**rates, "shear": 0.9}) == pytest.approx(2.0)
     assert scores.mfr(rates, rates) == pytest.approx(1.0)
-    assert scores.mean_flip_rate(rates) == pytest.approx(2 * 0.14046)
+    perturbed = {name: {"flip_rate": rate, "top1": None} for name, rate in rates.items()}
+    assert scores.perturbed_mean(perturbed, "flip_rate") == pytest.approx(2 * 0.14046)
+    assert scores.perturbed_mean(perturbed, "top1") is None
+    del perturbed["snow"]
+    assert scores.perturbed_mean(perturbed, "flip_rate") is None
     assert scores.mfr({"snow": 0.1}) is None
+
+
+def test_a_share_of_images_has_wilson_s_interval() -> None:
+    assert intervals.of_count(0, 20) == pytest.approx([0.0, 1.96**2 / (20 + 1.96**2)], abs=1e-4)
+    low, high = intervals.of_count(100.0, 400.0)
+    spread = 1.96 * np.sqrt(0.25 * 0.75 / 400)
+    assert (low, high) == pytest.approx((0.25 - spread, 0.25 + spread), abs=0.003)
+
+
+def test_a_share_of_frames_has_an_interval_over_sequences() -> None:
+    shares = np.random.default_rng(0).beta(1, 9, size=200)  # 0.1, some far from it
+    low, high = intervals.of_sequences(shares.tolist())
+    spread = 1.96 * shares.std() / np.sqrt(200)
+    assert (low, high) == pytest.approx((shares.mean() - spread, shares.mean() + spread), abs=0.002)
+    # No flip in 20 sequences: Wilson's, not certainty.
+    assert intervals.of_sequences([0.0] * 20) == intervals.of_count(0, 20)
+    assert intervals.of_sequences([1.0] * 20) == intervals.of_count(20, 20)
+
+
+def test_a_mean_has_the_interval_of_images_that_are_wrong_under_all_corruptions() -> None:
+    """Of 15 corruptions with the same mistakes, that of one of them."""
+    one = intervals.of_count(30, 200)
+    assert intervals.of_mean([one] * 15) == pytest.approx(one)
+    assert intervals.of_mean([[0.1, 0.2], [0.3, 0.6]]) == pytest.approx([0.2, 0.4])
+
+
+def test_the_numbers_of_two_units_are_put_together(tmp_path: Path) -> None:
+    """By hand: under the k-th corruption k and 2k of 40 images are wrong at severities 1 and 3."""
+    counts = [
+        ["corruptions", [[n, s, k * m, 30] for k, n in enumerate(STANDARD) for s, m in LEVELS]],
+        ["corruptions", [[n, s, 0, 10] for n in STANDARD for s, _ in LEVELS]],
+        ["perturbations", [[n, 0, 0.1 * i, 1, 0.5] for n in scores.PERTURBATIONS for i in (0, 1)]],
+        ["adversarial", [["pgd", 4.0, 5, 20]]],
+    ]
+    for i, (suite, found) in enumerate(counts):
+        store.write_json(str(tmp_path / f"{i}.json"), {"suite": suite, "rows": found})
+    files = [f"{i}.json" for i in range(len(counts))]
+    made = results.summary(str(tmp_path), files, RobustnessConfig())
+    ends = [
+        [intervals.of_count(k, 40), intervals.of_count(2 * k, 40)] for k in range(len(STANDARD))
+    ]
+    for name, error in zip(STANDARD, ends, strict=True):
+        row = made["corruptions"][name]
+        assert list(row["error_interval"].values()) == error
+        assert row["mean_interval"] == pytest.approx(np.mean(error, axis=0))
+    assert made["mean_corruption_error"] == pytest.approx(1.5 * 7 / 40)
+    assert made["mean_corruption_error_interval"] == pytest.approx(np.mean(ends, axis=(0, 1)))
+    assert made["adversarial"] == {"pgd": {"4": 0.25}}
+    assert made["adversarial_intervals"] == {"pgd": {"4": intervals.of_count(5, 20)}}
+    assert made["clean_error"] is made["clean_error_interval"] is None
+    assert made["mean_flip_rate"] == pytest.approx(0.05)
+    assert made["mean_flip_rate_interval"] == pytest.approx([0.0, 0.1])  # of two sequences
+    assert made["mean_perturbed_top1"] == 0.5
 
 
 # --------------------------------------------------------------------------------------- attacks

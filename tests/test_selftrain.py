@@ -25,6 +25,7 @@ from ns_ray.store.evaluations import Evaluation
 from ns_ray.store.labels import PseudoLabels, Selection
 from ns_ray.store.layout import RunLayout
 from ns_ray.store.publication import Facts
+from ns_ray.training.stage import before_fixres
 
 IMAGES = 40
 CLASSES = ("a", "b")
@@ -551,6 +552,29 @@ def test_robustness_is_scored_once_for_those_that_matter(tmp_path: Path) -> None
         assert scores["robustness"] == {"of": folder(tmp_path, name, "bundle")}
     skipped = store.read_json(folder(tmp_path, "gen-02", "evaluation.json"))
     assert skipped["robustness"] is None
+
+
+def test_a_model_is_scored_before_its_fixres_where_that_is_asked_for(tmp_path: Path) -> None:
+    """A model without `fixres` has nothing before it. The bundle is where `fit` keeps it."""
+    fixres = {"model": "test_resnet", "fixres": {"image_size": 64, "lr": 0.1}}
+    for asked_for in (False, True):
+        fakes, place = Fakes([20, 30]), tmp_path / str(asked_for)
+        robustness = {"before_fixres": asked_for, "baseline": "/theirs"}
+        run(place, fakes, students=[fixres], evaluate={"robustness": robustness})
+        (asked,) = fakes.asked["robustness"]
+        names = ["/theirs", "gen-00", "gen-01", "gen-01/before-fixres"]
+        assert asked["names"] == names[: 4 if asked_for else 3]
+        scores = store.read_json(folder(place, "gen-01", "evaluation.json"))
+        tuned = folder(place, "gen-01", "bundle")
+        assert scores["robustness"] == {"of": tuned}
+        if asked_for:
+            assert asked["outs"][-1] == folder(place, "gen-01", "before-fixres/robustness")
+            before = before_fixres(Bundle(tuned, CLASSES, "net", tuned))
+            assert scores["robustness_before_fixres"] == {"of": before}
+        else:
+            assert "robustness_before_fixres" not in scores
+        first = store.read_json(folder(place, "gen-00", "evaluation.json"))
+        assert "robustness_before_fixres" not in first
 
 
 def test_the_result_has_the_robustness_that_can_be_said_in_numbers() -> None:

@@ -26,7 +26,7 @@ from ns_ray.model.bundle import class_map, save
 from ns_ray.model.networks import build
 from ns_ray.model.predictor import Predictor
 from ns_ray.model.pretrained import imagenet_synsets
-from ns_ray.robustness import pictures, work
+from ns_ray.robustness import intervals, pictures, work
 from ns_ray.robustness.corruptions import STANDARD, corrupt
 from ns_ray.robustness.released import released_units, video
 from ns_ray.robustness.suites import evaluate_one, evaluate_robustness
@@ -127,10 +127,45 @@ def test_a_job_on_actors_finds_what_one_process_finds(
     assert len(made) == 1
 
 
-def _units(images: Corpus) -> list[Unit]:
+def _units(images: Corpus, config: RobustnessConfig = CONFIG) -> list[Unit]:
     from ns_ray.robustness.job import _units as units
 
-    return units(CONFIG, images)[0]
+    return units(config, images)[0]
+
+
+@pytest.mark.ray
+def test_frames_of_sequences_are_right_or_not(images: Corpus, tmp_path: Path) -> None:
+    a = model(tmp_path / "a", 0, 32)
+    settings: dict[str, Any] = {"suites": ("perturbations",), "extra": False, "sequences": 7}
+    (found,) = run(images, [a], tmp_path / "out", **settings)
+    predictor = Predictor(a.path, device="cpu", threads=1, images=2000)  # run by the same engine
+    right, config = [], CONFIG.model_copy(update=settings)
+    for unit in _units(images, config):
+        for item in pictures.shown(unit, images.path, config, "cifar"):
+            if item.name == "translate":
+                answers = predictor.forward(item.pixels).argmax(axis=1)
+                right.append((answers == item.labels[0]).mean())
+    assert len(right) == 7
+    assert found["perturbations"]["translate"]["top1"] == pytest.approx(np.mean(right))
+    every = [row["top1"] for row in found["perturbations"].values()]
+    assert len(every) == 10
+    assert 0 < found["mean_perturbed_top1"] < 1
+    assert found["mean_perturbed_top1"] == pytest.approx(np.mean(every))
+    translate = found["perturbations"]["translate"]
+    assert translate["top1_interval"] == intervals.of_sequences(right)
+    low, high = translate["flip_rate_interval"]
+    assert low < translate["flip_rate"] < high
+    ends = [row["top1_interval"] for row in found["perturbations"].values()]
+    assert found["mean_perturbed_top1_interval"] == pytest.approx(np.mean(ends, axis=0))
+
+    # Counts of a sequence from before its right frames were kept: the rates are known, they aren't.
+    part = sorted((tmp_path / "out" / "A").glob("0*.json"))[0]
+    counts = store.read_json(str(part))
+    store.write_json(str(part), {**counts, "rows": [row[:4] for row in counts["rows"]]})
+    (tmp_path / "out" / "A" / "_DONE.json").unlink()
+    (again,) = run(images, [a], tmp_path / "out", **settings)
+    assert again["mean_flip_rate_interval"] == found["mean_flip_rate_interval"]
+    assert again["perturbations"]["translate"]["top1"] is again["mean_perturbed_top1"] is None
 
 
 @pytest.mark.ray
@@ -211,7 +246,11 @@ def test_a_model_is_related_to_its_baseline_in_one_line(
 ) -> None:
     """As `ns-ray evaluate` does it."""
     first, second = model(tmp_path / "a", 0, 32), model(tmp_path / "b", 1, 32)
-    settings = {"baseline": first.path, "suites": ("corruptions", "adversarial"), "images": 3}
+    settings: dict[str, Any] = {
+        "baseline": first.path,
+        "suites": ("corruptions", "adversarial"),
+        "images": 3,
+    }
     config = EvaluateConfig(robustness=CONFIG.model_copy(update=settings))
     out = tmp_path / "out"
     found = evaluate_one(config, second, images, out=str(out), pool=HERE, predict=PredictConfig())
@@ -222,6 +261,25 @@ def test_a_model_is_related_to_its_baseline_in_one_line(
     assert f"mean corruption error {found['mean_corruption_error']:.4f}" in said
     assert f"{found['relative']:.3f} times" in said
     assert "PGD" in said
+
+    # Each of them was counted on three images.
+    fog = found["corruptions"]["fog"]
+    assert fog["error_interval"]["3"] == intervals.of_count(round(3 * fog["error"]["3"]), 3)
+    means = [found["corruptions"][name]["mean_interval"] for name in STANDARD]
+    assert found["mean_corruption_error_interval"] == pytest.approx(np.mean(means, axis=0))
+    hits = round(3 * found["adversarial"]["pgd"]["4"])
+    assert found["adversarial_intervals"]["pgd"]["4"] == intervals.of_count(hits, 3)
+    wrong = round(3 * found["clean_error"])
+    assert found["clean_error_interval"] == intervals.of_count(wrong, 3)
+    assert found["mean_flip_rate_interval"] is None
+
+    # What a run scores beside a model leaves what is stored of it as it is.
+    done = (out / "robustness" / "_DONE.json").read_bytes()
+    assert "before_fixres" not in CONFIG.model_dump()
+    settings["before_fixres"] = True
+    config = EvaluateConfig(robustness=CONFIG.model_copy(update=settings))
+    evaluate_one(config, second, images, out=str(out), pool=HERE, predict=PredictConfig())
+    assert (out / "robustness" / "_DONE.json").read_bytes() == done
 
 
 @pytest.mark.ray

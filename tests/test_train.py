@@ -333,6 +333,9 @@ def test_fine_tuning_changes_the_last_layers_only_and_goes_on_when_stopped(
     assert load(bundle)[1].size == 48
     assert load(bundle)[1].crop_pct == 1.0
     assert bundle.provenance["fixres_steps"] == 5
+    kept = next((tmp_path / "whole" / "checkpoints").glob("*/trained"))
+    assert stage.before_fixres(bundle) == str(kept)
+    assert load(open_bundle(str(kept)))[1].size == MODEL["image_size"]
 
     def stop(step: int) -> None:
         if step == STEPS + 3:

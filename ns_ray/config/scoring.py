@@ -1,8 +1,8 @@
 """How models are scored, on test images as they are and changed."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
 from ns_ray.config.validation import Settings
 
@@ -34,12 +34,23 @@ class RobustnessConfig(Settings):
     """Folder of the released ImageNet-P (name/class/video), used instead of making them."""
     baseline: str | None = None
     """Bundle that errors are related to. null: the first teacher, in a run."""
+    before_fixres: bool = False
+    """In a run: also score models with `fixres` as they were before it, at the resolution of their
+    training. The paper scores ImageNet-C and -P without it."""
     epsilons: tuple[Annotated[float, Field(gt=0)], ...] = (2, 4, 8, 16)
     """Largest change of a pixel by an attack, on the scale 0 to 255."""
     pgd_steps: int = Field(default=10, ge=1)
     """Steps of PGD, each 2.5 * epsilon / steps long."""
     seed: int = Field(default=0, ge=0)
     """Decides, with the key of an image, which images are taken and how each is corrupted."""
+
+    @model_serializer(mode="wrap")
+    def _without_what_came_later(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """What is as it always was is not written: a run from before stays valid."""
+        values: dict[str, Any] = dump(self)
+        if not self.before_fixres:
+            values.pop("before_fixres", None)
+        return values
 
 
 class EvaluateConfig(Settings):

@@ -29,12 +29,16 @@ class TrainConfig(Settings):
     """Labeled images per optimizer step, over all workers."""
     unlabeled_ratio: float = Field(default=3, ge=0)
     """Pseudo-labeled images per labeled image in a step."""
+    loss: Literal["mean", "sum"] = "mean"
+    """mean: (L_labeled + w * L_unlabeled) / (1 + w). sum: L_labeled + w * L_unlabeled, as in the
+    paper's code, which RMSProp does not take for the same (see the recipe paper/svhn). Without
+    pseudo-labels both are L_labeled."""
     unlabeled_weight: float | None = Field(default=None, ge=0)
-    """Weight w in the loss (L_labeled + w * L_unlabeled) / (1 + w). null: the ratio, which makes
-    it the mean over the concatenated batch. 1 is Algorithm 1 of the paper, up to scale."""
+    """Weight w in that loss. null: the ratio, with which `mean` is the mean over the concatenated
+    batch. 1 is Algorithm 1 of the paper: with `mean`, up to scale."""
     labeled_weight: float = Field(default=1, ge=0)
-    """Takes the place of the 1 in that loss. 0 learns from pseudo-labels alone: labeled images then
-    only pass through (and count in BatchNorm's statistics)."""
+    """Weight of L_labeled, the 1 above. 0 learns from pseudo-labels alone: labeled images then only
+    pass through (and count in BatchNorm's statistics)."""
     optimizer: str = "sgd"
     """A timm optimizer name."""
     lr: float = Field(default=0.05, gt=0)
@@ -89,6 +93,8 @@ class TrainConfig(Settings):
         values: dict[str, Any] = dump(self)
         if self.batch_norm == "live":
             values.pop("batch_norm", None)
+        if self.loss == "mean":
+            values.pop("loss", None)
         return values
 
     @model_validator(mode="after")

@@ -108,12 +108,13 @@ def _figures(runs: tuple[Run, Run], split: str) -> list[tuple[str, list[str]]]:
     kept = [run.lessons[-1].selection if run.lessons else None for run in runs]
     times = [stages(run)["total"] for run in runs]
     rows = [
-        (f"Accuracy, {split}", [_with_interval(_top1(r, split), r.best.of(split)) for r in runs]),
+        (f"Accuracy, {split}", [_of(r.best.of(split), "top1", _top1(r, split)) for r in runs]),
         ("Accuracy, validation", [words.percent(run.best.row["val_top1"]) for run in runs]),
         ("NLL", [words.number(s.get("nll")) for s in scores]),
         ("Calibration error (ECE)", [words.percent(s.get("ece")) for s in scores]),
-        ("Mean corruption error", [words.percent(r.get("mean_corruption_error")) for r in robust]),
-        ("Mean flip rate", [words.percent(r.get("mean_flip_rate")) for r in robust]),
+        ("Mean corruption error", [_of(r, "mean_corruption_error") for r in robust]),
+        ("Mean flip rate", [_of(r, "mean_flip_rate") for r in robust]),
+        ("Top-1, perturbed frames", [_of(r, "mean_perturbed_top1") for r in robust]),
         ("Best generation", [str(run.best.row["generation"]) for run in runs]),
         ("Architecture", [str(run.best.row["model"]) for run in runs]),
         ("Parameters", [words.count(run.best.row["parameters"]) for run in runs]),
@@ -127,9 +128,11 @@ def _figures(runs: tuple[Run, Run], split: str) -> list[tuple[str, list[str]]]:
     return [(label, values) for label, values in rows if set(values) != {words.NOTHING}]
 
 
-def _with_interval(value: float, scores: Mapping[str, Any]) -> str:
-    low_high = words.interval(scores)
-    return words.percent(value) + (f" ({words.span(low_high)})" if low_high else "")
+def _of(scores: Mapping[str, Any], number: str, value: float | None = None) -> str:
+    """A number of some scores, or `value`, and its interval."""
+    low_high = words.interval(scores, number)
+    text = words.percent(scores.get(number) if value is None else value)
+    return text + (f" ({words.span(low_high)})" if low_high else "")
 
 
 def _accuracy_charts(

@@ -70,6 +70,11 @@ class Model:
         """Scores on corrupted, perturbed and adversarial images; empty where there are none."""
         return dict(self.scores.get("robustness") or {})
 
+    @property
+    def before_fixres(self) -> dict[str, Any]:
+        """Those of the model before its fine-tuning at a higher resolution."""
+        return dict(self.scores.get("robustness_before_fixres") or {})
+
 
 @dataclass(frozen=True)
 class Lesson:

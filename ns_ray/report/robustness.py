@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from markupsafe import Markup
@@ -14,13 +14,28 @@ from ns_ray.report.charts import (
 from ns_ray.report.facts import Model
 
 
+class Cell(NamedTuple):
+    """A number in a table.
+
+    Attributes:
+        interval: its ends; None where it has none, as in runs from before there were any.
+    """
+
+    text: str
+    interval: str | None
+
+
 def robustness(models: Sequence[tuple[str, str, Model]]) -> dict[str, Any] | None:
     """Curves and tables of the models (name, kind, model) that were scored on corrupted,
-    perturbed or adversarial images. None: none was."""
+    perturbed or adversarial images; in the tables also of what they were before their `fixres`.
+    None: none was."""
     scored = [(name, kind, m.robustness) for name, kind, m in models if m.robustness]
     if not scored:
         return None
-    columns = [name for name, _, _ in scored]
+    tables: dict[str, Mapping[str, Any]] = {}
+    for name, _, model in models:
+        found = {name: model.robustness, f"{name} before fixres": model.before_fixres}
+        tables |= {column: numbers for column, numbers in found.items() if numbers}
     figures: list[tuple[str, Markup]] = []
     names = dict.fromkeys(f for _, _, r in scored for f in families(r))
     ticks = severities(scored[0][2])  # a run scores all its models alike
@@ -46,10 +61,11 @@ def robustness(models: Sequence[tuple[str, str, Model]]) -> dict[str, Any] | Non
             chart = charts.lines(attack, steps, series, xlabel=label, words=text)
             figures.append((title, chart))
     return {
-        "columns": columns,
+        "columns": list(tables),
         "figures": figures,
-        "corruptions": _errors([r for _, _, r in scored]),
-        "summary": _summary([r for _, _, r in scored]),
+        "corruptions": _errors(list(tables.values())),
+        "summary": _summary(list(tables.values())),
+        "attacks": _attacks(list(tables.values())),
         "rows": scored[0][2].get("rows"),
     }
 
@@ -69,12 +85,32 @@ def _errors(scored: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     for name in names:
         found = [(r.get("corruptions") or {}).get(name) for r in scored]
         family = next(f["family"] for f in found if f)
-        errors = [f["mean"] if f else None for f in found]
+        errors = [_cell(f or {}, "mean") for f in found]
         rows.append({"name": name.replace("_", " "), "family": family, "errors": errors})
     return rows
 
 
-def _summary(scored: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[str]]]:
+def _cell(found: Mapping[str, Any], number: str) -> Cell:
+    low_high = words.interval(found, number)
+    return Cell(words.percent(found.get(number)), words.span(low_high) if low_high else None)
+
+
+def _attacks(scored: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[Cell]]]:
+    """Rows of accuracies under attack, by attack and epsilon."""
+    rows = []
+    for attack in ("fgsm", "pgd"):
+        curves = [(r.get("adversarial") or {}).get(attack) or {} for r in scored]
+        ends = [(r.get("adversarial_intervals") or {}).get(attack) or {} for r in scored]
+        for epsilon in sorted({e for curve in curves for e in curve}, key=float):
+            cells = [
+                _cell({"top1": c.get(epsilon), "top1_interval": e.get(epsilon)}, "top1")
+                for c, e in zip(curves, ends, strict=True)
+            ]
+            rows.append((f"{attack.upper()}, epsilon {epsilon}", cells))
+    return rows
+
+
+def _summary(scored: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[Cell]]]:
     """Rows of figures over all corruptions and perturbations; those that nobody has are left
     out."""
     base = next((str(r["relative_to"]) for r in scored if r.get("relative_to")), "gen-00")
@@ -85,9 +121,10 @@ def _summary(scored: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[str]]]
         ("mCE (relative to AlexNet)", "mce"),
         ("Mean flip rate", "mean_flip_rate"),
         ("mFR (relative to AlexNet)", "mfr"),
+        ("Top-1 of perturbed frames (higher is better)", "mean_perturbed_top1"),
     ]
     return [
-        (label, [words.percent(r.get(key)) for r in scored])
+        (label, [_cell(r, key) for r in scored])
         for label, key in rows
         if any(r.get(key) is not None for r in scored)
     ]

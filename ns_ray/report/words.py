@@ -48,9 +48,9 @@ def p_value(p: float | None) -> str:
     return "p < 0.001" if p < 0.001 else f"p = {p:.2f}" if p >= 0.01 else f"p = {p:.3f}"
 
 
-def interval(scores: Mapping[str, Any]) -> tuple[float, float] | None:
-    """Interval of the accuracy, where it was computed."""
-    found = scores.get("top1_interval")
+def interval(scores: Mapping[str, Any], number: str = "top1") -> tuple[float, float] | None:
+    """Interval of the accuracy, or of another number, where it was computed."""
+    found = scores.get(f"{number}_interval")
     return (float(found[0]), float(found[1])) if found else None
 
 

@@ -53,8 +53,9 @@ def whole_job(
 ) -> tuple[Job, list[str], int]:
     """The job, a fingerprint for each model, and the number of test images taken."""
     units, classes, constants, rows = _units(config, corpus)
-    # Another baseline or other batches change nothing that is stored.
-    settings = [config.model_dump(mode="json", exclude={"baseline"}), predict.model_dump()]
+    # Other models beside it or other batches change nothing that is stored of a model.
+    beside = {"baseline", "before_fixres"}
+    settings = [config.model_dump(mode="json", exclude=beside), predict.model_dump()]
     prints = [
         store.fingerprint("robustness", m.fingerprint, corpus.fingerprint, settings, constants)
         for m in models

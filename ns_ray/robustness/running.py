@@ -27,15 +27,19 @@ def run_job(job: Job, outs: Sequence[str], prints: Sequence[str], pool: Pool, ti
                 rows[i].append(row)
                 continue
             for m in job.missing[i]:
-                own = [
-                    [str(r["name"]), float(r["level"]), float(r["value"]), int(r["count"])]
-                    for r in rows[i]
-                    if r["model"] == m
-                ]
-                part = {"suite": job.units[i].suite, "rows": own}
+                suite = job.units[i].suite
+                own = [_counts(row, suite) for row in rows[i] if row["model"] == m]
+                part = {"suite": suite, "rows": own}
                 store.write_json(store.join(outs[m], part_file(i, prints[m])), part)
             del rows[i]
             meter.add(size[i] * len(job.missing[i]))
+
+
+def _counts(row: Row, suite: str) -> list[str | float]:
+    """What is kept of a row: name, level, value, count, and `right` of a sequence."""
+    kept: list[str | float]
+    kept = [str(row["name"]), float(row["level"]), float(row["value"]), int(row["count"])]
+    return [*kept, float(row["right"])] if suite == "perturbations" else kept
 
 
 def _rows(job: Job, todo: list[int], pool: Pool, title: str, total: int) -> Iterator[Row]:

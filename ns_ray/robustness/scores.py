@@ -111,11 +111,12 @@ def flip_rate(name: str, predictions: Any) -> float:
     return float((predictions[:, 1:] != before).mean())
 
 
-def mean_flip_rate(rates: Mapping[str, float]) -> float | None:
-    """Plain mean over the 10 perturbations; None where one of them is missing."""
-    if not set(PERTURBATIONS) <= rates.keys():
-        return None
-    return float(np.mean([rates[name] for name in PERTURBATIONS]))
+def perturbed_mean(rows: Mapping[str, Mapping[str, float | None]], number: str) -> float | None:
+    """Plain mean of a number (flip_rate, top1) over the 10 perturbations; None where it is missing
+    for one of them."""
+    values = [rows[name][number] for name in PERTURBATIONS if name in rows]
+    found = [value for value in values if value is not None]
+    return float(np.mean(found)) if len(found) == len(PERTURBATIONS) else None
 
 
 def mfr(rates: Mapping[str, float], baseline: Mapping[str, float] | None = None) -> float | None:

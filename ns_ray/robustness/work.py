@@ -17,7 +17,8 @@ from ns_ray.robustness.scores import flip_rate
 from ns_ray.store import open_bundle
 
 Row = dict[str, Any]
-"""unit, model (an index), name, level, value (mistakes, flips or hits), count."""
+"""unit, model (an index), name, level, value (mistakes, share of flips, or hits), count, and of a
+sequence `right`, the share of its frames that the model has right (0 elsewhere)."""
 
 END = "/end"
 """Name of the row that says how many others a unit has."""
@@ -88,7 +89,7 @@ class Scorer:
         """One row at a time."""
         row = {name: values[0] for name, values in rows.items()}
         found = list(self.score(row))
-        keys = ("unit", "model", "name", "level", "value", "count")
+        keys = ("unit", "model", "name", "level", "value", "count", "right")
         return {key: [item[key] for item in found] for key in keys}
 
     def score(self, row: Row) -> Iterator[Row]:
@@ -106,11 +107,13 @@ class Scorer:
             labels = np.frombuffer(row["labels"], np.int64)
             for m in self._job.missing[index]:
                 predicted = self._predict(m, pixels)
+                hits = predicted == self._job.maps[m][kind_of(unit)][labels]
+                level = float(row["level"])
                 if unit.suite == "perturbations":
-                    value = flip_rate(name, predicted[None])
+                    flips, right = flip_rate(name, predicted[None]), float(hits.mean())
+                    yield _row(index, m, name, level, flips, len(labels), right)
                 else:
-                    value = float((predicted != self._job.maps[m][kind_of(unit)][labels]).sum())
-                yield _row(index, m, name, float(row["level"]), value, len(labels))
+                    yield _row(index, m, name, level, float((~hits).sum()), len(labels))
 
     def _predict(self, m: int, pixels: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         """uint8 [n, side, side, 3] -> int [n]: resized to the model's resolution, not cropped."""
@@ -149,7 +152,9 @@ class Scorer:
             yield _row(index, m, name, epsilon, value, len(pixels))
 
 
-def _row(unit: int, model: int, name: str, level: float, value: float, count: int) -> Row:
+def _row(
+    unit: int, model: int, name: str, level: float, value: float, count: int, right: float = 0.0
+) -> Row:
     return {
         "unit": unit,
         "model": model,
@@ -157,4 +162,5 @@ def _row(unit: int, model: int, name: str, level: float, value: float, count: in
         "level": level,
         "value": value,
         "count": count,
+        "right": right,
     }

@@ -1,4 +1,5 @@
 from .job import lane_sizes as lane_sizes
 from .job import total_steps as total_steps
 from .losses import mixed_loss as mixed_loss
+from .stage import before_fixres as before_fixres
 from .stage import fit as fit

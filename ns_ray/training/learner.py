@@ -155,6 +155,7 @@ class Learner:
             weight=weight,
             label_smoothing=train.label_smoothing,
             labeled_weight=train.labeled_weight,
+            kind=train.loss,
         )
         with statistics_kept(self._recomputed_norms):
             torch.autograd.backward(losses[0] / self._job.accumulate)

@@ -1,5 +1,7 @@
 """The loss of the method. Knows nothing about models, data or Ray."""
 
+from typing import Literal
+
 import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own convention
 
@@ -12,6 +14,7 @@ def mixed_loss(
     weight: float,
     label_smoothing: float,
     labeled_weight: float = 1.0,
+    kind: Literal["mean", "sum"] = "mean",
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Cross entropy over a batch of labeled images followed by pseudo-labeled ones.
 
@@ -24,6 +27,7 @@ def mixed_loss(
             the concatenated batch, as the paper's training details have it.
         labeled_weight: takes the place of the 1.
         label_smoothing: on hard targets only (reference code: 0.1); soft targets get none.
+        kind: sum leaves out the division, as the reference code does.
 
     Returns:
         The loss to minimize, and its two terms (each a mean over its own images).
@@ -33,7 +37,8 @@ def mixed_loss(
         return labeled, labeled, torch.zeros_like(labeled)
     smoothing = 0.0 if targets.is_floating_point() else label_smoothing
     pseudo = F.cross_entropy(logits[len(labels) :], targets, label_smoothing=smoothing)
-    loss = (labeled_weight * labeled + weight * pseudo) / (labeled_weight + weight)
+    total = labeled_weight * labeled + weight * pseudo
+    loss = total if kind == "sum" else total / (labeled_weight + weight)
     return loss, labeled, pseudo
 
 

@@ -77,7 +77,7 @@ def fit(
     finer = fixres_config(model, train)
     if finer is not None:
         lane_sizes(finer[1], workers.count, False)
-        trained = store.join(folder, "trained")
+        trained = _trained(folder)
         if store.already(trained, job.fingerprint) is None:
             first = replace(job, out=trained, validation=None)
             run_workers(first, workers, max_failures, title, metrics)
@@ -85,6 +85,16 @@ def fit(
         job, title = _fine_tuning(job, *finer, trained, labeled.rows), f"{title} fixres"
     run_workers(job, workers, max_failures, title, metrics)
     return open_bundle(out)
+
+
+def before_fixres(model: Bundle) -> str:
+    """Folder of the bundle that a model with `fixres` was before it: `fit` keeps it among the
+    checkpoints, which lie beside the model in a run."""
+    return _trained(store.join(model.path.rpartition("/")[0], "checkpoints", model.fingerprint))
+
+
+def _trained(checkpoints: str) -> str:
+    return store.join(checkpoints, "trained")
 
 
 def _start(model: ModelConfig, teacher: Bundle | None, title: str) -> Bundle | None:
