@@ -29,7 +29,7 @@ from ns_ray.model.pretrained import imagenet_synsets
 from ns_ray.robustness import pictures, work
 from ns_ray.robustness.corruptions import STANDARD, corrupt
 from ns_ray.robustness.released import released_units, video
-from ns_ray.robustness.suites import evaluate_one, evaluate_robustness
+from ns_ray.robustness.suites import evaluate_beside, evaluate_robustness
 from ns_ray.robustness.units import Unit
 from ns_ray.scoring.stage import evaluate
 from ns_ray.store.bundles import Bundle
@@ -214,7 +214,16 @@ def test_a_model_is_related_to_its_baseline_in_one_line(
     settings = {"baseline": first.path, "suites": ("corruptions", "adversarial"), "images": 3}
     config = EvaluateConfig(robustness=CONFIG.model_copy(update=settings))
     out = tmp_path / "out"
-    found = evaluate_one(config, second, images, out=str(out), pool=HERE, predict=PredictConfig())
+    (found,) = evaluate_beside(
+        config,
+        [second],
+        images,
+        names=[second.path],
+        outs=[str(out / "robustness")],
+        baseline=str(out / "baseline"),
+        pool=HERE,
+        predict=PredictConfig(),
+    )
     assert found["relative_to"] == first.path
     assert (out / "baseline" / "_DONE.json").exists()
     assert (out / "robustness" / "_DONE.json").exists()

@@ -45,12 +45,17 @@ def robustness(models: Sequence[tuple[str, str, Model]]) -> dict[str, Any] | Non
             label = "epsilon, of 255 gray levels"
             chart = charts.lines(attack, steps, series, xlabel=label, words=text)
             figures.append((title, chart))
+    return {**tables(columns, [r for _, _, r in scored]), "figures": figures}
+
+
+def tables(names: Sequence[str], scored: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The same without curves, of models by their names and results."""
     return {
-        "columns": columns,
-        "figures": figures,
-        "corruptions": _errors([r for _, _, r in scored]),
-        "summary": _summary([r for _, _, r in scored]),
-        "rows": scored[0][2].get("rows"),
+        "columns": names,
+        "figures": [],
+        "corruptions": _errors(scored),
+        "summary": _summary(scored),
+        "rows": scored[0].get("rows"),
     }
 
 
