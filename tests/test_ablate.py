@@ -21,6 +21,7 @@ from ns_ray.ablation.study import ablate
 from ns_ray.ablation.table import Measured
 from ns_ray.config.loading import load_config, load_recipe
 from ns_ray.config.run import RunConfig
+from ns_ray.config.training import train_config
 from ns_ray.errors import ConfigError, StageError
 
 NAMED = {
@@ -72,10 +73,22 @@ def test_the_students_of_an_arm_are_the_first_one_again() -> None:
     assert three.accept.max_p == 1
 
 
+def test_the_last_student_of_an_arm_has_the_paper_s_share_of_unlabeled_images() -> None:
+    name, grid = load_grid("iterations")
+    plain, doubled = (arm_config(recipe, name, grid, arm, 0) for arm in grid.arms[2:4])
+    ratios = [train_config(doubled.train, s).unlabeled_ratio for s in doubled.students]
+    assert [ratio / ratios[0] for ratio in ratios] == [14 / 14, 14 / 14, 28 / 14]
+    assert doubled.students[:2] == plain.students[:2]
+
+
 @pytest.mark.parametrize(
     ("change", "says"),
     [
         ({"set": ["train.epoch=3"]}, r"arm 'Soft targets'.*did you mean 'epochs'"),
+        (
+            {"arms": [{"name": "a"}, {"name": "b", "last": ["epochs=3"]}]},
+            r"arm 'b'.*students\.0\.epochs",
+        ),
         ({"set": ["data.labels=1"]}, r"arm 'Soft targets'.*data\.labels=1"),
         ({"arms": [{"name": "a"}, {"name": "A!"}]}, "two arms are named like 'a'"),
         ({"arms": [{"name": "a", "paper": [1, 2]}, {"name": "b"}]}, "2 numbers .* 1 columns"),

@@ -163,6 +163,18 @@ def test_images_that_cannot_be_used(
     assert says.format(images) in line
 
 
+def test_a_run_says_first_that_a_student_is_smaller_than_its_teacher(
+    config: Path, images: Path, bare_machine: None
+) -> None:
+    small = "students.0.model_args={channels: [8, 8, 8, 16]}"
+    sources = ["--set", f"data.labeled={images}/nowhere"]
+    done = CliRunner().invoke(run_app, ["--config", str(config), *sources, "--set", small])
+    assert done.exit_code == DATA
+    assert done.output.startswith("students.0 is smaller than teacher: ")
+    done = CliRunner().invoke(run_app, ["--config", str(config), *sources])
+    assert done.output.startswith("error: ")
+
+
 @pytest.mark.parametrize("verb", ["label", "evaluate"])
 def test_a_wrong_bundle_is_found_before_images_are_packed(
     verb: str, images: Path, tmp_path: Path, no_ray: None

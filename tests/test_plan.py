@@ -115,6 +115,34 @@ def test_everything_that_is_wrong_is_said_at_once(ask: Ask, images: Path, tmp_pa
     assert "Traceback" not in result.output
 
 
+LARGE, SMALL = ({**MODEL, "model_args": {"channels": c}} for c in ([64, 64, 64, 96], [8, 8, 8, 16]))
+
+
+def test_a_smaller_student_is_noted_and_can_start(ask: Ask) -> None:
+    result = ask("check", students=[LARGE, MODEL, MODEL])
+    assert result.exit_code == 0, result.output
+    shown = " ".join(result.output.split())
+    assert "note students.1 is smaller than students.0: 373,658 parameters, 548,666 there" in shown
+    assert shown.count("is smaller than") == 1
+    assert "a run can start" in shown
+    assert "is smaller" not in ask("check", students=[MODEL, LARGE]).output
+
+
+def test_a_student_smaller_than_a_given_teacher_is_noted(ask: Ask, tmp_path: Path) -> None:
+    teacher = str(tmp_path / "teacher")
+    made = build(ModelConfig.model_validate(MODEL), 3)
+    save(made, teacher, classes=["a", "b", "c"], fingerprint="f", provenance={})
+    given = {"teacher": {"bundle": teacher}}
+    assert "is smaller" not in ask("check", **given).output  # the same model with as many classes
+    shown = " ".join(ask("check", students=[SMALL], **given).output.split())
+    assert "students.0 is smaller than teacher" in shown
+    for file in ("ns_ray.json", "_DONE.json"):  # somebody else's, which says no number
+        (tmp_path / "teacher" / file).unlink()
+    assert "students.0 is smaller" in " ".join(
+        ask("check", students=[SMALL], **given).output.split()
+    )
+
+
 # ---------------------------------------------------------------------------------------- plan
 
 
@@ -161,6 +189,11 @@ def test_a_plan_follows_the_settings() -> None:
     assert found.gpus_per_worker == 1.0
     assert "2 workers, 2 GPUs" in plan.plan_lines(found)[1]
     assert not found.notes
+
+
+def test_a_plan_notes_a_student_that_is_smaller_than_its_teacher() -> None:
+    (note,) = planned({"students": [SMALL]}).notes
+    assert note.startswith("students.0 is smaller than teacher: 20,922 parameters")
 
 
 def test_a_machine_that_is_too_small_is_a_note_not_an_end() -> None:

@@ -22,6 +22,7 @@ from typer.testing import CliRunner
 from ns_ray import report, store
 from ns_ray.commands import app, execute
 from ns_ray.report import findings, gallery, pictures, pile
+from ns_ray.report.damaged import damaged
 from ns_ray.report.facts import open_run
 from ns_ray.report.lessons import kept_precision
 from ns_ray.report.robustness import robustness
@@ -208,6 +209,70 @@ def test_the_galleries_show_the_rows_they_promise(made: Path) -> None:
     assert wrong == both == ([], 0)
     thumbs = pictures.thumbnails(run, [*pile, *labeled])
     assert set(thumbs) == {(p.corpus, p.key) for g in [*pile, *labeled] for p in g.pictures}
+
+
+def scored_on_corrupted(root: Path, folder: str, told: dict[str, str]) -> None:
+    """Leave what scoring leaves: units of adversarial and of six test images of the first shard."""
+    keys = keys_of("test", TEST)[:6]
+    images = {"keys": keys, "labels": [i % 3 for i in range(6)], "place": "shard-00000"}
+    out = root / folder / "robustness"
+    for i, suite in enumerate(("adversarial", "corruptions")):
+        unit = {"suite": suite, **images, "name": None, "level": 0}
+        part = {"suite": suite, "rows": [], "unit": unit, "told": told if i else {}}
+        store.write_json(str(out / f"{i}.json"), part)
+    store.publish(
+        str(out), stage="robustness", fingerprint="f", files=["0.json", "1.json"], facts={},
+        inputs={}, seconds=1.0,
+    )  # fmt: skip
+    path = root / folder / "evaluation.json"
+    scores = json.loads(path.read_text())
+    scores["robustness"]["constants"] = "cifar"
+    path.write_text(json.dumps(scores))
+
+
+def test_corrupted_images_that_only_the_student_has_right_are_shown(tmp_path: Path) -> None:
+    root = write_run(tmp_path, evaluate={"robustness": {}})
+    old = {"clean 0": "5:0", "fog 2": "0:1 4:0 5:0", "pixelate 1": "0:1 4:2"}
+    old["gaussian_noise 5"] = "0:2 1:0 4:0"
+    scored_on_corrupted(root, "gen-00", old)
+    scored_on_corrupted(root, "gen-02", {"gaussian_noise 5": "1:0", "gaussian_noise 1": "3:0"})
+    run = open_run(str(root))
+    found, thumbs = damaged(run)
+    assert found is not None
+    # The student has image 1 wrong too; the teacher had image 5 wrong before.
+    assert (found.title, found.total) == ("Set right by generation 2", 6)
+    keys = keys_of("test", TEST)
+    assert [(p.key, p.caption) for p in found.pictures] == [
+        (keys[0], (f"{CLASSES[2]} → {CLASSES[0]}", "gaussian noise 5")),
+        (keys[4], (f"{CLASSES[0]} → {CLASSES[1]}", "fog 2")),
+    ]
+    data = base64.b64decode(thumbs["corruptions", keys[0]].source.partition("base64,")[2])
+    assert np.asarray(Image.open(io.BytesIO(data))).std() > 10  # before, it was all black
+    report.write(str(root))
+    html = text_of(root)
+    assert thumbs["corruptions", keys[0]].source in html
+    assert "2 of 6" in plain(html)
+
+
+def test_corrupted_images_are_left_out_where_they_were_not_kept(tmp_path: Path) -> None:
+    root = write_run(tmp_path, evaluate={"robustness": {}})
+    assert damaged(open_run(str(root))) == (None, {})
+    scored_on_corrupted(root, "gen-00", {"fog 2": "0:1"})
+    scored_on_corrupted(root, "gen-02", {})
+    found, thumbs = damaged(open_run(str(root)))
+    assert found is not None
+    assert len(thumbs) == 1
+    next((root / "corpora" / "test").glob("shard-00000*")).unlink()  # said, but not shown
+    again, none = damaged(open_run(str(root)))
+    assert again is not None
+    assert (len(again.pictures), none) == (1, {})
+    (root / "corpora" / "test").rename(root / "corpora" / "gone")
+    assert damaged(open_run(str(root))) == (None, {})
+    (root / "corpora" / "gone").rename(root / "corpora" / "test")
+    part = json.loads((root / "gen-02" / "robustness" / "1.json").read_text())
+    del part["told"]  # as an earlier version left it
+    (root / "gen-02" / "robustness" / "1.json").write_text(json.dumps(part))
+    assert damaged(open_run(str(root))) == (None, {})
 
 
 def test_what_was_not_measured_is_left_out(tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ from ns_ray.model.pretrained import imagenet_synsets
 from ns_ray.robustness import intervals, pictures, work
 from ns_ray.robustness.corruptions import STANDARD, corrupt
 from ns_ray.robustness.released import released_units, video
-from ns_ray.robustness.suites import evaluate_one, evaluate_robustness
+from ns_ray.robustness.suites import evaluate_beside, evaluate_robustness
 from ns_ray.robustness.units import Unit
 from ns_ray.scoring.stage import evaluate
 from ns_ray.store.bundles import Bundle
@@ -104,6 +104,15 @@ def test_a_job_on_actors_finds_what_one_process_finds(
     parts = [store.read_json(str(p)) for p in sorted((tmp_path / "here" / "A").glob("0*.json"))]
     counted = [row[2:] for part in parts for row in part["rows"] if row[:2] == ["contrast", 3.0]]
     assert [float(wrong), len(unit.keys)] in counted
+    (part,) = [
+        p for p in parts if p["unit"]["keys"] == list(unit.keys) and p["suite"] == unit.suite
+    ]
+    told = dict(pair.split(":") for pair in part["told"].get("contrast 3", "").split())
+    assert {int(at): int(answer) for at, answer in told.items()} == {
+        i: answer
+        for i, answer in enumerate(predicted.argmax(axis=1).tolist())
+        if answer != unit.labels[i]
+    }
 
     # Killed before the second model's last part: the rerun does that one only.
     there = tmp_path / "there"
@@ -166,6 +175,24 @@ def test_frames_of_sequences_are_right_or_not(images: Corpus, tmp_path: Path) ->
     (again,) = run(images, [a], tmp_path / "out", **settings)
     assert again["mean_flip_rate_interval"] == found["mean_flip_rate_interval"]
     assert again["perturbations"]["translate"]["top1"] is again["mean_perturbed_top1"] is None
+
+
+@pytest.mark.ray
+def test_a_corrupted_picture_is_made_again_as_it_was_scored(images: Corpus, tmp_path: Path) -> None:
+    unit = next(u for u in _units(images) if u.suite == "corruptions" and len(u.keys) > 1)
+    one = replace(unit, keys=unit.keys[1:2], labels=unit.labels[1:2])
+    for item in pictures.shown(unit, images.path, CONFIG, "cifar"):
+        if item.name != "clean":
+            again = pictures.corrupted_again(
+                one, images.path, item.name, item.level, constants="cifar", seed=CONFIG.seed
+            )
+            assert (again == item.pixels[1]).all(), (item.name, item.level)
+    data = picture(1, 40, 30)
+    (tmp_path / "cat").mkdir()
+    (tmp_path / "cat" / "1.png").write_bytes(encoded(data, "PNG"))
+    released = Unit("corruptions", ("cat/1.png",), (0,), str(tmp_path), "snow", 2)
+    again = pictures.corrupted_again(released, "", "snow", 2, constants="imagenet", seed=0)
+    assert (again == np.asarray(data)).all()
 
 
 @pytest.mark.ray
@@ -253,7 +280,16 @@ def test_a_model_is_related_to_its_baseline_in_one_line(
     }
     config = EvaluateConfig(robustness=CONFIG.model_copy(update=settings))
     out = tmp_path / "out"
-    found = evaluate_one(config, second, images, out=str(out), pool=HERE, predict=PredictConfig())
+    (found,) = evaluate_beside(
+        config,
+        [second],
+        images,
+        names=[second.path],
+        outs=[str(out / "robustness")],
+        baseline=str(out / "baseline"),
+        pool=HERE,
+        predict=PredictConfig(),
+    )
     assert found["relative_to"] == first.path
     assert (out / "baseline" / "_DONE.json").exists()
     assert (out / "robustness" / "_DONE.json").exists()

@@ -32,6 +32,8 @@ class Arm(Settings):
     """Settings on top of those of the recipe and the grid."""
     students: int = Field(default=1, ge=1)
     """Generations after the first teacher: the recipe's first student, so many times."""
+    last: tuple[str, ...] = ()
+    """Settings of the last student on top, such as train.epochs=10."""
     row: Literal["student", "teacher", "control"] = "student"
     """Which model of the run is scored: the last student, the first teacher, or the control arm."""
     paper: tuple[float | str | None, ...] = ()
@@ -120,14 +122,15 @@ def arm_config(
         ConfigError: a setting of the arm is wrong.
     """
     run = f"{name}-{slug(arm.name)}-{seed}"
+    settings = [*_settings(grid, arm), f"seed={seed}", f"name={run}"]
     try:
-        config = load([*_settings(grid, arm), f"seed={seed}", f"name={run}"])
+        config = load(settings)
+        last = load([*settings, *(f"students.0.{setting}" for setting in arm.last)])
     except ConfigError as error:
         raise ConfigError(f"ablation {name}, arm {arm.name!r}: {error}") from None
     # A student teaches whether it is better or not: what is compared must not depend on a gate.
-    return config.model_copy(
-        update={"students": config.students[:1] * arm.students, "accept": AcceptConfig(max_p=1.0)}
-    )
+    students = config.students[:1] * (arm.students - 1) + last.students[:1]
+    return config.model_copy(update={"students": students, "accept": AcceptConfig(max_p=1.0)})
 
 
 def _settings(grid: Grid, arm: Arm) -> Iterable[str]:

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from ns_ray import __version__
-from ns_ray.commands import ablation, looking, models, one_stage, training, whole
+from ns_ray.commands import ablation, evaluating, looking, models, one_stage, training, whole
 from ns_ray.commands.door import door
 from ns_ray.commands.whole import execute
 from ns_ray.log import say
@@ -25,7 +25,7 @@ GROUPS: dict[str, tuple[Callable[..., int | None], ...]] = {
         one_stage.label,
         one_stage.select,
         training.train,
-        one_stage.evaluate,
+        evaluating.evaluate,
     ),
     "A model": (models.predict, models.serve, models.swap, models.export, models.fetch),
     "Many runs": (ablation.ablate,),

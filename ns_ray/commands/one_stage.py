@@ -1,17 +1,16 @@
-"""`ns-ray pack | label | select | evaluate`: one stage, for people who need only that."""
+"""`ns-ray pack | label | select`: one stage, for people who need only that."""
 
 from contextlib import nullcontext
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from ns_ray import store
 from ns_ray.commands.options import Bundle, Data, Debug, Out, set_of
 from ns_ray.commands.preparing import packed, ray_running, ready_to_infer
-from ns_ray.compute import Pool, done_here
+from ns_ray.compute import done_here
 from ns_ray.config import (
     DataConfig,
-    EvaluateConfig,
     LabelConfig,
     PredictConfig,
     ResourcesConfig,
@@ -20,8 +19,7 @@ from ns_ray.config import (
     parse_sections,
 )
 from ns_ray.log import say
-from ns_ray.store import Bundle as Model
-from ns_ray.store import Corpus, open_bundle, open_labels
+from ns_ray.store import open_bundle, open_labels
 
 
 class PackSettings(Settings):
@@ -44,15 +42,6 @@ class SelectSettings(Settings):
     """What `--set` changes for `ns-ray select`."""
 
     select: SelectConfig = SelectConfig()
-    resources: ResourcesConfig = ResourcesConfig()
-
-
-class EvaluateSettings(Settings):
-    """What `--set` changes for `ns-ray evaluate`."""
-
-    data: DataConfig
-    evaluate: EvaluateConfig = EvaluateConfig()
-    predict: PredictConfig = PredictConfig()
     resources: ResourcesConfig = ResourcesConfig()
 
 
@@ -113,47 +102,3 @@ def select(
     with nullcontext() if done_here(seconds(found)) else ray_running(settings.resources):
         chosen = select_rows(settings.select, found, seed=seed, out=place)
     say(f"{place}: {chosen.kept:,} images, {chosen.copies:,} with copies")
-
-
-def evaluate(
-    bundle: Bundle,
-    data: Data,
-    out: Out,
-    set_: Annotated[list[str] | None, set_of(EvaluateSettings)] = None,
-    debug: Debug = False,
-) -> None:
-    """Score a model on labeled images. The scores are in evaluation.json of the result."""
-    settings = parse_sections(EvaluateSettings, set_, data={"labeled": data})
-    model, place = open_bundle(bundle), store.absolute(out)
-    robustness = settings.evaluate.robustness is not None
-    with ready_to_infer(settings.data, settings.resources, place, labeled=True, ray=robustness) as (
-        corpus,
-        pool,
-    ):
-        scores = _scores(settings, model, corpus, pool, place)
-    store.write_json(store.join(place, "evaluation.json"), scores)
-    say(f"{place}: top-1 {scores['top1']:.4f} on {scores['rows']:,} images")
-
-
-def _scores(
-    settings: EvaluateSettings, model: Model, corpus: Corpus, pool: Pool, place: str
-) -> dict[str, Any]:
-    """What evaluation.json holds."""
-    from ns_ray.robustness import evaluate_one
-    from ns_ray.scoring import evaluate as score
-
-    scored = score(
-        settings.evaluate,
-        model,
-        corpus,
-        pool=pool,
-        out=store.join(place, "predictions"),
-        title="evaluate",
-        predict=settings.predict,
-    )
-    scores = dict(scored.scores)
-    if settings.evaluate.robustness is not None:
-        scores["robustness"] = evaluate_one(
-            settings.evaluate, model, corpus, out=place, pool=pool, predict=settings.predict
-        )
-    return scores

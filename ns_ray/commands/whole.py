@@ -123,11 +123,13 @@ def _work(config: RunConfig, layout: RunLayout) -> dict[str, Any]:
     ):
         # Here, where `prepare` has been importing torch and timm while Ray started.
         from ns_ray.model import scored_card
-        from ns_ray.planning import check_models
+        from ns_ray.planning import check_models, smaller_students
         from ns_ray.selftrain import self_train
         from ns_ray.stages import open_stages
 
         check_models(config)
+        for line in smaller_students(config):
+            say(line)
         outcome = self_train(config, layout, open_stages(config, machine, metrics))
     publish_model(outcome.best.path, layout.model)
     result = dict(outcome.result)

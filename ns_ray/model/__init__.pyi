@@ -9,6 +9,7 @@ from .cost import Cost as Cost
 from .cost import Rate as Rate
 from .cost import forward_cost as forward_cost
 from .cost import measured_rate as measured_rate
+from .cost import parameters_of as parameters_of
 from .cost import training_cost as training_cost
 from .networks import batch_norms as batch_norms
 from .networks import build as build

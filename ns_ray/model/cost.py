@@ -21,6 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ns_ray.config import ModelConfig, TrainConfig
 from ns_ray.model.networks import (
+    build,
     build_noised,
     freeze,
     parameter_count,
@@ -139,6 +140,12 @@ def forward_cost(config: ModelConfig, train: TrainConfig, *, classes: int) -> Co
     """Parameters, arithmetic and weights without a step, which `rows` and `step_bytes` of 0 say."""
     with FakeTensorMode():
         return _forward(config, train, classes)[1]
+
+
+def parameters_of(config: ModelConfig, *, classes: int) -> int:
+    """Parameters of a model with this many classes, without making any."""
+    with FakeTensorMode():
+        return parameter_count(build(config.model_copy(update={"pretrained": None}), classes))
 
 
 def _forward(config: ModelConfig, train: TrainConfig, classes: int) -> tuple[nn.Module, Cost]:

@@ -2,6 +2,7 @@ from .check import check_run as check_run
 from .costs import Counts as Counts
 from .findings import findings_table as findings_table
 from .models import check_models as check_models
+from .models import smaller_students as smaller_students
 from .plan import make_plan as make_plan
 from .plan import plan_lines as plan_lines
 from .plan import plan_table as plan_table

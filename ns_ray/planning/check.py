@@ -13,7 +13,7 @@ from ns_ray.config import RunConfig, config_hash
 from ns_ray.data import Listing, decode, list_all
 from ns_ray.errors import ConfigError, DataError, ImageError, StorageError
 from ns_ray.planning.findings import Finding, tried
-from ns_ray.planning.models import try_model
+from ns_ray.planning.models import smaller_students, try_model
 from ns_ray.store import RunLayout
 
 SAMPLED = 20
@@ -29,12 +29,16 @@ def check_run(config: RunConfig, machine: Machine) -> list[Finding]:
     """
     found = [Finding("settings", f"valid, hash {config_hash(config)}")]
     found += tried("data", lambda: _data(config))
+    models: list[Finding] = []
     for place, model in [
         ("teacher", config.teacher),
         *[(f"students.{i}", student) for i, student in enumerate(config.students)],
     ]:
         is_teacher = place == "teacher"
-        found += tried(place, lambda p=place, m=model, t=is_teacher: try_model(config, p, m, t))  # type: ignore[misc]
+        models += tried(place, lambda p=place, m=model, t=is_teacher: try_model(config, p, m, t))  # type: ignore[misc]
+    found += models
+    if not any(finding.error for finding in models):
+        found += [Finding("sizes", line, unusual=True) for line in smaller_students(config)]
     found += tried("resources", lambda: _resources(config, machine))
     found += tried("storage", lambda: _storage(config))
     return found

@@ -12,11 +12,23 @@ from ns_ray.errors import NsRayError
 
 @dataclass(frozen=True)
 class Finding:
-    """What one check found: how it is, or the error that a run would end with."""
+    """What one check found: how it is, or the error that a run would end with.
+
+    Attributes:
+        unusual: whether it is worth a second look, though a run can start with it.
+    """
 
     name: str
     detail: str
     error: NsRayError | None = None
+    unusual: bool = False
+
+    @property
+    def state(self) -> Text:
+        """In a word."""
+        if self.error:
+            return Text("failed", "red")
+        return Text("note", "yellow") if self.unusual else Text("ok", "green")
 
 
 def tried(name: str, work: Callable[[], Iterator[Finding]]) -> Iterator[Finding]:
@@ -34,6 +46,5 @@ def findings_table(found: list[Finding]) -> Table:
     made.add_column("state")
     made.add_column("detail", overflow="fold")
     for finding in found:
-        state = Text("failed", "red") if finding.error else Text("ok", "green")
-        made.add_row(finding.name, state, finding.detail)
+        made.add_row(finding.name, finding.state, finding.detail)
     return made

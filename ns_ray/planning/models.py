@@ -1,6 +1,7 @@
 """Whether the models of a run can be built, tried without weights."""
 
 from collections.abc import Iterator
+from itertools import pairwise
 
 import torch
 
@@ -11,7 +12,9 @@ from ns_ray.model import (
     build_noised,
     fused_arguments,
     has_depth_noise,
+    load,
     parameter_count,
+    parameters_of,
     recompute_activations,
 )
 from ns_ray.planning.findings import Finding
@@ -80,6 +83,35 @@ def check_models(config: RunConfig) -> None:
                 build_noised(_offline(model), train_config(config.train, model).noise, 10)
             except ConfigError as error:
                 raise ConfigError(f"{place}: {error}") from None
+
+
+def smaller_students(config: RunConfig) -> list[str]:
+    """A line for each student with fewer parameters than the model before it. It may teach well all
+    the same; the paper's students are as large as their teachers or larger.
+
+    Raises:
+        ConfigError: a model cannot be built.
+        DataError: a bundle that the config names cannot be opened.
+    """
+    bundle = open_bundle(config.teacher.bundle) if config.teacher.bundle is not None else None
+    classes = len(bundle.classes) if bundle else 10  # any number, if it is the same for all
+    counted: dict[str, int] = {}  # L2 takes five seconds, and a run has three of it
+    sizes = []
+    for place, model in _models(config):
+        name = f"{model.bundle} {model.model} {model.model_args} {model.image_size}"
+        if name not in counted:
+            counted[name] = (
+                bundle.parameters or parameter_count(load(bundle)[0])
+                if bundle and model is config.teacher
+                else parameters_of(model, classes=classes)
+            )
+        sizes.append((place, counted[name]))
+    return [
+        f"{place} is smaller than {before}: {size:,} parameters, {larger:,} there; "
+        "the paper's students are as large as their teachers or larger"
+        for (before, larger), (place, size) in pairwise(sizes)
+        if size < larger
+    ]
 
 
 def _models(config: RunConfig) -> list[tuple[str, ModelConfig]]:

@@ -9,6 +9,7 @@ from ns_ray.compute import Machine, resources
 from ns_ray.config import RunConfig
 from ns_ray.errors import ConfigError
 from ns_ray.planning.costs import Counts, Planner, Stage
+from ns_ray.planning.models import smaller_students
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ def make_plan(config: RunConfig, counts: Counts, machine: Machine, *, measure: b
         notes.append(f"not on this machine: {error}")
     planner = Planner(config, counts, machine, on_gpu, measure)
     stages = tuple(planner.stages())
-    notes += planner.notes
+    notes += [*planner.notes, *smaller_students(config)]
     return Plan(config.name, stages, counts, machine, wanted.num_workers, gpus, tuple(notes))
 
 

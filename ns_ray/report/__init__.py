@@ -1,7 +1,7 @@
-"""The report: `report.html` of a run, and a page that compares two runs.
+"""The report: `report.html` of a run, a page that compares two runs, and one of several models.
 
-In go the files of finished runs; out come pages that open offline and need nothing else, no scripts
-and no outside resources. They can be made again at any time:
+In go the files of finished runs, or scores; out come pages that open offline and need nothing else,
+no scripts and no outside resources. They can be made again at any time:
 
     ns-ray report runs/my-run
     ns-ray report runs/my-run runs/other-run
@@ -10,6 +10,8 @@ Knows nothing about torch, Ray or the driver.
 """
 
 import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from ns_ray import store
 
@@ -50,6 +52,35 @@ def up_to_date(root: str) -> str:
     if store.exists(run.layout.report) and mark in store.read_bytes(run.layout.report):
         return run.layout.report
     return write(root)
+
+
+def beside(
+    names: Sequence[str],
+    models: Sequence[store.Bundle],
+    scores: Sequence[Mapping[str, Any]],
+    *,
+    data: str,
+    out: str,
+) -> str:
+    """Write a page that shows several models, scored on the same images.
+
+    Args:
+        names: of the models.
+        models: their bundles.
+        scores: what `evaluation.json` of each says; those after the first are compared with it.
+        data: the images, as the user named them.
+        out: the page.
+
+    Returns:
+        The page's path.
+
+    Raises:
+        ConfigError: the page cannot be written.
+    """
+    from ns_ray.report.scored import models_page
+
+    store.write_bytes(out, models_page(names, models, scores, data).encode())
+    return out
 
 
 def compare(first: str, second: str, out: str | None = None) -> str:

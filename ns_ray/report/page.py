@@ -8,6 +8,7 @@ from ns_ray import __version__, store
 from ns_ray.report import findings, gallery, words
 from ns_ray.report.accuracy import accuracy_chart, model_row, reliability_of
 from ns_ray.report.corpora import corpora, unreadable
+from ns_ray.report.damaged import damaged
 from ns_ray.report.facts import Model, Run
 from ns_ray.report.lessons import lesson_facts
 from ns_ray.report.mistakes import confusions
@@ -33,6 +34,7 @@ def render(template: str, **values: Any) -> str:
 def run_page(run: Run) -> str:
     """The report of a run, as HTML."""
     pile, labeled = gallery.of_run(run)
+    corrupted, corrupted_thumbnails = damaged(run)
     return render(
         "report.html",
         run=run,
@@ -51,7 +53,8 @@ def run_page(run: Run) -> str:
         lessons=[lesson_facts(run, lesson) for lesson in reversed(run.lessons)],
         pile_galleries=pile,
         labeled_galleries=labeled,
-        thumbnails=thumbnails(run, [*pile, *labeled]),
+        damaged_galleries=[corrupted] if corrupted else [],
+        thumbnails=thumbnails(run, [*pile, *labeled]) | corrupted_thumbnails,
         stages=stages(run),
         corpora=corpora(run),
         unreadable=unreadable(run),

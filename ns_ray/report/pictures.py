@@ -30,7 +30,7 @@ class Wanted:
     """An image to show.
 
     Attributes:
-        corpus: `unlabeled`, `validation` or `test`.
+        corpus: `unlabeled`, `validation` or `test`; `corruptions` of a corrupted one.
         caption: lines below the picture; the first one stands out.
         words: what is said about it where the picture can't be seen.
     """

@@ -32,10 +32,10 @@ def robustness(models: Sequence[tuple[str, str, Model]]) -> dict[str, Any] | Non
     scored = [(name, kind, m.robustness) for name, kind, m in models if m.robustness]
     if not scored:
         return None
-    tables: dict[str, Mapping[str, Any]] = {}
+    shown: dict[str, Mapping[str, Any]] = {}
     for name, _, model in models:
         found = {name: model.robustness, f"{name} before fixres": model.before_fixres}
-        tables |= {column: numbers for column, numbers in found.items() if numbers}
+        shown |= {column: numbers for column, numbers in found.items() if numbers}
     figures: list[tuple[str, Markup]] = []
     names = dict.fromkeys(f for _, _, r in scored for f in families(r))
     ticks = severities(scored[0][2])  # a run scores all its models alike
@@ -60,13 +60,18 @@ def robustness(models: Sequence[tuple[str, str, Model]]) -> dict[str, Any] | Non
             label = "epsilon, of 255 gray levels"
             chart = charts.lines(attack, steps, series, xlabel=label, words=text)
             figures.append((title, chart))
+    return {**tables(list(shown), list(shown.values())), "figures": figures}
+
+
+def tables(names: Sequence[str], scored: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The same without curves, of models by their names and results."""
     return {
-        "columns": list(tables),
-        "figures": figures,
-        "corruptions": _errors(list(tables.values())),
-        "summary": _summary(list(tables.values())),
-        "attacks": _attacks(list(tables.values())),
-        "rows": scored[0][2].get("rows"),
+        "columns": names,
+        "figures": [],
+        "corruptions": _errors(scored),
+        "summary": _summary(scored),
+        "attacks": _attacks(scored),
+        "rows": scored[0].get("rows"),
     }
 
 

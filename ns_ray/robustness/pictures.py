@@ -5,9 +5,10 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from PIL import Image
 
+from ns_ray import store
 from ns_ray.config import RobustnessConfig
 from ns_ray.data import Preprocess, decode, eval_pixels
-from ns_ray.robustness.corruptions import SIZES, corrupt
+from ns_ray.robustness.corruptions import SIZES, Pixels, corrupt
 from ns_ray.robustness.released import shown_released
 from ns_ray.robustness.units import Shown, Unit, names_of
 from ns_ray.store import open_corpus
@@ -45,14 +46,15 @@ def _corrupted(
 ) -> Iterator[Shown]:
     canvas = CANVAS[constants]
     clean = np.stack([eval_pixels(data, canvas, fast=False) for data in images])
-    yield Shown("clean", 0, clean, unit.labels)
+    every = tuple(range(len(clean)))
+    yield Shown("clean", 0, clean, unit.labels, every)
     for name in names_of(config, "corruptions"):
         for severity in config.severities:
             changed = [
                 corrupt(pixels, name, severity, constants=constants, key=key, seed=config.seed)
                 for key, pixels in zip(unit.keys, clean, strict=True)
             ]
-            yield Shown(name, severity, np.stack(changed), unit.labels)
+            yield Shown(name, severity, np.stack(changed), unit.labels, every)
 
 
 def _sequences(
@@ -63,7 +65,8 @@ def _sequences(
     from ns_ray.robustness.sizes import CONSTANTS
 
     base = CONSTANTS[constants].base
-    for key, label, data in zip(unit.keys, unit.labels, images, strict=True):
+    rows = zip(unit.keys, unit.labels, images, strict=True)
+    for i, (key, label, data) in enumerate(rows):
         image = decode(data)
         times = base / min(image.size)
         width, height = (max(base, int(side * times)) for side in image.size)
@@ -72,4 +75,22 @@ def _sequences(
             picture = crop(picture, base)
         for name in names_of(config, "perturbations"):
             frames = sequence(picture, name, constants=constants, key=key, seed=config.seed)
-            yield Shown(name, 0, frames, (label,))
+            yield Shown(name, 0, frames, (label,), (i,))
+
+
+def corrupted_again(
+    unit: Unit, corpus: str, name: str, severity: int, *, constants: str, seed: int
+) -> Pixels:
+    """A corrupted picture as it was scored, uint8 [side, side, 3].
+
+    Args:
+        unit: one that was scored, but with one image only.
+    """
+    if unit.name is not None:
+        return np.asarray(next(shown_released(unit)).pixels[0])
+    opened, (key,) = open_corpus(corpus), unit.keys
+    file = next(shard.file for shard in opened.shards if shard.name == unit.place)
+    rows = store.read_rows(store.join(opened.path, file), "key", [key], ["key", "image"])
+    data = rows["image"][0].as_buffer().to_pybytes()
+    clean = eval_pixels(data, CANVAS[constants], fast=False)
+    return corrupt(clean, name, severity, constants=constants, key=key, seed=seed)

@@ -70,8 +70,8 @@ def shown_released(unit: Unit) -> Iterator[Shown]:
     assert unit.name is not None
     paths = [store.join(unit.place, key) for key in unit.keys]
     if unit.suite == "perturbations":
-        for path, label in zip(paths, unit.labels, strict=True):
-            yield Shown(unit.name, 0, video(path), (label,))
+        for i, (path, label) in enumerate(zip(paths, unit.labels, strict=True)):
+            yield Shown(unit.name, 0, video(path), (label,), (i,))
         return
     pictures = [np.array(decode(store.read_bytes(path))) for path in paths]
     by_shape: dict[tuple[int, ...], list[int]] = {}
@@ -79,7 +79,8 @@ def shown_released(unit: Unit) -> Iterator[Shown]:
         by_shape.setdefault(picture.shape, []).append(i)
     for rows in by_shape.values():
         labels = tuple(unit.labels[i] for i in rows)
-        yield Shown(unit.name, unit.level, np.stack([pictures[i] for i in rows]), labels)
+        stack = np.stack([pictures[i] for i in rows])
+        yield Shown(unit.name, unit.level, stack, labels, tuple(rows))
 
 
 def video(path: str) -> Any:

@@ -2,12 +2,14 @@
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from typing import Any
 
 from ns_ray import store
 from ns_ray.compute import Pool, tasks
 from ns_ray.log import progress
 from ns_ray.robustness.job import Job, part_file
-from ns_ray.robustness.units import passes
+from ns_ray.robustness.units import Unit, passes
 from ns_ray.robustness.work import END, Make, Row, Scorer, make
 
 SECONDS_PER_PICTURE = 3e-3
@@ -27,12 +29,24 @@ def run_job(job: Job, outs: Sequence[str], prints: Sequence[str], pool: Pool, ti
                 rows[i].append(row)
                 continue
             for m in job.missing[i]:
-                suite = job.units[i].suite
-                own = [_counts(row, suite) for row in rows[i] if row["model"] == m]
-                part = {"suite": suite, "rows": own}
+                part = _part(job.units[i], [row for row in rows[i] if row["model"] == m])
                 store.write_json(store.join(outs[m], part_file(i, prints[m])), part)
             del rows[i]
             meter.add(size[i] * len(job.missing[i]))
+
+
+def _part(unit: Unit, rows: Sequence[Row]) -> dict[str, Any]:
+    """What the file of a unit holds: its images, the counts, and what a model had wrong."""
+    told: dict[str, list[str]] = defaultdict(list)
+    for row in rows:
+        if row["told"]:
+            told[f"{row['name']} {row['level']:g}"].append(str(row["told"]))
+    return {
+        "suite": unit.suite,
+        "rows": [_counts(row, unit.suite) for row in rows],
+        "unit": asdict(unit),
+        "told": {name: " ".join(parts) for name, parts in sorted(told.items())},
+    }
 
 
 def _counts(row: Row, suite: str) -> list[str | float]:

@@ -102,34 +102,40 @@ def _published(
     return done.facts
 
 
-def evaluate_one(
+def evaluate_beside(
     config: EvaluateConfig,
-    model: Bundle,
+    models: Sequence[Bundle],
     corpus: Corpus,
     *,
-    out: str,
+    names: Sequence[str],
+    outs: Sequence[str],
+    baseline: str,
     pool: Pool,
     predict: PredictConfig,
-) -> dict[str, Any]:
-    """`evaluate_robustness` of one model, related to `robustness.baseline` where one is given; its
-    counts go into folders of `out`, and one line to the screen."""
+) -> list[dict[str, Any]]:
+    """`evaluate_robustness` of models, related to `robustness.baseline` where one is given, whose
+    counts go into the folder `baseline`, and to the first of them else; and a line of each to the
+    screen."""
     robustness = config.robustness or RobustnessConfig()
-    models, names = [model], [model.path]
+    shown, named, places = [*models], [*names], [*outs]
     if robustness.baseline is not None:
-        models, names = [open_bundle(robustness.baseline), model], [robustness.baseline, model.path]
-    result = evaluate_robustness(
+        shown.insert(0, open_bundle(robustness.baseline))
+        named.insert(0, robustness.baseline)
+        places.insert(0, baseline)
+    results = evaluate_robustness(
         robustness,
-        models,
+        shown,
         corpus,
-        outs=[store.join(out, name) for name in ("baseline", "robustness")[-len(models) :]],
-        names=names,
+        outs=places,
+        names=named,
         pool=pool,
         title="robustness",
         batch_size=config.batch_size,
         predict=predict,
-    )[-1]
-    show(result, model.path)
-    return result
+    )[-len(models) :]
+    for result, name in zip(results, names, strict=True):
+        show(result, name)
+    return results
 
 
 def check_suites(config: RobustnessConfig) -> None:

@@ -50,12 +50,14 @@ class Shown:
         name, level: corruption and severity (`clean` and 0 for none), or perturbation and 0.
         pixels: uint8 [n, side, side, 3]: n images, or the n frames of one sequence.
         labels: int [n], or [1] of a sequence.
+        at: which of the unit's images they are, as many as labels.
     """
 
     name: str
     level: int
     pixels: np.ndarray[Any, np.dtype[np.uint8]]
     labels: tuple[int, ...]
+    at: tuple[int, ...]
 
 
 def names_of(config: RobustnessConfig, suite: str) -> tuple[str, ...]:

@@ -17,37 +17,43 @@ from ns_ray.robustness.scores import flip_rate
 from ns_ray.store import open_bundle
 
 Row = dict[str, Any]
-"""unit, model (an index), name, level, value (mistakes, share of flips, or hits), count, and of a
-sequence `right`, the share of its frames that the model has right (0 elsewhere)."""
+"""unit, model (an index), name, level, value (mistakes, share of flips, or hits), count, of a
+sequence `right`, the share of its frames that the model has right (0 elsewhere), and told: `_told`.
+"""
 
 END = "/end"
 """Name of the row that says how many others a unit has."""
 
 
 def make(index: int, job: Job) -> Iterator[Row]:
-    """What a unit shows, as rows that travel: unit, name, level, pixels, shape, labels (bytes). The
-    last row is its end, with the number of counts to come of the others."""
+    """What a unit shows, as rows that travel: unit, name, level; pixels, shape, labels and at, in
+    bytes. The last row is its end, with the number of counts to come of the others."""
     unit = job.units[index]
     models = len(job.missing[index])
     sent = 0
     if unit.suite == "adversarial":  # the actor makes its own, with its model
         sent = models * 2 * (1 + len(job.config.epsilons))
-        yield {"unit": index, "name": "", "level": 0, **_packed(())}
+        yield {"unit": index, "name": "", "level": 0, **_packed()}
     else:
         for item in shown(unit, job.corpus, job.config, job.constants):
-            packed = _packed(item.labels, item.pixels)
+            packed = _packed(item.labels, item.at, item.pixels)
             yield {"unit": index, "name": item.name, "level": item.level, **packed}
             sent += models
-    yield {"unit": index, "name": END, "level": sent, **_packed(())}
+    yield {"unit": index, "name": END, "level": sent, **_packed()}
 
 
-def _packed(labels: tuple[int, ...], pixels: np.ndarray[Any, Any] | None = None) -> Row:
+def _packed(
+    labels: tuple[int, ...] = (),
+    at: tuple[int, ...] = (),
+    pixels: np.ndarray[Any, Any] | None = None,
+) -> Row:
     """Arrays as bytes: rows of one block have pictures of several shapes."""
     shape = () if pixels is None else pixels.shape
     return {
         "pixels": b"" if pixels is None else pixels.tobytes(),
         "shape": np.array(shape, np.int64).tobytes(),
         "labels": np.array(labels, np.int64).tobytes(),
+        "at": np.array(at, np.int64).tobytes(),
     }
 
 
@@ -89,7 +95,7 @@ class Scorer:
         """One row at a time."""
         row = {name: values[0] for name, values in rows.items()}
         found = list(self.score(row))
-        keys = ("unit", "model", "name", "level", "value", "count", "right")
+        keys = ("unit", "model", "name", "level", "value", "count", "right", "told")
         return {key: [item[key] for item in found] for key in keys}
 
     def score(self, row: Row) -> Iterator[Row]:
@@ -104,16 +110,17 @@ class Scorer:
         else:
             shape = np.frombuffer(row["shape"], np.int64)
             pixels = np.frombuffer(bytearray(row["pixels"]), np.uint8).reshape(shape)
-            labels = np.frombuffer(row["labels"], np.int64)
+            labels, at = (np.frombuffer(row[name], np.int64) for name in ("labels", "at"))
             for m in self._job.missing[index]:
                 predicted = self._predict(m, pixels)
                 hits = predicted == self._job.maps[m][kind_of(unit)][labels]
                 level = float(row["level"])
                 if unit.suite == "perturbations":
                     flips, right = flip_rate(name, predicted[None]), float(hits.mean())
-                    yield _row(index, m, name, level, flips, len(labels), right)
+                    yield _row(index, m, name, level, flips, len(labels), right=right)
                 else:
-                    yield _row(index, m, name, level, float((~hits).sum()), len(labels))
+                    told = _told(at[~hits], predicted[~hits])
+                    yield _row(index, m, name, level, float((~hits).sum()), len(labels), told=told)
 
     def _predict(self, m: int, pixels: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         """uint8 [n, side, side, 3] -> int [n]: resized to the model's resolution, not cropped."""
@@ -152,8 +159,21 @@ class Scorer:
             yield _row(index, m, name, epsilon, value, len(pixels))
 
 
+def _told(at: np.ndarray[Any, Any], answers: np.ndarray[Any, Any]) -> str:
+    """`3:7 5:0`: images of a unit that a model has wrong, and the classes it takes them for."""
+    return " ".join(f"{i}:{answer}" for i, answer in zip(at, answers, strict=True))
+
+
 def _row(
-    unit: int, model: int, name: str, level: float, value: float, count: int, right: float = 0.0
+    unit: int,
+    model: int,
+    name: str,
+    level: float,
+    value: float,
+    count: int,
+    *,
+    right: float = 0.0,
+    told: str = "",
 ) -> Row:
     return {
         "unit": unit,
@@ -163,4 +183,5 @@ def _row(
         "value": value,
         "count": count,
         "right": right,
+        "told": told,
     }
