@@ -148,6 +148,7 @@ def test_the_report_says_what_computed_the_weights(tmp_path: Path) -> None:
     ("change", "beginning"),
     [
         ({"best_generation": 0, "status": "no_student_accepted"}, "No: none of the students was"),
+        ({"best_generation": 0}, "No: the students that were accepted are worse on validation"),
         ({"best_generation": 1}, "Not proven: generation 1 is right on 80.0%"),
     ],
 )
@@ -156,7 +157,50 @@ def test_the_verdict_claims_no_more_than_was_shown(
 ) -> None:
     run = open_run(str(made))
     run.result.update(change)
+    if "status" in change:
+        for row in run.result["generations"][1:]:
+            row["accepted"] = False
     assert findings.outcome(run).startswith(beginning)
+    assert ("no student has helped" in findings.outcome(run)) == (run.best is run.teacher)
+
+
+@pytest.mark.parametrize(
+    ("control", "said"),
+    [
+        # Of the delivered model's 38 right answers of 40, the control arm has these, and more.
+        (0, "is ahead of the delivered model, though chance could explain it: right on 100.0% of"),
+        (2, ""),
+        (10, ""),
+    ],
+)
+def test_the_headline_says_that_the_control_arm_is_ahead(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, control: int, said: str
+) -> None:
+    monkeypatch.setitem(WRONG, "control", control)
+    root = write_run(tmp_path)
+    run = open_run(str(root))
+    found = " ".join(findings.warnings(run))
+    assert found == (
+        f"The control arm, trained on labeled images alone, {said} {TEST} test images, 5.0 points "
+        "above generation 2 (p = 0.12)."
+        if said
+        else ""
+    )
+    report.write(str(root))
+    assert found in plain(text_of(root))
+
+
+def test_a_better_control_arm_is_called_better(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(WRONG, "control", 0)
+    root = write_run(tmp_path)
+    run = open_run(str(root))
+    run.result.update(best_generation=1)  # 8 wrong: p = 0.5 ** 8 / 2
+    assert findings.warnings(run) == [
+        "The control arm, trained on labeled images alone, is better than the delivered model: "
+        f"right on 100.0% of {TEST} test images, 20.0 points above generation 1 (p = 0.002)."
+    ]
 
 
 def test_the_numbers_are_those_of_the_run(made: Path) -> None:

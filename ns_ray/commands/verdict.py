@@ -6,10 +6,12 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
+from ns_ray import store
 from ns_ray.log import console, say
+from ns_ray.store import CONTROL, RunLayout, arm_name
 
 
-def show(result: Mapping[str, Any]) -> None:
+def show(result: Mapping[str, Any], layout: RunLayout) -> None:
     """The verdict on one screen."""
     table = Table(title=f"run {result['name']}", title_justify="left", box=box.SIMPLE_HEAD)
     for name in ("generation", "model"):
@@ -44,7 +46,32 @@ def show(result: Mapping[str, Any]) -> None:
     console.print(table)
     say(f"best: generation {result['best_generation']}; model: {result['model']}")
     if result["status"] != "done":
-        say("no student was better than the first teacher (see accept.max_p)")
+        say("no student was better than the first teacher (see accept.max_p), which is delivered")
+    elif result["best_generation"] == 0:
+        say("no student has helped: the first teacher beats them on validation, and is delivered")
+    if line := _control_ahead(result, layout):
+        say(line)
+
+
+def _control_ahead(result: Mapping[str, Any], layout: RunLayout) -> str | None:
+    """A line where the control arm has more right than the delivered model: on test where there is
+    one, else on validation."""
+    control, best = result["control"], result["generations"][result["best_generation"]]
+    if control is None:
+        return None
+    split, name = ("validation", "val_top1")
+    if control["test_top1"] is not None and best["test_top1"] is not None:
+        split, name = ("test", "test_top1")
+    if control[name] <= best[name]:
+        return None
+    path = store.join(layout.generation(CONTROL), "evaluation.json")
+    paired = store.read_json(path).get("paired", {}) if store.exists(path) else {}
+    against = paired.get(arm_name(result["best_generation"]))
+    p = "unknown" if against is None else f"{against['p']:.3f}"
+    return (
+        "labels alone did better: the control arm is ahead of the delivered model on "
+        f"{split}, {control[name]:.4f} against {best[name]:.4f} (paired p = {p})"
+    )
 
 
 def _rate(row: Mapping[str, Any], stage: str) -> str:

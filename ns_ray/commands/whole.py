@@ -72,7 +72,7 @@ def execute(config: RunConfig, *, overwrite: bool = False) -> int:
     result = _finished(config, layout)
     if result is None:
         result = _work(config, layout)
-    show(result)
+    show(result, layout)
     _report(layout)
     return 0 if result["status"] == "done" else NO_STUDENT
 

@@ -76,9 +76,15 @@ def outcome(run: Run) -> str:
     against = within(run, teacher, student)
     images = f"{_rows(run, student)} {run.split} images"
     if run.best is teacher:
+        accepted = any(model.row["accepted"] for model in run.models if model.kind == "student")
+        reason = (
+            "the students that were accepted are worse on validation images"
+            if accepted
+            else "none of the students was accepted"
+        )
         return (
-            f"No: none of the students was accepted, and the first teacher, right on "
-            f"{percent(run.top1(teacher))} of {images}, stays the best model."
+            f"No: {reason}, and the first teacher, right on {percent(run.top1(teacher))} of "
+            f"{images}, stays the best model: no student has helped."
         )
     text = (
         f"{student.name} is right on {percent(run.top1(student))} of {images}, "
@@ -94,6 +100,24 @@ def outcome(run: Run) -> str:
         )
     answer = "Yes" if proven else "No" if against.difference <= 0 else "Not proven"
     return f"{answer}: {text}."
+
+
+def warnings(run: Run) -> list[str]:
+    """What else the headline must say: that a rival of the delivered model is ahead of it."""
+    best, rival = run.best, run.control
+    against = within(run, best, rival) if rival is not None else None
+    if rival is None or against is None or round(1000 * against.difference) <= 0:
+        return []
+    ahead = (
+        "is better than the delivered model"
+        if against.better
+        else "is ahead of the delivered model, though chance could explain it"
+    )
+    return [
+        f"The control arm, trained on labeled images alone, {ahead}: right on "
+        f"{percent(run.top1(rival))} of {_rows(run, rival)} {run.split} images, {against.words} "
+        f"{best.name} ({p_value(against.p)})."
+    ]
 
 
 def _rows(run: Run, model: Model) -> str:

@@ -39,7 +39,7 @@ def run_page(run: Run) -> str:
         "report.html",
         run=run,
         finished=finished(run),
-        sentences=[findings.asked(run), findings.outcome(run)],
+        sentences=[findings.asked(run), findings.outcome(run), *findings.warnings(run)],
         tiles=tiles(run),
         models=[model_row(run, model) for model in run.models],
         accuracy_chart=accuracy_chart(run, run.split),
