@@ -10,10 +10,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from ns_ray import store
+from ns_ray.chosen import images_of
 from ns_ray.config import Images as Counts
 from ns_ray.config import ModelConfig, RunConfig, TrainConfig, settle, train_config
 from ns_ray.data import Listing, pack
-from ns_ray.selftrain import Stages, images_of
+from ns_ray.selftrain import Stages
 from ns_ray.steps import Itinerary, Score, Split, Train
 from ns_ray.store import CONTROL, Bundle, Corpora, Corpus, Evaluation
 from ns_ray.training import total_steps

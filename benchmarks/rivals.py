@@ -63,8 +63,9 @@ def one_seed(config: RunConfig, machine: Machine, only: Sequence[str], test: boo
     """The run of one seed, then its rivals; test comes last."""
     from rival_arms import RIVALS, Ground, chosen
 
+    from ns_ray.chosen import images_of
     from ns_ray.compute import resources
-    from ns_ray.selftrain import images_of, self_train
+    from ns_ray.selftrain import self_train
     from ns_ray.steps import steps
 
     layout, stages = RunLayout.of(config), _stages(config, machine, test)

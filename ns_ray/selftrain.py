@@ -9,21 +9,17 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from ns_ray import store
+from ns_ray.chosen import settle_once
 from ns_ray.config import (
     AcceptConfig,
     DataConfig,
     EvaluateConfig,
-    Images,
     LabelConfig,
     NoiseConfig,
     RobustnessConfig,
     RunConfig,
     SelectConfig,
-    chosen_in,
     config_hash,
-    dump_chosen,
-    in_words,
-    settle,
     train_config,
 )
 from ns_ray.errors import DataError
@@ -164,20 +160,6 @@ def best_of(accepted: Sequence[Generation]) -> Generation:
         if better_p(*earlier.validation.beside(best.validation)) > CLEARLY_WORSE:
             best = earlier
     return best
-
-
-def settle_once(config: RunConfig, data: Corpora, path: str) -> RunConfig:
-    """The run with the training settings that it leaves open: as its config.yaml says, where it
-    began earlier, and otherwise chosen for its images, said, and written there."""
-    text = store.read_bytes(path) if store.exists(path) else None
-    before = chosen_in(text) if text else None
-    images = Images(data.labeled.rows, data.unlabeled.rows if data.unlabeled else 0)
-    settled, chosen = settle(config, images, before)
-    for place, values in chosen.items():
-        say(f"{place}: chosen for these images: {in_words(values)}")
-    if chosen and text and not before:
-        store.write_bytes(path, text + dump_chosen(chosen).encode())
-    return settled
 
 
 def train_model(

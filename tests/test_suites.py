@@ -280,16 +280,14 @@ def test_a_model_is_related_to_its_baseline_in_one_line(
     }
     config = EvaluateConfig(robustness=CONFIG.model_copy(update=settings))
     out = tmp_path / "out"
-    (found,) = evaluate_beside(
-        config,
-        [second],
-        images,
-        names=[second.path],
-        outs=[str(out / "robustness")],
-        baseline=str(out / "baseline"),
-        pool=HERE,
-        predict=PredictConfig(),
-    )
+    places: dict[str, Any] = {
+        "names": [second.path],
+        "outs": [str(out / "robustness")],
+        "baseline": str(out / "baseline"),
+        "pool": HERE,
+        "predict": PredictConfig(),
+    }
+    (found,) = evaluate_beside(config, [second], images, **places)
     assert found["relative_to"] == first.path
     assert (out / "baseline" / "_DONE.json").exists()
     assert (out / "robustness" / "_DONE.json").exists()
@@ -314,7 +312,7 @@ def test_a_model_is_related_to_its_baseline_in_one_line(
     assert "before_fixres" not in CONFIG.model_dump()
     settings["before_fixres"] = True
     config = EvaluateConfig(robustness=CONFIG.model_copy(update=settings))
-    evaluate_one(config, second, images, out=str(out), pool=HERE, predict=PredictConfig())
+    evaluate_beside(config, [second], images, **places)
     assert (out / "robustness" / "_DONE.json").read_bytes() == done
 
 
