@@ -20,6 +20,8 @@ from .run import ResourcesConfig as ResourcesConfig
 from .run import RunConfig as RunConfig
 from .scoring import EvaluateConfig as EvaluateConfig
 from .scoring import RobustnessConfig as RobustnessConfig
+from .training import CHOSEN as CHOSEN
+from .training import CHOSEN_NOISE as CHOSEN_NOISE
 from .training import LITE as LITE
 from .training import ModelConfig as ModelConfig
 from .training import TrainConfig as TrainConfig

@@ -5,7 +5,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from ns_ray.config import differences
+from ns_ray.config import CHOSEN, CHOSEN_NOISE, differences
 from ns_ray.errors import DataError
 from ns_ray.report import accuracy, charts, findings, gallery, words
 from ns_ray.report.facts import Run
@@ -168,4 +168,8 @@ def _classes(runs: tuple[Run, Run], split: str) -> list[dict[str, Any]]:
 
 
 def _settings(run: Run) -> dict[str, Any]:
-    return {key: value for key, value in run.config.items() if key not in NOT_COMPARED}
+    """The settings as asked for; what was left open says so."""
+    found = {key: value for key, value in run.config.items() if key not in NOT_COMPARED}
+    train = {**dict.fromkeys(CHOSEN, "chosen"), **found["train"]}
+    train["noise"] = {**dict.fromkeys(CHOSEN_NOISE, "chosen"), **train.get("noise", {})}
+    return {**found, "train": train}
