@@ -30,11 +30,11 @@ def test_a_training_lasts_as_many_steps_as_it_is_told(rows: int, count: int) -> 
 def test_images_are_counted_step_by_step_with_their_pseudo_labels() -> None:
     plan = steps(load_recipe("digits"))
     counted = [
-        sum(rival_arms.seen(step, 100) for step in arm.trainings)
+        sum(rival_arms.seen(step, 30) for step in arm.trainings)
         for arm in (plan.teacher, plan.students[0])
     ]
-    # 50 epochs of 100 images in batches of 50; 40 in batches of 20 with seven times as many others.
-    assert counted == [100 * 50, 200 * (20 + 140)]
+    # 300 epochs of 30 images, all in a batch; 45 in batches of 10 with six times as many others.
+    assert counted == [300 * 30, 135 * (10 + 60)]
 
 
 def model(what: str, top1: float) -> rival_arms.Trained:
