@@ -80,6 +80,13 @@ def test_a_good_config_can_start(ask: Ask, tmp_path: Path) -> None:
     assert not list((tmp_path / "runs").iterdir())  # the file that was tried is gone
 
 
+def test_a_batch_that_is_chosen_can_be_shared(ask: Ask) -> None:
+    assert ask("check", train={"accumulate": 3}).exit_code == 0
+    refused = ask("check", train={"accumulate": 3, "batch_size": 64})
+    assert refused.exit_code == 2
+    assert "make it a multiple of 3" in " ".join(refused.output.split())
+
+
 def test_packed_corpora_are_tried_too(ask: Ask, images: Path, tmp_path: Path) -> None:
     labeled = pack(str(images / "labeled"), out=str(tmp_path / "labeled"), rows_per_shard=50)
     pile = pack(str(images / "pile"), out=str(tmp_path / "pile"), rows_per_shard=30)

@@ -9,12 +9,16 @@ from collections.abc import Iterator
 
 from ns_ray import store
 from ns_ray.compute import Machine, resources
-from ns_ray.config import RunConfig, config_hash
+from ns_ray.config import Images, RunConfig, config_hash, settle
 from ns_ray.data import Listing, decode, list_all
 from ns_ray.errors import ConfigError, DataError, ImageError, StorageError
 from ns_ray.planning.findings import Finding, tried
 from ns_ray.planning.models import smaller_students, try_model
 from ns_ray.store import RunLayout
+
+SOME = Images(labeled=1000, pile=10_000)
+"""Stand for a run's images where settings are chosen that are only tried: whether a batch can be
+shared, and which noise a model has, does not depend on how many there are."""
 
 SAMPLED = 20
 """Images of each source that are decoded."""
@@ -30,6 +34,7 @@ def check_run(config: RunConfig, machine: Machine) -> list[Finding]:
     found = [Finding("settings", f"valid, hash {config_hash(config)}")]
     found += tried("data", lambda: _data(config))
     models: list[Finding] = []
+    config, _ = settle(config, SOME)
     for place, model in [
         ("teacher", config.teacher),
         *[(f"students.{i}", student) for i, student in enumerate(config.students)],
