@@ -9,8 +9,8 @@ from torch.profiler import ProfilerActivity, profile
 
 from ns_ray.config.training import ModelConfig, TrainConfig
 from ns_ray.model import cost
-from ns_ray.model.cost import Alive, measured_rate, training_cost
-from ns_ray.model.networks import build_noised
+from ns_ray.model.cost import Alive, measured_rate, parameters_of, training_cost
+from ns_ray.model.networks import build, build_noised, parameter_count
 
 MODEL = ModelConfig(model="test_efficientnet", image_size=64)
 
@@ -49,6 +49,30 @@ def test_what_saves_memory_is_seen_to_save_it() -> None:
     assert step_bytes(bf16=True) < 0.8 * plain
     assert step_bytes(rows=16) < 0.6 * plain
     assert step_bytes(groups=2) < 0.5 * plain
+
+
+SMALL_VIT = {"patch_size": 8, "embed_dim": 16, "depth": 2, "num_heads": 2}
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("test_vit", {"drop_path_rate": 0.1}),
+        ("vit_tiny_patch16_224", SMALL_VIT),
+        ("test_convnext", {"drop_path_rate": 0.1}),
+        ("regnetx_002", {}),
+    ],
+)
+def test_parameters_are_counted_without_making_them(name: str, arguments: dict[str, Any]) -> None:
+    """timm reads numbers back from tensors while it builds transformers, ConvNeXts and RegNets."""
+    model = ModelConfig(model=name, model_args=arguments, image_size=32)
+    assert parameters_of(model, classes=7) == parameter_count(build(model, 7))
+
+
+def test_a_transformer_with_stochastic_depth_can_be_planned() -> None:
+    model = ModelConfig(model="vit_tiny_patch16_224", model_args=SMALL_VIT, image_size=32)
+    found = training_cost(model, TrainConfig(), classes=10, rows=4, bf16=False)
+    assert found.step_bytes > found.state_bytes > 0
 
 
 def test_bytes_by_hand() -> None:

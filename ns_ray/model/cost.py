@@ -15,11 +15,13 @@ import torch
 from timm.optim import create_optimizer_v2
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from ns_ray.config import ModelConfig, TrainConfig
+from ns_ray.errors import ConfigError
 from ns_ray.model.networks import (
     build,
     build_noised,
@@ -120,7 +122,7 @@ def training_cost(
         workers: DDP keeps a second copy of the gradients where there are several.
         trained_groups: see `models.freeze`; 0: all layers learn.
     """
-    with FakeTensorMode():
+    with FakeTensorMode(), Schedules():
         model, cost = _forward(config, train, classes)
         step, gradients = _trainer(
             model, train, image_size(model), rows, classes, bf16, trained_groups
@@ -138,14 +140,32 @@ def training_cost(
 
 def forward_cost(config: ModelConfig, train: TrainConfig, *, classes: int) -> Cost:
     """Parameters, arithmetic and weights without a step, which `rows` and `step_bytes` of 0 say."""
-    with FakeTensorMode():
+    with FakeTensorMode(), Schedules():
         return _forward(config, train, classes)[1]
 
 
 def parameters_of(config: ModelConfig, *, classes: int) -> int:
-    """Parameters of a model with this many classes, without making any."""
-    with FakeTensorMode():
-        return parameter_count(build(config.model_copy(update={"pretrained": None}), classes))
+    """Parameters of a model with this many classes, without making any where that is possible."""
+    offline = config.model_copy(update={"pretrained": None})
+    try:
+        with FakeTensorMode(), Schedules():
+            return parameter_count(build(offline, classes))
+    except ConfigError:  # such as a RegNet, whose widths timm takes from a tensor's values
+        return parameter_count(build(offline, classes))
+
+
+class Schedules(TorchFunctionMode):
+    """timm computes the drop rates of a transformer's blocks with torch and reads them back, which
+    tensors without values cannot do: `linspace`, and what is made of it, have their values."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        """Call the function, without the replay where it makes or reads numbers."""
+        if func is torch.linspace or (args and type(args[0]) is torch.Tensor):
+            with _disable_current_modes():
+                return func(*args, **(kwargs or {}))
+        return func(*args, **(kwargs or {}))
 
 
 def _forward(config: ModelConfig, train: TrainConfig, classes: int) -> tuple[nn.Module, Cost]:
