@@ -21,7 +21,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import lru_cache
 from itertools import islice
 from typing import Any
 
@@ -29,9 +29,6 @@ import numpy as np
 import pyarrow as pa
 import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own convention
-from timm.optim import create_optimizer_v2
-from timm.scheduler import create_scheduler_v2
-from timm.utils import ModelEmaV3
 
 from ns_ray import store
 from ns_ray.config import ModelConfig, NoiseConfig, TrainConfig
@@ -41,8 +38,6 @@ from ns_ray.log import progress
 from ns_ray.model import (
     batch_norms,
     build_noised,
-    decay_groups,
-    fused_arguments,
     load_weights,
     precision_for,
     preprocessing,
@@ -52,6 +47,7 @@ from ns_ray.store import Bundle, Corpus, open_bundle
 from ns_ray.training import total_steps
 from ns_ray.training.calibration import calibrate
 from ns_ray.training.head import start_head
+from ns_ray.training.learner import average_of, make_optimizer, make_schedule
 from ns_ray.training.loader import AHEAD, CHUNKS, Examples
 from ns_ray.training.rows import BatchRows, Chunk, Segment, Sizes, batches
 
@@ -192,31 +188,9 @@ class FixMatch:
         self._precision = precision_for(train.precision, self.network, device)
         counts = torch.tensor(labeled.class_counts, dtype=torch.float32, device=device)
         self._align = Alignment(counts / counts.sum())
-        biases = partial(decay_groups, weight_decay=train.weight_decay)
-        self._optimizer = create_optimizer_v2(
-            self.network,
-            opt=train.optimizer,
-            lr=train.lr,
-            weight_decay=train.weight_decay,
-            param_group_fn=biases if train.decay_biases else None,
-            **fused_arguments(train.optimizer, device),
-            **train.optimizer_args,
-        )
-        constant = train.schedule == "constant"
-        self._schedule, _ = create_scheduler_v2(
-            self._optimizer,
-            sched="step" if constant else train.schedule,
-            num_epochs=train.epochs,
-            decay_epochs=train.decay_epochs,
-            decay_rate=1.0 if constant else train.decay_rate,
-            warmup_epochs=train.warmup_epochs,
-            warmup_lr=0.0,
-            step_on_epochs=False,
-            updates_per_epoch=labeled.rows / train.batch_size,
-        )
-        self.ema = ModelEmaV3(
-            self.network, decay=train.ema_decay, use_warmup=True, warmup_gamma=9, warmup_power=1
-        )
+        self._optimizer = make_optimizer(self.network, train, device)
+        self._schedule = make_schedule(self._optimizer, train, labeled.rows)
+        self.ema = average_of(self.network, train)
         self._sure = torch.zeros((), device=device)
         self._steps = 0
 

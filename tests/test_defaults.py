@@ -86,7 +86,9 @@ def test_a_batch_can_be_shared_among_the_workers() -> None:
     for workers in (1, 3, 7, 48):
         run = config(resources={"num_workers": workers}, train={"accumulate": 2})
         for train in trainings(run):
-            lane_sizes(train, workers, pseudo=True)
+            labeled, others = lane_sizes(train, workers, pseudo=True)
+            assert labeled * workers * 2 == train.batch_size
+            assert others == labeled * train.unlabeled_ratio
 
 
 def test_a_student_of_pretrained_weights_is_pretrained() -> None:

@@ -14,8 +14,10 @@ import torch
 import torch.distributed as dist
 from timm.optim import create_optimizer_v2
 from timm.scheduler import create_scheduler_v2
+from timm.scheduler.scheduler import Scheduler
 from timm.utils import ModelEmaV3
 from torch import nn
+from torch.optim import Optimizer
 
 from ns_ray import store
 from ns_ray.config import ModelConfig, TrainConfig, validate
@@ -83,34 +85,9 @@ class Learner:
         self.precision = precision_for(train.precision, self.model, device)
         self.made_on: list[dict[str, Any]] = []
         self.seconds = self.waited = 0.0
-        self.optimizer = create_optimizer_v2(
-            self.model,
-            opt=train.optimizer,
-            lr=train.lr,
-            weight_decay=train.weight_decay,
-            param_group_fn=partial(decay_groups, weight_decay=train.weight_decay)
-            if train.decay_biases
-            else None,
-            **fused_arguments(train.optimizer, device),
-            **train.optimizer_args,
-        )
-        constant = train.schedule == "constant"
-        self.schedule, _ = create_scheduler_v2(
-            self.optimizer,
-            sched="step" if constant else train.schedule,
-            num_epochs=train.epochs,
-            decay_epochs=train.decay_epochs,
-            decay_rate=1.0 if constant else train.decay_rate,
-            warmup_epochs=train.warmup_epochs,
-            warmup_lr=0.0,
-            step_on_epochs=False,
-            updates_per_epoch=corpus.rows / train.batch_size,
-        )
-        # min(decay, t / (9 + t)): the ramp (1 + t) / (10 + t) of the reference code, t two steps
-        # behind. Unramped, the average stays near the first weights for long.
-        self.ema = ModelEmaV3(
-            self.model, decay=train.ema_decay, use_warmup=True, warmup_gamma=9, warmup_power=1
-        )
+        self.optimizer = make_optimizer(self.model, train, device)
+        self.schedule = make_schedule(self.optimizer, train, corpus.rows)
+        self.ema = average_of(self.model, train)
 
     def start_head(self) -> str | None:
         """Give pretrained weights a fitted classifier, before the first step; a line for people
@@ -265,6 +242,44 @@ class Learner:
         model = build_noised(self._config, noise, classes)[0].to(self._device)
         found = start_head(model, self._corpus, self._device)
         return model.eval() if found else None
+
+
+def make_optimizer(model: nn.Module, train: TrainConfig, device: torch.device) -> Optimizer:
+    """The optimizer of a training, with fused kernels where there are any."""
+    biases = partial(decay_groups, weight_decay=train.weight_decay)
+    optimizer: Optimizer = create_optimizer_v2(
+        model,
+        opt=train.optimizer,
+        lr=train.lr,
+        weight_decay=train.weight_decay,
+        param_group_fn=biases if train.decay_biases else None,
+        **fused_arguments(train.optimizer, device),
+        **train.optimizer_args,
+    )
+    return optimizer
+
+
+def make_schedule(optimizer: Optimizer, train: TrainConfig, labeled_rows: int) -> Scheduler:
+    """The learning rate of each step; epochs count passes over the labeled images."""
+    constant = train.schedule == "constant"
+    schedule, _ = create_scheduler_v2(
+        optimizer,
+        sched="step" if constant else train.schedule,
+        num_epochs=train.epochs,
+        decay_epochs=train.decay_epochs,
+        decay_rate=1.0 if constant else train.decay_rate,
+        warmup_epochs=train.warmup_epochs,
+        warmup_lr=0.0,
+        step_on_epochs=False,
+        updates_per_epoch=labeled_rows / train.batch_size,
+    )
+    return schedule
+
+
+def average_of(model: nn.Module, train: TrainConfig) -> ModelEmaV3:
+    """The averaged weights, decaying by min(decay, t / (9 + t)): the ramp (1 + t) / (10 + t) of the
+    reference code, t two steps behind. Unramped, they stay near the first weights for long."""
+    return ModelEmaV3(model, decay=train.ema_decay, use_warmup=True, warmup_gamma=9, warmup_power=1)
 
 
 def of_rank_0(value: float, world: int, device: torch.device) -> float:
