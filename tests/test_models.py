@@ -11,7 +11,7 @@ from timm.utils import ModelEmaV3
 from torch import nn
 
 from ns_ray.config.noise import NoiseConfig
-from ns_ray.config.training import ModelConfig
+from ns_ray.config.training import ModelConfig, TrainConfig
 from ns_ray.errors import ConfigError
 from ns_ray.model.networks import (
     LiveRows,
@@ -27,6 +27,7 @@ from ns_ray.model.networks import (
     recompute_activations,
     statistics_kept,
 )
+from ns_ray.training.learner import average_of
 
 
 def model_config(**settings: Any) -> ModelConfig:
@@ -358,18 +359,8 @@ class Tiny(nn.Module):
 
 
 def average(decay: float) -> tuple[Tiny, ModelEmaV3]:
-    """As ns_ray/learner.py makes it."""
     model = Tiny()
-    return model, ModelEmaV3(model, decay=decay, use_warmup=True, warmup_gamma=9, warmup_power=1)
-
-
-def test_the_learner_makes_the_average_that_is_tested_here() -> None:
-    import inspect
-
-    from ns_ray.training import learner
-
-    arguments = "decay=train.ema_decay, use_warmup=True, warmup_gamma=9, warmup_power=1"
-    assert arguments in inspect.getsource(learner.Learner)
+    return model, average_of(model, TrainConfig(ema_decay=decay))
 
 
 def test_the_decay_ramps_up_to_its_setting() -> None:
