@@ -15,7 +15,7 @@ from ns_ray.config import Images as Counts
 from ns_ray.config import ModelConfig, RunConfig, TrainConfig, settle, train_config
 from ns_ray.data import Listing, pack
 from ns_ray.selftrain import Stages
-from ns_ray.steps import Itinerary, Score, Split, Train
+from ns_ray.steps import Itinerary, Score, Split, Train, alone
 from ns_ray.store import CONTROL, Bundle, Corpora, Corpus, Evaluation
 from ns_ray.training import total_steps
 
@@ -76,13 +76,9 @@ class Ground:
     def student(self) -> tuple[ModelConfig, TrainConfig]:
         """The last student as it would be without a teacher: from where its teacher started, in one
         training."""
-        model = self.plan.students[-1].model
+        model = alone(self.plan.students[-1].model, self.config.teacher)
         train = train_config(self.settled.train, model)
-        pretrained = model.pretrained
-        if model.init == "teacher":
-            pretrained = self.config.teacher.pretrained or self.config.teacher.bundle
-        alone = {"init": "scratch", "pretrained": pretrained, "finetune": None, "fixres": None}
-        return model.model_copy(update=alone), train
+        return model.model_copy(update={"finetune": None, "fixres": None}), train
 
     def fit(
         self,

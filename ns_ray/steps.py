@@ -223,7 +223,7 @@ def steps(
         splits.insert(1, "test")
     models = config.students[:students]
     make = _Maker(config, layout)
-    control = models[-1].model_copy(update={"init": "scratch"})
+    control = alone(models[-1], config.teacher)
     return Itinerary(
         images=tuple(
             Pack(f"corpora/{split}", f"{split} corpus", layout.corpus(split), split)
@@ -240,6 +240,15 @@ def steps(
         else None,
         model=Publish("model", "model", layout.model),
     )
+
+
+def alone(student: ModelConfig, teacher: ModelConfig) -> ModelConfig:
+    """The student without a teacher: one that starts from its teacher's weights starts from those
+    that the first teacher started from."""
+    if student.init == "scratch":
+        return student
+    start = teacher.pretrained or teacher.bundle
+    return student.model_copy(update={"init": "scratch", "pretrained": start})
 
 
 @dataclass(frozen=True)

@@ -394,14 +394,15 @@ def test_the_control_arm_is_the_last_student_without_pseudo_labels(tmp_path: Pat
 
     fakes = Fakes([20, 25])
     raw: dict[str, Any] = {"name": "fake", "storage": str(tmp_path), "data": {"labeled": "l"}}
-    raw |= {"teacher": {"model": "big"}, "students": [student], "control": True}
-    config = validate(RunConfig, raw)
+    raw |= {"teacher": {"model": "big", "pretrained": "tag"}, "students": [student]}
+    config = validate(RunConfig, raw | {"control": True})
     self_train(config, RunLayout.of(config), fakes)
     control = fakes.asked["fit"][-1]
     assert control["step"].title == "control train"
     assert control["pseudo"] is None
     assert control["teacher"] is None
     assert control["step"].model.init == "scratch"
+    assert control["step"].model.pretrained == "tag"  # where its teacher started
     assert control["step"].model.model == "big"
     assert control["step"].train.epochs == 9
     assert control["step"].out == folder(tmp_path, "control", "bundle")
