@@ -118,7 +118,7 @@ class Ground:
         place = store.join(out, "evaluation", split)
         title = f"{out.removeprefix(self.root).strip('/')} {split}"
         score = Score(title, title, place, CONTROL, self.config.teacher, split)
-        return self.stages.evaluate(score, self.config.evaluate, bundle, corpus)
+        return self.stages.evaluate(score, self.config.evaluate, [bundle], corpus)
 
 
 def seen(step: Train, rows: int) -> int:
@@ -157,7 +157,7 @@ def teacher_long(ground: Ground) -> list[Trained]:
         provenance={},
     )
     found = ground.stages.evaluate(
-        arm.validation, ground.config.evaluate, first, ground.data.validation
+        arm.validation, ground.config.evaluate, [first], ground.data.validation
     )
     images = seen(step, ground.data.labeled.rows)
     return [

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TypedDict
+from typing import NotRequired, TypedDict
 
 from ns_ray import store
 from ns_ray.config import RunConfig, config_hash
@@ -38,6 +38,8 @@ class Generation:
         lesson: of a student.
         robustness: its scores on damaged images, where they were asked for.
         before_fixres: those of the model before its fine-tuning at a higher resolution.
+        others: of the first teacher: further ones, which label with it.
+        average: scores of the average of all first teachers on validation, where there are others.
     """
 
     arm: Arm
@@ -49,6 +51,8 @@ class Generation:
     test: Evaluation | None = None
     robustness: Facts | None = None
     before_fixres: Facts | None = None
+    others: tuple[Bundle, ...] = ()
+    average: Evaluation | None = None
 
     @property
     def generation(self) -> int:
@@ -59,6 +63,15 @@ class Generation:
     def name(self) -> str:
         """`gen-01` or `control`."""
         return self.arm.name
+
+    @property
+    def bundles(self) -> tuple[Bundle, ...]:
+        """The models that label where this one teaches."""
+        return (self.bundle, *self.others)
+
+    def among(self, others: tuple[Bundle, ...], average: Evaluation) -> "Generation":
+        """The same model as the first of several teachers, and what their average scores."""
+        return replace(self, others=others, average=average)
 
     def tested(self, test: Evaluation) -> "Generation":
         """The same model with its scores on test images."""
@@ -77,8 +90,16 @@ class Counts(TypedDict):
     copies: int
 
 
+class Teachers(TypedDict):
+    """First teachers that label together: how many, and the accuracy of their average."""
+
+    count: int
+    val_top1: float
+
+
 class Entry(TypedDict):
-    """A model in result.json. Accuracies are fractions."""
+    """A model in result.json. Accuracies are fractions; seconds of the first teacher are those of
+    all that label with it."""
 
     generation: int
     role: Role
@@ -93,6 +114,7 @@ class Entry(TypedDict):
     pseudo_labels: Counts | None
     seconds: dict[str, float]
     images_per_second: dict[str, float]
+    teachers: NotRequired[Teachers]
 
 
 class Result(TypedDict):
@@ -147,7 +169,10 @@ def result(
 
 
 def _entry(g: Generation) -> Entry:
-    seconds = {"train": g.bundle.seconds, "validation": g.validation.seconds}
+    seconds = {
+        "train": sum(bundle.seconds for bundle in g.bundles),
+        "validation": sum(scores.seconds for scores in (g.validation, g.average) if scores),
+    }
     rates = {"train": g.bundle.images_per_second}
     # A refused student's teacher has labeled already, and is not paid twice.
     if g.lesson is not None and g.lesson.teacher == g.generation - 1:
@@ -155,7 +180,7 @@ def _entry(g: Generation) -> Entry:
         rates = {"label": g.lesson.labels.images_per_second, **rates}
     if g.test is not None:
         seconds["test"] = g.test.seconds
-    return {
+    entry: Entry = {
         "generation": g.generation,
         "role": g.arm.role,
         "model": g.arm.model.model or g.bundle.architecture,
@@ -179,6 +204,9 @@ def _entry(g: Generation) -> Entry:
         "seconds": {name: round(value, 1) for name, value in seconds.items()},
         "images_per_second": rates,
     }
+    if g.average is not None:
+        entry["teachers"] = {"count": len(g.bundles), "val_top1": g.average.top1}
+    return entry
 
 
 def _summary(scores: Facts) -> Facts:

@@ -26,7 +26,7 @@ from ns_ray.errors import DataError
 from ns_ray.log import say
 from ns_ray.result import Generation, Lesson, Result, result
 from ns_ray.scoring import better_p, compare
-from ns_ray.steps import Arm, Label, Score, Select, Student, Train, steps, teaches_next
+from ns_ray.steps import Arm, Label, Score, Select, Student, Teacher, Train, steps, teaches_next
 from ns_ray.store import (
     CONTROL,
     Bundle,
@@ -72,12 +72,12 @@ class Stages(Protocol):
         self,
         step: Label,
         config: LabelConfig,
-        teacher: Bundle,
+        teachers: Sequence[Bundle],
         unlabeled: Corpus,
         *,
         noise: NoiseConfig | None,
     ) -> PseudoLabels:
-        """A model's probabilities for the pile: see labeling/stage.py."""
+        """A model's probabilities for the pile, or the mean of several's: see labeling/stage.py."""
 
     def select(
         self,
@@ -92,9 +92,9 @@ class Stages(Protocol):
         """Which pseudo-labels train the student: see selection/stage.py."""
 
     def evaluate(
-        self, step: Score, config: EvaluateConfig, model: Bundle, corpus: Corpus
+        self, step: Score, config: EvaluateConfig, models: Sequence[Bundle], corpus: Corpus
     ) -> Evaluation:
-        """How good a model is: see scoring/stage.py."""
+        """How good a model is, or the mean of several: see scoring/stage.py."""
 
     def robustness(
         self,
@@ -219,10 +219,11 @@ class _Run:
     stages: Stages
     data: Corpora
 
-    def first_teacher(self, arm: Arm) -> Generation:
-        """Step 1: a teacher trained on labeled images, or the user's."""
+    def first_teacher(self, arm: Teacher) -> Generation:
+        """Step 1: a teacher trained on labeled images, or the user's; and others that label with
+        it, where `label.teachers` asks for them."""
         if arm.model.bundle is None:
-            bundle = self._train(arm)
+            bundle = self._train(arm.trainings, arm.generation)
         else:
             bundle = self.stages.open_bundle(arm.model.bundle)
             if bundle.classes != self.data.labeled.classes:
@@ -231,24 +232,36 @@ class _Run:
                     f"{list(bundle.classes)[:10]}, the labeled images have "
                     f"{list(self.data.labeled.classes)[:10]}; they must be the same"
                 )
-        return Generation(arm, bundle, self._evaluate(arm, bundle), accepted=True)
+        teacher = Generation(arm, bundle, self._evaluate(arm.validation, [bundle]), accepted=True)
+        if arm.average is None:
+            return teacher
+        # Their seeds are the run's last ones: the generations have its first.
+        others = tuple(self._train([step], 998 - i) for i, step in enumerate(arm.others))
+        average = self._evaluate(arm.average, [bundle, *others])
+        say(
+            f"{teacher.name}: the average of {1 + len(others)} teachers has {average.top1:.4f} on "
+            f"validation, the first of them {teacher.validation.top1:.4f}"
+        )
+        return teacher.among(others, average)
 
     def pseudo_label(self, step: Label, teacher: Generation) -> PseudoLabels:
         """Step 2: the un-noised teacher labels the pile."""
         least = self.config.label.min_teacher_top1
-        if teacher.validation.top1 < least:
+        top1 = (teacher.average or teacher.validation).top1
+        if top1 < least:
             raise DataError(
-                f"the teacher's validation accuracy is {teacher.validation.top1:.3f}, below "
+                f"the teacher's validation accuracy is {top1:.3f}, below "
                 f"label.min_teacher_top1={least}; train a better teacher or lower the setting"
             )
         noise = None
         if self.config.label.noised:
             noise = train_config(self.config.train, teacher.arm.model).noise
         live = noise.live("labeled") if noise else "none"
-        say(f"{step.title}: teacher of {teacher.name}; noise: {live}")
+        who = f"average of {len(teacher.bundles)} teachers" if teacher.others else "teacher"
+        say(f"{step.title}: {who} of {teacher.name}; noise: {live}")
         assert self.data.unlabeled is not None
         return self.stages.pseudo_label(
-            step, self.config.label, teacher.bundle, self.data.unlabeled, noise=noise
+            step, self.config.label, teacher.bundles, self.data.unlabeled, noise=noise
         )
 
     def select(self, step: Select, labels: PseudoLabels, previous: Selection | None) -> Selection:
@@ -265,8 +278,8 @@ class _Run:
     def fit_student(self, arm: Student, teacher: Generation, lesson: Lesson) -> Generation:
         """Steps 3 and 4: an equal or larger student, noised, on labeled and pseudo-labeled images;
         and whether it is better than its teacher."""
-        bundle = self._train(arm, lesson.selection, teacher.bundle)
-        validation = self._evaluate(arm, bundle)
+        bundle = self._train(arm.trainings, arm.generation, lesson.selection, teacher.bundle)
+        validation = self._evaluate(arm.validation, [bundle])
         p = better_p(*teacher.validation.beside(validation))
         accepted = p <= self.config.accept.max_p
         student = Generation(arm, bundle, validation, accepted, p, lesson)
@@ -275,15 +288,17 @@ class _Run:
 
     def fit_control(self, arm: Arm) -> Generation:
         """The last student again, on labeled images only."""
-        bundle = self._train(arm)
-        return Generation(arm, bundle, self._evaluate(arm, bundle), accepted=False)
+        bundle = self._train(arm.trainings, arm.generation)
+        return Generation(arm, bundle, self._evaluate(arm.validation, [bundle]), accepted=False)
 
     def test(self, model: Generation) -> Generation:
         """Score on test: once, when every choice has been made."""
         if model.arm.test is None or self.data.test is None:
             return model
         return model.tested(
-            self.stages.evaluate(model.arm.test, self.config.evaluate, model.bundle, self.data.test)
+            self.stages.evaluate(
+                model.arm.test, self.config.evaluate, [model.bundle], self.data.test
+            )
         )
 
     def robustness(
@@ -340,23 +355,26 @@ class _Run:
         )
 
     def _train(
-        self, arm: Arm, pseudo: Selection | None = None, teacher: Bundle | None = None
+        self,
+        trainings: Sequence[Train],
+        nth: int,
+        pseudo: Selection | None = None,
+        teacher: Bundle | None = None,
     ) -> Bundle:
+        """The nth of the thousand seeds that a run has, from -1, makes a model of its own."""
         return train_model(
             self.config,
             self.stages,
-            arm.trainings,
+            trainings,
             labeled=self.data.labeled,
             validation=self.data.validation,
-            seed=self.config.seed * 1000 + arm.generation + 1,
+            seed=self.config.seed * 1000 + nth + 1,
             pseudo=pseudo,
             teacher=teacher,
         )
 
-    def _evaluate(self, arm: Arm, bundle: Bundle) -> Evaluation:
-        return self.stages.evaluate(
-            arm.validation, self.config.evaluate, bundle, self.data.validation
-        )
+    def _evaluate(self, step: Score, models: Sequence[Bundle]) -> Evaluation:
+        return self.stages.evaluate(step, self.config.evaluate, models, self.data.validation)
 
 
 def _before(name: str) -> str:

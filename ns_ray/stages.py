@@ -113,21 +113,22 @@ class RayStages:
         self,
         step: Label,
         config: LabelConfig,
-        teacher: Bundle,
+        teachers: Sequence[Bundle],
         unlabeled: Corpus,
         *,
         noise: NoiseConfig | None,
     ) -> PseudoLabels:
-        """A model's probabilities for the pile."""
+        """Probabilities for the pile."""
         return pseudo_label(
             config,
-            teacher,
+            teachers[0],
             unlabeled,
             pool=self.pool,
             out=step.out,
             title=step.title,
             predict=self.predict,
             noise=noise,
+            others=teachers[1:],
         )
 
     def select(
@@ -151,17 +152,18 @@ class RayStages:
         )
 
     def evaluate(
-        self, step: Score, config: EvaluateConfig, model: Bundle, corpus: Corpus
+        self, step: Score, config: EvaluateConfig, models: Sequence[Bundle], corpus: Corpus
     ) -> Evaluation:
         """How good a model is."""
         return evaluate(
             config,
-            model,
+            models[0],
             corpus,
             pool=self.pool,
             out=step.out,
             title=step.title,
             predict=self.predict,
+            others=models[1:],
         )
 
     def robustness(

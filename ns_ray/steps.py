@@ -5,7 +5,7 @@ leave. Pure: it follows from the settings alone, and no file is read.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from ns_ray import store
@@ -106,10 +106,12 @@ class Label(Step):
     Attributes:
         generation: of the first student that learns from these labels.
         teacher: the model that labels, if every student is accepted.
+        models: how many such models label together: more than one where the first teachers do.
     """
 
     generation: int
     teacher: ModelConfig
+    models: int
 
 
 @dataclass(frozen=True)
@@ -121,11 +123,19 @@ class Select(Step):
 
 @dataclass(frozen=True)
 class Score(Step):
-    """A model is scored on validation or test images."""
+    """A model is scored on validation or test images.
+
+    Attributes:
+        generation: of the model; CONTROL for the control arm.
+        model: its settings.
+        split: the images.
+        models: how many such models are scored as one, by the average of their probabilities.
+    """
 
     generation: int
     model: ModelConfig
     split: Split
+    models: int = 1
 
 
 @dataclass(frozen=True)
@@ -165,6 +175,19 @@ class Arm:
 
 
 @dataclass(frozen=True)
+class Teacher(Arm):
+    """The first teacher, and those that label with it where `label.teachers` asks for several.
+
+    Attributes:
+        others: their trainings.
+        average: the scoring of the average of all; None where there are no others.
+    """
+
+    others: tuple[Train, ...]
+    average: Score | None
+
+
+@dataclass(frozen=True)
 class Student(Arm):
     """A student, and how its lesson is made.
 
@@ -183,7 +206,7 @@ class Itinerary:
     """All steps of a run."""
 
     images: tuple[Pack, ...]
-    teacher: Arm
+    teacher: Teacher
     students: tuple[Student, ...]
     control: Arm | None
     robustness: Robustness | None
@@ -201,6 +224,8 @@ class Itinerary:
             if isinstance(arm, Student):
                 yield from (arm.label, arm.select)
             yield from (*arm.trainings, arm.validation)
+            if isinstance(arm, Teacher) and arm.average:
+                yield from (*arm.others, arm.average)
         yield from (arm.test for arm in self.arms if arm.test)
         if self.robustness:
             yield self.robustness
@@ -229,7 +254,7 @@ def steps(
             Pack(f"corpora/{split}", f"{split} corpus", layout.corpus(split), split)
             for split in splits
         ),
-        teacher=make.arm(0, "teacher", config.teacher),
+        teacher=make.teacher(config.teacher),
         students=tuple(
             make.student(g, model, (config.teacher, *models)[g - 1])
             for g, model in enumerate(models, start=1)
@@ -261,9 +286,28 @@ class _Maker:
         trainings = tuple(self._trainings(g, role, model))
         return Arm(g, role, model, trainings, self._score(g, model, "validation"), test)
 
+    def teacher(self, model: ModelConfig) -> Teacher:
+        arm, count = self.arm(0, "teacher", model), self.config.label.teachers
+        others = tuple(self._other(arm.trainings[0], k) for k in range(2, count + 1))
+        title, out = f"{arm.name} average", self.layout.average
+        score = Score(f"{arm.name}/average", title, out, 0, model, "validation", count)
+        return Teacher(**vars(arm), others=others, average=score if others else None)
+
+    def _other(self, first: Train, k: int) -> Train:
+        """The training of the k-th first teacher."""
+        folder = self.layout.teacher(k)
+        return replace(
+            first,
+            id=f"{first.id}-{k:02d}",
+            title=f"{first.title} {k}",
+            out=store.join(folder, "bundle"),
+            checkpoints=store.join(folder, "checkpoints"),
+        )
+
     def student(self, g: int, model: ModelConfig, teacher: ModelConfig) -> Student:
-        name = arm_name(g)
-        label = Label(f"{name}/label", f"{name} label", self.layout.pseudo_labels(g), g, teacher)
+        name, out = arm_name(g), self.layout.pseudo_labels(g)
+        models = self.config.label.teachers if g == 1 else 1
+        label = Label(f"{name}/label", f"{name} label", out, g, teacher, models)
         select = Select(f"{name}/select", f"{name} select", self.layout.selection(g), g)
         return Student(**vars(self.arm(g, "student", model)), label=label, select=select)
 

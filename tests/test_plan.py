@@ -198,6 +198,17 @@ def test_a_plan_follows_the_settings() -> None:
     assert not found.notes
 
 
+def test_a_plan_counts_every_first_teacher() -> None:
+    student = {"students": [MODEL, MODEL]}
+    one = {stage.name: stage for stage in planned(student).stages}
+    three = {stage.name: stage for stage in planned({**student, "label.teachers": 3}).stages}
+    assert three.keys() - one.keys() == {"gen-00 train 2", "gen-00 train 3", "gen-00 average"}
+    assert three["gen-00 train 3"].images == one["gen-00 train"].images
+    assert three["gen-00 average"].images == 3 * one["gen-00 validation"].images
+    assert three["gen-01 label"].images == 3 * one["gen-01 label"].images
+    assert three["gen-02 label"].images == one["gen-02 label"].images
+
+
 def test_a_plan_notes_a_student_that_is_smaller_than_its_teacher() -> None:
     (note,) = planned({"students": [SMALL]}).notes
     assert note.startswith("students.0 is smaller than teacher: 20,922 parameters")

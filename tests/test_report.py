@@ -16,7 +16,18 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from PIL import Image
 from playwright.sync_api import Browser, Page, Request
-from reported import CLASSES, PILE, TEST, WRONG, config, keys_of, write_run
+from reported import (
+    CLASSES,
+    PILE,
+    TEST,
+    VALIDATION,
+    WRONG,
+    answers,
+    config,
+    keys_of,
+    write_probs,
+    write_run,
+)
 from typer.testing import CliRunner
 
 from ns_ray import report, store
@@ -28,6 +39,7 @@ from ns_ray.report.lessons import kept_precision
 from ns_ray.report.robustness import robustness
 from ns_ray.report.words import DASH
 from ns_ray.store.corpora import Shard
+from ns_ray.store.layout import RunLayout
 
 Open = Callable[..., Page]
 
@@ -228,6 +240,26 @@ def test_precision_of_pseudo_labels_is_measured_on_validation(made: Path) -> Non
     assert [(k.rows, k.right) for k in first] == [(10, 6)] * 3
     assert run.lessons[1].teacher == 1
     assert "6 of 10" in plain(text_of(made))
+
+
+def test_several_first_teachers_are_named_and_judged_by_their_average(tmp_path: Path) -> None:
+    root = write_run(tmp_path)
+    result = json.loads((root / "result.json").read_text())
+    result["generations"][0]["teachers"] = {"count": 3, "val_top1": 24 / VALIDATION}
+    (root / "result.json").write_text(json.dumps(result))
+    keys, average = keys_of("validation", VALIDATION), RunLayout(str(root)).average
+    write_probs(average, "evaluate", keys, answers(VALIDATION, 6), {})
+    report.write(str(root))
+    shown = plain(text_of(root))
+    assert "Labeled by the average of 3 first teachers, right on 80.0% of the" in shown
+    assert "the first of them alone on 60.0%." in shown
+    assert shown.count("Labeled by the average") == 1
+    run = open_run(str(root))
+    first, second = (kept_precision(run, lesson) for lesson in run.lessons)
+    assert first is not None
+    assert second is not None
+    assert [(k.rows, k.right) for k in first] == [(10, 8)] * 3  # 6 of 30 are wrong, not 12
+    assert sum(k.rows - k.right for k in second) == WRONG["gen-01"]
 
 
 def test_the_galleries_show_the_rows_they_promise(made: Path) -> None:

@@ -269,6 +269,18 @@ def test_the_hash_ignores_where_and_with_what_a_run_works() -> None:
     assert len(one) == 12
 
 
+def test_one_teacher_is_not_written_so_that_earlier_runs_stay_as_they_are() -> None:
+    assert "teachers" not in settings().model_dump()["label"]
+    assert config_hash(settings("label.teachers=1")) == config_hash(settings())
+    assert parse(dump(settings("label.teachers=3"))).label.teachers == 3
+    assert config_hash(settings("label.teachers=3")) != config_hash(settings())
+
+
+def test_a_given_teacher_is_one() -> None:
+    given = ("teacher={bundle: /mine}", "label.teachers=2")
+    assert "label.teachers=2, but teacher.bundle=/mine is one teacher" in mistake(*given)
+
+
 def test_defaults_and_the_same_values_written_out_have_one_hash() -> None:
     assert config_hash(settings("train.label_smoothing=0.1")) == config_hash(settings())
     assert config_hash(settings().model_dump(mode="json")) == config_hash(settings())

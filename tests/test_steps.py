@@ -29,6 +29,7 @@ RUNS: dict[str, dict[str, Any]] = {
     "finetune and control": {"students": [TUNED], "control": True},
     "fixres": {"students": [FIXRES], "control": True},
     "a teacher from elsewhere": {"teacher": {"bundle": "/theirs"}, "control": True},
+    "teachers": {"label.teachers": 3, "students": [MODEL, MODEL]},
     "robustness": {"evaluate.robustness": {}, "data.test": "t"},
 }
 

@@ -116,17 +116,18 @@ class SharedStages:
         self,
         step: Label,
         config: LabelConfig,
-        teacher: Bundle,
+        teachers: Sequence[Bundle],
         unlabeled: Corpus,
         *,
         noise: NoiseConfig | None,
     ) -> PseudoLabels:
-        """A model's probabilities for the pile."""
+        """Probabilities for the pile."""
         settings = [c.model_dump(mode="json") if c else None for c in (config, noise)]
-        made_of = (teacher.fingerprint, unlabeled.fingerprint)
+        first, *others = [teacher.fingerprint for teacher in teachers]
+        made_of = (first, unlabeled.fingerprint, *others)
         with self.shared.place("labels", *settings, *made_of) as place:
             step = replace(step, title=f"{self.run} {step.title}", out=place)
-            return self.own.pseudo_label(step, config, teacher, unlabeled, noise=noise)
+            return self.own.pseudo_label(step, config, teachers, unlabeled, noise=noise)
 
     def select(
         self,
@@ -152,13 +153,14 @@ class SharedStages:
             )
 
     def evaluate(
-        self, step: Score, config: EvaluateConfig, model: Bundle, corpus: Corpus
+        self, step: Score, config: EvaluateConfig, models: Sequence[Bundle], corpus: Corpus
     ) -> Evaluation:
         """How good a model is."""
-        made_of = (config.model_dump(mode="json"), model.fingerprint, corpus.fingerprint)
+        first, *others = [model.fingerprint for model in models]
+        made_of = (config.model_dump(mode="json"), first, corpus.fingerprint, *others)
         with self.shared.place("scores", *made_of) as place:
             step = replace(step, title=f"{self.run} {step.title}", out=place)
-            return self.own.evaluate(step, config, model, corpus)
+            return self.own.evaluate(step, config, models, corpus)
 
     def robustness(
         self,

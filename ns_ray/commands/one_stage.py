@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from ns_ray import store
-from ns_ray.commands.options import Bundle, Data, Debug, Out, set_of
+from ns_ray.commands.options import Data, Debug, Out, set_of
 from ns_ray.commands.preparing import packed, ray_running, ready_to_infer
 from ns_ray.compute import done_here
 from ns_ray.config import (
@@ -18,8 +18,9 @@ from ns_ray.config import (
     Settings,
     parse_sections,
 )
+from ns_ray.errors import ConfigError
 from ns_ray.log import say
-from ns_ray.store import open_bundle, open_labels
+from ns_ray.store import check_same_classes, open_bundle, open_labels
 
 
 class PackSettings(Settings):
@@ -60,26 +61,42 @@ def pack(
 
 
 def label(
-    bundle: Bundle,
+    bundle: Annotated[
+        list[str],
+        typer.Option(
+            help="A run folder, a bundle, or a timm local-dir. Given several times, the models "
+            "label together, by the mean of their probabilities.",
+            show_default=False,
+        ),
+    ],
     data: Data,
     out: Out,
     set_: Annotated[list[str] | None, set_of(LabelSettings)] = None,
     debug: Debug = False,
 ) -> None:
-    """Pseudo-label images with a model. The summary is in _DONE.json of the result."""
+    """Pseudo-label images with a model or several. The summary is in _DONE.json of the result."""
     settings = parse_sections(LabelSettings, set_, data={"labeled": data})
-    teacher, place = open_bundle(bundle), store.absolute(out)
-    with ready_to_infer(settings.data, settings.resources, place, labeled=False) as (pile, pool):
+    if settings.label.teachers > 1:
+        raise ConfigError(
+            f"label.teachers={settings.label.teachers} is for whole runs, which train them; give a "
+            "--bundle for each model that is to label"
+        )
+    models, place = [open_bundle(one) for one in bundle], store.absolute(out)
+    check_same_classes(models)
+    with ready_to_infer(
+        settings.data, settings.resources, place, labeled=False, models=len(models)
+    ) as (pile, pool):
         from ns_ray.labeling import pseudo_label
 
         labels = pseudo_label(
             settings.label,
-            teacher,
+            models[0],
             pile,
             pool=pool,
             out=place,
             title="label",
             predict=settings.predict,
+            others=models[1:],
         )
     rate = labels.facts["images_per_second"]
     rejected = labels.facts["rejected"] + sum(pile.rejected.values())

@@ -29,10 +29,17 @@ def ray_running(config: ResourcesConfig) -> Iterator[Machine]:
 
 @contextmanager
 def ready_to_infer(
-    data: DataConfig, config: ResourcesConfig, out: str, *, labeled: bool, ray: bool = False
+    data: DataConfig,
+    config: ResourcesConfig,
+    out: str,
+    *,
+    labeled: bool,
+    ray: bool = False,
+    models: int = 1,
 ) -> Iterator[tuple[Corpus, Pool]]:
     """The source as a packed corpus, itself where it is one, and the actors for it. Ray, which
-    takes seconds to start, is started where `ray` says so, or there is work for it."""
+    takes seconds to start, is started where `ray` says so, or there is work for it: images that go
+    through so many models at a time."""
     from ns_ray.compute import local_machine, prepare
 
     prepare()
@@ -45,7 +52,7 @@ def ready_to_infer(
     here = local_machine()
     if adopted and here and not ray:
         pool = resources.pool(config, here)
-        if done_here(seconds(adopted.rows), pool):
+        if done_here(seconds(adopted.rows, models), pool):
             yield adopted, pool
             return
     with ray_running(config) as machine:

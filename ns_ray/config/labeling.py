@@ -1,8 +1,8 @@
 """How a teacher labels the pile, which of its labels train a student, and when that takes over."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer
 
 from ns_ray.config.validation import Fraction, Settings
 
@@ -29,10 +29,23 @@ class LabelConfig(Settings):
     top_k: int = Field(default=100, ge=1)
     """Probabilities kept per image above `dense_classes` classes; the rest is shared out."""
     min_teacher_top1: Fraction = 0.0
-    """Refuse to label with a teacher whose validation accuracy is below this."""
+    """Refuse to label with a teacher whose validation accuracy is below this; of several first
+    teachers that of their average."""
+    teachers: int = Field(default=1, ge=1, le=100)
+    """First teachers that are trained, alike but for their seeds: the average of their
+    probabilities labels the pile for the first student. All else that is said of the first teacher
+    is said of the first of them; later students are taught by one model."""
     noised: bool = False
     """Label noised images with a noised teacher (the noise it was trained with). Costs accuracy:
     for the paper's ablation only."""
+
+    @model_serializer(mode="wrap")
+    def _without_what_came_later(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """What is as it always was is not written: a run from before stays valid."""
+        values: dict[str, Any] = dump(self)
+        if self.teachers == 1:
+            values.pop("teachers", None)
+        return values
 
 
 class SelectConfig(Settings):

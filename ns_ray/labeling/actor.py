@@ -6,7 +6,7 @@ grow with the corpus.
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
@@ -41,14 +41,17 @@ class ShardPredictor:
         from ns_ray.model import NoisedPredictor, Predictor
 
         kind = Predictor if job.noise is None else partial(NoisedPredictor, job.noise)
-        self._predictor = kind(
-            job.bundle,
-            config=job.predict,
-            device=device,
-            threads=threads,
-            batch_size=job.batch_size,
-            images=images,
-        )
+        self._predictors = [
+            kind(
+                bundle,
+                config=job.predict,
+                device=device,
+                threads=threads,
+                batch_size=job.batch_size,
+                images=images,
+            )
+            for bundle in job.bundles
+        ]
         self._job = job
         self._corpus = open_corpus(job.corpus)
         self._shards = {shard.name: shard for shard in self._corpus.shards}
@@ -67,22 +70,26 @@ class ShardPredictor:
         with ThreadPoolExecutor(1, thread_name_prefix="read") as reader:
             coming = [reader.submit(tasks.patiently, self._read, names[0])]
             for index, name in enumerate(names):
-                began, waited_before = time.time(), self._predictor.waited
+                began, waited_before = time.time(), self._waited()
                 table = coming.pop().result()
                 waited = time.time() - began
                 if index + 1 < len(names):
                     coming.append(reader.submit(tasks.patiently, self._read, names[index + 1]))
                 rows, rejected = self._label(name, table)
-                choice = self._predictor.choice
+                choice = self._predictors[0].choice
                 yield {
                     "shard": name,
                     "rows": rows,
                     "rejected": rejected,
-                    "waited": waited + self._predictor.waited - waited_before,
+                    "waited": waited + self._waited() - waited_before,
                     "began": began,
                     "ended": time.time(),
                     "engine": json.dumps(choice.facts() if choice else {}),
                 }
+
+    def _waited(self) -> float:
+        """Seconds that the models have waited for decoded images so far."""
+        return sum(predictor.waited for predictor in self._predictors)
 
     def _read(self, name: str) -> pa.Table:
         return self._corpus.read(self._shards[name], ["key", "image", "uri"])
@@ -90,13 +97,14 @@ class ShardPredictor:
     def _label(self, name: str, table: pa.Table) -> tuple[int, int]:
         """Predict a shard and write its files; the number of good and of bad images."""
         images = [image.as_buffer().to_pybytes() for image in table["image"]]
-        results = self._predictor.predict(images)
+        answers = [predictor.predict(images) for predictor in self._predictors]
+        results = [averaged(one) for one in zip(*answers, strict=True)]
         good = np.array([not isinstance(result, ImageError) for result in results], dtype=bool)
         kept = table.filter(pa.array(good))
         probs = (
             np.stack([r for r in results if not isinstance(r, ImageError)])
             if good.any()
-            else (np.zeros((0, len(self._predictor.classes)), np.float32))
+            else (np.zeros((0, len(self._predictors[0].classes)), np.float32))
         )
         if self._job.among is not None:
             probs = among_classes(probs, np.array(self._job.among))
@@ -115,6 +123,22 @@ class ShardPredictor:
         path = store.join(self._job.out, part_name(name, self._job.fingerprint))
         tasks.patiently(store.write_table, path, labels)
         return len(keys), len(bad)
+
+
+def averaged(
+    answers: Sequence[np.ndarray[Any, Any] | ImageError],
+) -> np.ndarray[Any, Any] | ImageError:
+    """The mean of what several models say of one image, or why one of them says nothing.
+
+    Args:
+        answers: of each model: probabilities, float32 [classes].
+    """
+    if len(answers) == 1:
+        return answers[0]
+    probs = [answer for answer in answers if not isinstance(answer, ImageError)]
+    if len(probs) < len(answers):
+        return next(answer for answer in answers if isinstance(answer, ImageError))
+    return np.asarray(np.mean(probs, axis=0), dtype=np.float32)
 
 
 def among_classes(

@@ -125,9 +125,9 @@ def steady_rate(spans: list[tuple[float, float, int]], actors: int) -> float | N
     return done / (last - first) if last > first else None
 
 
-def seconds(images: int) -> float:
-    """What labeling takes in one process, the model's loading not counted."""
-    return images * SECONDS_PER_IMAGE
+def seconds(images: int, models: int = 1) -> float:
+    """What labeling takes in one process, the models' loading not counted."""
+    return images * models * SECONDS_PER_IMAGE
 
 
 def _run(
@@ -146,7 +146,7 @@ def _run(
         "images": images // pool.actors,
         "device": pool.device,
     }
-    if tasks.done_here(seconds(images), pool):
+    if tasks.done_here(seconds(images, len(job.bundles)), pool):
         with translated(title, OSError):
             yield from actor.ShardPredictor(**arguments).each(names)
         return

@@ -18,6 +18,8 @@ class InferenceJob:
         top_k: probabilities kept per row; None keeps all.
         noise: for model and images; None, but for an ablation.
         among: write probabilities among these classes only. None: all.
+        others: folders of further models of the same classes; the mean of the probabilities of all
+            is written.
     """
 
     bundle: str
@@ -29,3 +31,9 @@ class InferenceJob:
     top_k: int | None = None
     noise: NoiseConfig | None = None
     among: tuple[int, ...] | None = None
+    others: tuple[str, ...] = ()
+
+    @property
+    def bundles(self) -> tuple[str, ...]:
+        """Folders of all models."""
+        return (self.bundle, *self.others)

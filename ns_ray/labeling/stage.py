@@ -1,5 +1,6 @@
 """The teacher labels the pile: every image, with its whole probability vector."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from ns_ray import store
@@ -8,7 +9,7 @@ from ns_ray.config import LabelConfig, NoiseConfig, PredictConfig
 from ns_ray.errors import ConfigError, DataError
 from ns_ray.labeling.inference import Inferred, infer
 from ns_ray.labeling.job import InferenceJob
-from ns_ray.store import Bundle, Corpus, PseudoLabels, open_labels
+from ns_ray.store import Bundle, Corpus, PseudoLabels, check_same_classes, open_labels
 
 
 def pseudo_label(
@@ -21,6 +22,7 @@ def pseudo_label(
     title: str,
     predict: PredictConfig | None = None,
     noise: NoiseConfig | None = None,
+    others: Sequence[Bundle] = (),
 ) -> PseudoLabels:
     """Label every image of a corpus with a teacher: averaged weights, eval mode, clean center
     crop at the teacher's own resolution.
@@ -37,16 +39,19 @@ def pseudo_label(
         out: folder of the pseudo-labels.
         title: name of the progress line.
         noise: for teacher and images, where `config.noised` asks for it.
+        others: further teachers; the labels are the mean of the probabilities of all. Each
+            decodes the images for itself, and an actor holds all of them.
 
     Raises:
         ConfigError: `config.noised` without a noise.
-        DataError: no image could be labeled.
+        DataError: no image could be labeled, or two teachers know different classes.
         StageError: actors kept failing; what was written is kept.
     """
     if config.noised and noise is None:
         raise ConfigError("label.noised=true is for whole runs, whose train.noise it takes")
+    check_same_classes([teacher, *others])
     noise = noise if config.noised else None
-    job = _job(config, teacher, unlabeled, out, predict or PredictConfig(), noise)
+    job = _job(config, teacher, others, unlabeled, out, predict or PredictConfig(), noise)
     if store.already(out, job.fingerprint) is not None:
         return open_labels(out)
     done = infer(job, pool=pool, title=title)
@@ -58,7 +63,11 @@ def pseudo_label(
         fingerprint=job.fingerprint,
         files=done.files,
         facts=_facts(job, teacher, done),
-        inputs={"teacher": teacher.fingerprint, "corpus": unlabeled.fingerprint},
+        inputs={
+            "teacher": teacher.fingerprint,
+            "corpus": unlabeled.fingerprint,
+            **({"others": [other.fingerprint for other in others]} if others else {}),
+        },
         seconds=done.seconds,
     )
     return open_labels(out)
@@ -67,6 +76,7 @@ def pseudo_label(
 def _job(
     config: LabelConfig,
     teacher: Bundle,
+    others: Sequence[Bundle],
     unlabeled: Corpus,
     out: str,
     predict: PredictConfig,
@@ -74,7 +84,12 @@ def _job(
 ) -> InferenceJob:
     classes = len(teacher.classes)
     top_k = None if classes <= config.dense_classes else min(config.top_k, classes)
-    settings = [top_k, predict.model_dump(), *([noise.model_dump()] if noise else [])]
+    settings = [
+        top_k,
+        predict.model_dump(),
+        *([noise.model_dump()] if noise else []),
+        *(other.fingerprint for other in others),
+    ]
     return InferenceJob(
         bundle=teacher.path,
         corpus=unlabeled.path,
@@ -86,6 +101,7 @@ def _job(
         predict=predict,
         top_k=top_k,
         noise=noise,
+        others=tuple(other.path for other in others),
     )
 
 
@@ -93,6 +109,7 @@ def _facts(job: InferenceJob, teacher: Bundle, done: Inferred) -> dict[str, Any]
     return {
         "corpus": job.corpus,
         "teacher": job.bundle,
+        **({"others": list(job.others)} if job.others else {}),
         "classes": list(teacher.classes),
         "rows": done.rows,
         "rejected": done.rejected,

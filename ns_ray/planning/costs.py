@@ -62,7 +62,7 @@ class Stage:
         name: of the stage.
         model: what works.
         size: side of the images in pixels.
-        images: how many go through it.
+        images: how many go through it, an image that several models label once for each.
         steps: of the optimizer; None where nothing is trained.
         cost: of a training; None for labeling and scoring, or where a bundle is given.
         rate: images/s of one worker here, None where it was not measured.
@@ -106,10 +106,11 @@ class Planner:
                     for part in step.parts:
                         yield self._training(part)
                 case Label():
-                    yield self._forward(step.title, step.teacher, counts.unlabeled)
+                    yield self._forward(step.title, step.teacher, counts.unlabeled * step.models)
                 case Score():
-                    if scored[step.split]:
-                        yield self._forward(step.title, step.model, scored[step.split])
+                    images = scored[step.split] * step.models
+                    if images:
+                        yield self._forward(step.title, step.model, images)
                 case Robustness():
                     self.notes.append("the scoring of damaged images is not in these figures")
 

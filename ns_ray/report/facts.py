@@ -183,6 +183,19 @@ class Run:
             for g, teacher in enumerate(taught_by, start=1)
         ]
 
+    @property
+    def teachers(self) -> dict[str, Any]:
+        """First teachers that labeled together: how many, and the accuracy of their average on
+        validation; empty where there was one."""
+        return dict(self.teacher.row.get("teachers") or {})
+
+    def labeler(self, lesson: Lesson) -> Predictions | None:
+        """What the model that labeled, or the average of several, said about validation images;
+        None where that is gone."""
+        if lesson.teacher == 0 and self.teachers:
+            return read_predictions(self.layout.average, self.corpus("validation"))
+        return self.predictions(self.models[lesson.teacher], "validation")
+
     def corpus(self, split: str) -> Corpus | None:
         """Labeled, unlabeled, validation or test images; None where the run has none."""
         path = self.layout.corpus(split)

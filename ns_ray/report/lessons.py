@@ -30,7 +30,14 @@ def lesson_facts(run: Run, lesson: Lesson) -> dict[str, Any]:
     total = None
     if precision:
         total = {n: sum(getattr(k, n) for k in precision) for n in ("rows", "right")}
-    return {"lesson": lesson, "facts": facts, "rows": rows, "rest": rest, "precision": total}
+    return {
+        "lesson": lesson,
+        "teachers": run.teachers if lesson.teacher == 0 else {},
+        "facts": facts,
+        "rows": rows,
+        "rest": rest,
+        "precision": total,
+    }
 
 
 def bars(histogram: Sequence[int], cut: float) -> list[dict[str, float | bool]]:
@@ -60,7 +67,7 @@ class Kept:
 def kept_precision(run: Run, lesson: Lesson) -> list[Kept] | None:
     """Per class, on validation: the teacher's answers above the class's threshold of confidence.
     None where the teacher's predictions are gone."""
-    found = run.predictions(run.models[lesson.teacher], "validation")
+    found = run.labeler(lesson)
     if found is None:
         return None
     facts = lesson.selection.facts

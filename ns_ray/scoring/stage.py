@@ -1,5 +1,6 @@
 """Scores a model on a labeled corpus, and keeps its predictions for paired tests."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ def evaluate(
     out: str,
     title: str,
     predict: PredictConfig | None = None,
+    others: Sequence[Bundle] = (),
 ) -> Evaluation:
     """Score a model on a labeled corpus, with the preprocessing and the code that label the pile.
 
@@ -33,6 +35,8 @@ def evaluate(
         predict: how images go through the model.
         out: folder of the predictions and scores.
         title: name of the progress line.
+        others: further models with the same classes in the same order; what is scored is the mean
+            of the probabilities of all.
 
     Raises:
         DataError: the corpus has no labels, or classes that the model doesn't know.
@@ -43,7 +47,7 @@ def evaluate(
     names = corpus.classes if config.subset else model.classes
     classes_of = np.arange(len(classes)) if config.subset else classes
     among = tuple(classes.tolist()) if config.subset else None
-    job = _job(config, model, corpus, out, predict or PredictConfig(), among)
+    job = _job(config, model, others, corpus, out, predict or PredictConfig(), among)
     done = store.already(out, job.fingerprint)
     if done is None:
         inferred = infer(job, pool=pool, title=title)
@@ -66,6 +70,7 @@ def evaluate(
 def _job(
     config: EvaluateConfig,
     model: Bundle,
+    others: Sequence[Bundle],
     corpus: Corpus,
     out: str,
     predict: PredictConfig,
@@ -74,6 +79,7 @@ def _job(
     settings = [
         config.model_dump(mode="json", exclude={"batch_size", "robustness"}),
         predict.model_dump(),
+        *(other.fingerprint for other in others),
     ]
     return InferenceJob(
         bundle=model.path,
@@ -85,6 +91,7 @@ def _job(
         batch_size=config.batch_size,
         predict=predict,
         among=among,
+        others=tuple(other.path for other in others),
     )
 
 

@@ -3,6 +3,7 @@ from .bundles import CONFIG as CONFIG
 from .bundles import PROVENANCE as PROVENANCE
 from .bundles import WEIGHTS as WEIGHTS
 from .bundles import Bundle as Bundle
+from .bundles import check_same_classes as check_same_classes
 from .bundles import open_bundle as open_bundle
 from .bundles import resolve as resolve
 from .corpora import Corpora as Corpora

@@ -1,6 +1,6 @@
 """Model folders, as light frozen values: what is known of them without loading a weight."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -82,6 +82,22 @@ def open_bundle(path: str) -> Bundle:
         fingerprint=str(provenance.get("fingerprint") or _foreign_fingerprint(config, path)),
         provenance=provenance,
     )
+
+
+def check_same_classes(models: Sequence[Bundle]) -> None:
+    """Fail where the answers of models cannot be averaged.
+
+    Raises:
+        DataError: names two that know different classes, or the same in another order.
+    """
+    first = models[0]
+    for other in models[1:]:
+        if other.classes != first.classes:
+            raise DataError(
+                f"{first.path} knows the classes {list(first.classes)[:10]}, {other.path} "
+                f"{list(other.classes)[:10]}; models label together when they know the same ones "
+                "in the same order"
+            )
 
 
 def _foreign_fingerprint(config: Mapping[str, Any], path: str) -> str:

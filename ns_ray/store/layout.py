@@ -70,6 +70,15 @@ class RunLayout:
         """A student before its fine-tuning on labels, where `finetune` is set."""
         return join(self.generation(g), "pretrained")
 
+    def teacher(self, k: int) -> str:
+        """Folder of the k-th first teacher, from 2 on, where `label.teachers` asks for several."""
+        return join(self.generation(0), f"teacher-{k:02d}")
+
+    @property
+    def average(self) -> str:
+        """Scores and predictions of the average of several first teachers."""
+        return join(self.evaluation(0), "average")
+
     def evaluation(self, g: int) -> str:
         """Scores and predictions; `evaluation.json` beside the bundle sums them up."""
         return join(self.generation(g), "evaluation")
