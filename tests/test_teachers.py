@@ -1,6 +1,7 @@
 """Several first teachers: what labels is the average of their probabilities."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +15,15 @@ from typer.testing import CliRunner, Result
 from ns_ray.ablation.grid import arm_config, load_grid
 from ns_ray.ablation.sharing import Shared, SharedStages
 from ns_ray.commands import app
-from ns_ray.compute.resources import Pool
-from ns_ray.config.labeling import PredictConfig
+from ns_ray.compute.resources import Pool, Workers
+from ns_ray.config.labeling import LabelConfig, PredictConfig
 from ns_ray.config.loading import load_recipe
 from ns_ray.config.scoring import EvaluateConfig
 from ns_ray.data.packing import pack
 from ns_ray.errors import DataError
-from ns_ray.scoring.stage import evaluate
 from ns_ray.selftrain import self_train
+from ns_ray.stages import RayStages
+from ns_ray.steps import steps
 from ns_ray.store.bundles import open_bundle
 from ns_ray.store.corpora import open_corpus
 from ns_ray.store.labels import PseudoLabels, open_labels
@@ -29,8 +31,13 @@ from ns_ray.store.layout import RunLayout
 from ns_ray.store.schema import dense_probs
 
 THREE = {"label": {"teachers": 3}}
-PLAIN = PredictConfig(runtime="torch", precision="fp32")
-HERE = Pool(actors=1, cpus=1.0, gpus=0.0, in_process=True)
+STAGES = RayStages(
+    pool=Pool(actors=1, cpus=1.0, gpus=0.0, in_process=True),
+    workers=Workers(count=1, cpus=1.0, gpus=0.0, loaders=0, in_process=True),
+    max_failures=0,
+    predict=PredictConfig(runtime="torch", precision="fp32"),
+    metrics=None,
+)
 
 # -------------------------------------------------------------------------------------- the driver
 
@@ -183,24 +190,21 @@ def test_what_is_written_is_the_mean_of_the_models_probabilities(
     facts = json.loads((tmp_path / "one-two" / "_DONE.json").read_text())["facts"]
     assert (facts["teacher"], facts["others"]) == (str(place / "one"), [str(place / "two")])
 
+    # A run's stage makes of the same models what the command has made.
+    step = replace(steps(load_recipe("digits")).students[0].label, out=str(tmp_path / "one-two"))
+    models, pile = [open_bundle(str(place / name)) for name in ("one", "two")], place / "pile"
+    again = STAGES.pseudo_label(step, LabelConfig(), models, open_corpus(str(pile)), noise=None)
+    assert again.fingerprint == fingerprints[-1]
+
 
 def test_the_average_is_scored_as_one_model(place: Path, tmp_path: Path) -> None:
     """With itself a model scores what it scores alone; with another one as their mean does."""
     corpus = open_corpus(str(place / "validation"))
     one, two = open_bundle(str(place / "one")), open_bundle(str(place / "two"))
-    scores = [
-        evaluate(
-            EvaluateConfig(),
-            one,
-            corpus,
-            pool=HERE,
-            out=str(tmp_path / str(i)),
-            title="validation",
-            predict=PLAIN,
-            others=others,
-        ).scores
-        for i, others in enumerate([[], [one], [two]])
-    ]
+    scores = []
+    for i, models in enumerate([[one], [one, one], [one, two]]):
+        step = replace(steps(load_recipe("digits")).teacher.validation, out=str(tmp_path / str(i)))
+        scores.append(STAGES.evaluate(step, EvaluateConfig(), models, corpus).scores)
     assert scores[0]["nll"] == pytest.approx(scores[1]["nll"], abs=1e-3)
     assert abs(scores[0]["nll"] - scores[2]["nll"]) > 0.1
 
