@@ -255,7 +255,7 @@ class _Run:
             )
         noise = None
         if self.config.label.noised:
-            noise = train_config(self.config.train, teacher.arm.model).noise
+            noise = train_config(self.config.train, teacher.arm.model).noise.unmixed()
         live = noise.live("labeled") if noise else "none"
         who = f"average of {len(teacher.bundles)} teachers" if teacher.others else "teacher"
         say(f"{step.title}: {who} of {teacher.name}; noise: {live}")

@@ -26,7 +26,7 @@ from ns_ray.errors import ConfigError, StageError
 
 NAMED = {
     *("noise", "iterations", "teacher-size", "unlabeled-size", "soft-hard", "student-size"),
-    *("balancing", "joint-vs-finetune", "batch-ratio", "init", "models", "teachers"),
+    *("balancing", "joint-vs-finetune", "batch-ratio", "init", "models", "mixing", "teachers"),
 }
 
 GRID: dict[str, Any] = {

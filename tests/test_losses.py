@@ -3,14 +3,16 @@
 import math
 from typing import Literal
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sklearn.utils.class_weight import compute_class_weight
 from timm.optim import RMSpropTF
 
 from ns_ray.config import TrainConfig
-from ns_ray.training.losses import mixed_loss, sharpen
+from ns_ray.training.losses import balanced_weights, dense, log_prior, mixed_loss, sharpen
 
 LOGITS = torch.tensor([[2.0, 0.0, -1.0], [0.5, 1.5, 0.0], [0.0, 0.0, 3.0], [1.0, -1.0, 0.0]])
 
@@ -84,6 +86,33 @@ def test_the_sum_without_pseudo_labels_is_the_mean_of_the_labeled_images(
         kind="sum",
     )
     assert loss.item() == labeled.item()
+
+
+def test_labels_cost_the_same_as_classes_and_as_rows() -> None:
+    """Whether they are mixed or not, they are smoothed once; soft targets are not."""
+    labels, soft = torch.tensor([0, 1]), torch.tensor([[0.0, 0.0, 1.0], [0.6, 0.1, 0.3]])
+    rows = dense(labels, 3, 0.1)
+    for targets, of_targets in (
+        (torch.tensor([2, 0]), dense(torch.tensor([2, 0]), 3, 0.1)),
+        (soft,) * 2,
+    ):
+        plain = mixed_loss(LOGITS, labels, targets, weight=2.0, label_smoothing=0.1)
+        dense_ones = mixed_loss(LOGITS, rows, of_targets, weight=2.0, label_smoothing=0.1)
+        torch.testing.assert_close(dense_ones, plain)
+    assert dense(soft, 3, 0.1) is soft
+
+
+def test_balanced_weights_are_those_of_scikit_learn_and_one_on_average() -> None:
+    labels = np.repeat([0, 1, 3], [1, 3, 6])
+    weights = balanced_weights([1, 3, 0, 6])
+    expected = compute_class_weight("balanced", classes=np.unique(labels), y=labels)
+    assert weights[[0, 1, 3]].tolist() == pytest.approx(expected.tolist())
+    assert weights[labels].mean().item() == pytest.approx(1.0)
+    assert weights[2] == 0
+
+
+def test_a_class_without_images_has_a_prior_all_the_same() -> None:
+    assert log_prior([1, 3, 0, 4]).exp().tolist() == pytest.approx([1 / 9, 3 / 9, 1 / 9, 4 / 9])
 
 
 def test_the_mean_is_not_written_into_the_settings_and_the_sum_is() -> None:

@@ -105,16 +105,18 @@ def learner_of(
     rows: int = 1_271_167,
     classes: int = 10,
     device: Device = "cpu",
+    counts: tuple[int, ...] = (),
+    selection: str | None = None,
 ) -> Learner:
     """What trains a model."""
     names = tuple(str(n) for n in range(classes))
-    corpus = Corpus("", "", (Shard("a", "a.parquet", rows, 0),), names)
+    corpus = Corpus("", "", (Shard("a", "a.parquet", rows, 0),), names, counts)
     job = Job(
         model=model.model_dump(mode="json"),
         train=train.model_dump(mode="json"),
         labeled="",
         validation=None,
-        selection=None,
+        selection=selection,
         soft=True,
         temperature=1.0,
         start_from=None,

@@ -368,9 +368,12 @@ def test_a_fine_tuned_student_learns_from_pseudo_labels_first_and_from_labels_la
 def test_the_teacher_is_noised_while_labeling_only_where_asked_for(tmp_path: Path) -> None:
     for noised in (False, True):
         fakes = Fakes([20, 25])
-        run(tmp_path, fakes, label={"noised": noised}, train={"noise": {"dropout": 0.33}})
+        train = {"noise": {"dropout": 0.33, "mixup": 0.2, "cutmix": 1.0}}
+        run(tmp_path, fakes, label={"noised": noised}, train=train)
         noise = fakes.asked["pseudo_label"][0]["noise"]
         assert (noise.dropout if noise else None) == (0.33 if noised else None)
+        # An image that is labeled has no other to be mixed with.
+        assert noise is None or noise.mixing("labeled") == (0.0, 0.0)
 
 
 def test_the_selection_is_made_anew_unless_it_is_only_to_be_relabeled(tmp_path: Path) -> None:

@@ -242,6 +242,38 @@ def test_every_default_is_written_out_and_what_is_left_open_is_not() -> None:
     assert set(plain) == set(RunConfig.model_fields)
 
 
+LATER = {
+    "class_weights": "balanced",
+    "logit_adjustment": 1.0,
+    "noise.mixup": 0.2,
+    "noise.cutmix": 1.0,
+}
+
+
+@pytest.mark.parametrize("name", LATER)
+def test_what_came_later_is_written_only_where_it_is_on(name: str) -> None:
+    """What was trained before there was such a setting keeps its fingerprint."""
+    off = {"class_weights": "null"}.get(name, "0")
+    written = settings(f"train.{name}={off}").model_dump(mode="json")
+    assert written["train"] == settings().model_dump(mode="json")["train"]
+    on = settings(f"train.{name}={LATER[name]}")
+    assert on.train != settings().train
+    assert parse(dump(on)) == on
+    # A student may do without.
+    own = settings(f"train.{name}={LATER[name]}", f"students.1.train.{name}={off}")
+    assert train_config(own.train, own.students[0]) == on.train
+    assert train_config(own.train, own.students[1]) == settings().train
+
+
+def test_noises_in_words_say_what_mixes_the_images_of_a_stream() -> None:
+    off = "train.noise={randaugment: null, crop_scale: null, flip: 0, dropout: 0}"
+    own = ("stochastic_depth=0", "mixup=0.2", "cutmix=1", "off_labeled=[mixup, cutmix]")
+    noise = settings(off, *(f"train.noise.{each}" for each in own)).train.noise
+    assert noise.live("labeled") == "none"
+    assert noise.live("unlabeled") == "mixup 0.2, cutmix 1"
+    assert noise.unmixed().live("unlabeled") == "none"
+
+
 class Sections(configs.Settings):
     train: TrainConfig = TrainConfig()
     select: configs.SelectConfig = configs.SelectConfig()

@@ -399,6 +399,29 @@ def test_what_weights_depend_on_besides_the_settings_is_published(
         assert f"| {name} | {value} |\n" in card
 
 
+LEVERS: dict[str, Any] = {
+    "class_weights": "balanced",
+    "logit_adjustment": 1.0,
+    "noise": {**SETTINGS["noise"], "mixup": 0.4, "cutmix": 1.0},
+}
+
+
+def test_images_are_mixed_alike_in_a_resumed_training_and_on_two_workers(
+    alone: Trained, data: Data, ray_local: Any, tmp_path: Path
+) -> None:
+    whole = fit(data, tmp_path / "whole", HERE, **LEVERS)
+    assert (np.array(whole.losses)[:, 1:3] != np.array(alone.losses)[:, 1:3]).all()
+    with pytest.raises(StageError, match="stopped"):
+        fit(data, tmp_path / "again", HERE, on_row=stop_after_half, **LEVERS)
+    again = fit(data, tmp_path / "again", HERE, **LEVERS)
+    assert again.rows[STEPS]["resumed_at"] == STEPS // 2
+    for name, weights in again.weights.items():
+        assert torch.equal(weights, whole.weights[name]), name
+    two = Workers(count=2, cpus=1.0, gpus=0.0, loaders=1)
+    pair = fit(data, tmp_path / "pair", two, **{**LEVERS, "accumulate": 1})
+    np.testing.assert_allclose(pair.losses, whole.losses, rtol=1e-4, atol=1e-5)
+
+
 def test_fine_tuning_keeps_the_precision_of_the_training(
     data: Data, ray_local: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -420,11 +443,15 @@ def test_fine_tuning_keeps_the_precision_of_the_training(
     assert open_bundle(tuned.out).provenance["precision"] == "bf16"
 
 
-def test_fine_tuning_goes_on_with_the_last_learning_rate_of_a_step_schedule() -> None:
+def test_fine_tuning_goes_on_with_the_last_rate_of_a_step_schedule_on_clean_images() -> None:
     train_settings = {"schedule": "step", "epochs": 350, "decay_epochs": 2.4, "lr": 0.128}
     model = ModelConfig.model_validate({**MODEL, "fixres": {"image_size": 48}})
     found = fixres_config(model, TrainConfig.model_validate(train_settings))
     assert found is not None
     assert found[1].lr == pytest.approx(0.128 * 0.97**145)
+    mixed = {**train_settings, "noise": {"mixup": 0.2, "cutmix": 1.0}}
+    found = fixres_config(model, TrainConfig.model_validate(mixed))
+    assert found is not None
+    assert found[1].noise.live("labeled") == "dropout 0.2, stochastic depth 0.2"
     with pytest.raises(ConfigError, match=r"fixres\.lr must be set: a cosine schedule"):
         fixres_config(model, TrainConfig(schedule="cosine"))

@@ -15,7 +15,10 @@ from pydantic import (
 
 from ns_ray.config.validation import Fraction, Settings
 
-NoiseName = Literal["randaugment", "erase", "crop", "flip", "dropout", "stochastic_depth"]
+Stream = Literal["labeled", "unlabeled"]
+NoiseName = Literal[
+    "randaugment", "erase", "crop", "flip", "dropout", "stochastic_depth", "mixup", "cutmix"
+]
 
 
 class NoiseConfig(Settings):
@@ -41,6 +44,13 @@ class NoiseConfig(Settings):
     """Dropout before the classifier."""
     stochastic_depth: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.2
     """Drop rate of the last block; linear over the blocks (survival 0.8 in the paper)."""
+    mixup: float = Field(default=0.0, ge=0.0)
+    """Mixup (arXiv 1710.09412): images and targets are averaged with those of another image of the
+    batch, labeled with labeled and pseudo-labeled with pseudo-labeled. The parameter of its Beta
+    distribution, such as 0.2. 0: off. With `cutmix` above 0 too, each batch gets one of the two."""
+    cutmix: float = Field(default=0.0, ge=0.0)
+    """CutMix (arXiv 1905.04899): the same, but a rectangle of the other image is pasted in. The
+    parameter of its Beta distribution, such as 1. 0: off."""
     off_labeled: tuple[NoiseName, ...] = ()
     """Noises that labeled images do without."""
     off_unlabeled: tuple[NoiseName, ...] = ()
@@ -48,10 +58,11 @@ class NoiseConfig(Settings):
 
     @model_serializer(mode="wrap")
     def _without_what_came_later(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Runs from before there was `translate` stay what they are, and are not made again."""
+        """Runs from before there were these stay what they are, and are not made again."""
         values: dict[str, Any] = dump(self)
-        if self.translate is None:
-            values.pop("translate", None)
+        for name, default in (("translate", None), ("mixup", 0.0), ("cutmix", 0.0)):
+            if getattr(self, name) == default:
+                values.pop(name, None)
         return values
 
     @field_validator("randaugment")
@@ -71,7 +82,16 @@ class NoiseConfig(Settings):
                 raise ValueError(f"crop_scale {self.crop_scale} must be 0 < low <= high <= 1")
         return self
 
-    def live(self, stream: Literal["labeled", "unlabeled"]) -> str:
+    def mixing(self, stream: Stream) -> tuple[float, float]:
+        """Parameters of mixup and CutMix on a stream, 0 where they are off."""
+        off = self._off(stream)
+        return ("mixup" not in off) * self.mixup, ("cutmix" not in off) * self.cutmix
+
+    def unmixed(self) -> "NoiseConfig":
+        """The same without what mixes images."""
+        return self.model_copy(update={"mixup": 0.0, "cutmix": 0.0})
+
+    def live(self, stream: Stream) -> str:
         """The noises that act on a stream in training, in words."""
         crop = None
         if self.crop_padding:
@@ -87,6 +107,11 @@ class NoiseConfig(Settings):
             "stochastic_depth": f"stochastic depth {self.stochastic_depth:g}"
             if self.stochastic_depth
             else None,
+            "mixup": f"mixup {self.mixup:g}" if self.mixup else None,
+            "cutmix": f"cutmix {self.cutmix:g}" if self.cutmix else None,
         }
-        off = self.off_labeled if stream == "labeled" else self.off_unlabeled
+        off = self._off(stream)
         return ", ".join(w for n, w in words.items() if w and n not in off) or "none"
+
+    def _off(self, stream: Stream) -> tuple[NoiseName, ...]:
+        return self.off_labeled if stream == "labeled" else self.off_unlabeled

@@ -59,6 +59,15 @@ class TrainConfig(Settings):
     """Factor of each step of the step schedule."""
     label_smoothing: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1
     """On hard targets only (labels, and pseudo-labels when `select.targets` is hard)."""
+    class_weights: Literal["balanced"] | None = None
+    """balanced: a labeled image's loss is weighted by the inverse frequency of its class among all
+    labeled images, as in scikit-learn, the mean over these being 1. null: all weigh the same."""
+    logit_adjustment: float = Field(default=0.0, ge=0.0)
+    """tau of logit adjustment for rare classes (Menon et al., arXiv 2007.07314), usually 1. Training
+    adds tau * log(share of the class) to the logits, so predictions, which go without, take all
+    classes for equally frequent. Shares are those of the labeled classes for labeled images and
+    those of the selection, copies counted, for pseudo-labeled ones: balanced ones change nothing.
+    Together with `class_weights` it corrects twice. 0: off."""
     ema_decay: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.999
     """Decay of the averaged weights, ramped as min(decay, t / (9 + t)) at step t."""
     clip_grad: float | None = Field(default=None, gt=0)
@@ -91,10 +100,12 @@ class TrainConfig(Settings):
     def _without_what_came_later(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """What is as it always was is not written: a training from before stays valid."""
         values: dict[str, Any] = dump(self)
-        if self.batch_norm == "live":
-            values.pop("batch_norm", None)
-        if self.loss == "mean":
-            values.pop("loss", None)
+        later = {
+            "batch_norm": "live", "loss": "mean", "class_weights": None, "logit_adjustment": 0.0
+        }  # fmt: skip
+        for name, default in later.items():
+            if getattr(self, name) == default:
+                values.pop(name, None)
         return values
 
     @model_validator(mode="after")
@@ -233,7 +244,7 @@ def fixres_config(model: ModelConfig, train: TrainConfig) -> tuple[ModelConfig, 
                 "warmup_epochs": 0.0,
                 "batch_size": fix.batch_size or train.batch_size,
                 "accumulate": fix.accumulate or train.accumulate,
-                "noise": train.noise.model_copy(update=clean),
+                "noise": train.noise.unmixed().model_copy(update=clean),
             }
         ),
     )

@@ -84,6 +84,11 @@ class Selection:
     """Rows, copies counted."""
     facts: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def class_counts(self) -> tuple[int, ...]:
+        """Rows of each class, copies counted."""
+        return tuple(int(row["copies"]) for row in self.facts["table"])
+
     def read(self, shard: str, columns: list[str] | None = None) -> pa.Table:
         """Selected rows of one corpus shard."""
         return read_table(join(self.path, self.files[shard]), columns)

@@ -35,12 +35,13 @@ from ns_ray.model import (
     save,
     statistics_kept,
 )
-from ns_ray.store import Corpus, open_corpus
+from ns_ray.store import Corpus, open_corpus, open_selection
 from ns_ray.training.calibration import calibrate
 from ns_ray.training.head import clearly_better, start_head
 from ns_ray.training.job import Job
 from ns_ray.training.loader import DeviceBatch
-from ns_ray.training.losses import mixed_loss
+from ns_ray.training.losses import balanced_weights, dense, log_prior, mixed_loss
+from ns_ray.training.mixing import mix
 from ns_ray.training.rows import Sizes
 
 HEAD_ALONE = (
@@ -88,6 +89,15 @@ class Learner:
         self.optimizer = make_optimizer(self.model, train, device)
         self.schedule = make_schedule(self.optimizer, train, corpus.rows)
         self.ema = average_of(self.model, train)
+        self._weights: torch.Tensor | None = None
+        if train.class_weights is not None:
+            self._weights = balanced_weights(corpus.class_counts).to(device)
+        self._priors: list[torch.Tensor] = []
+        if train.logit_adjustment:
+            counts = [corpus.class_counts]
+            if job.selection is not None:
+                counts.append(open_selection(job.selection).class_counts)
+            self._priors = [train.logit_adjustment * log_prior(c).to(device) for c in counts]
 
     def start_head(self) -> str | None:
         """Give pretrained weights a fitted classifier, before the first step; a line for people
@@ -123,12 +133,14 @@ class Learner:
         train, bf16 = self._train, self.precision == "bf16"
         weight = train.unlabeled_ratio if train.unlabeled_weight is None else train.unlabeled_weight
         self._noise_rows(sizes)
+        images = self._normalize(batch.images)
+        labels, targets = self._mix(images, batch)
         with torch.autocast(self._device.type, torch.bfloat16, enabled=bf16):
-            logits = model(self._normalize(batch.images))
+            logits = model(images)
         losses = mixed_loss(
-            logits.float(),
-            batch.labels,
-            batch.targets,
+            self._adjusted(logits.float(), len(labels)),
+            labels,
+            targets,
             weight=weight,
             label_smoothing=train.label_smoothing,
             labeled_weight=train.labeled_weight,
@@ -137,6 +149,32 @@ class Learner:
         with statistics_kept(self._recomputed_norms):
             torch.autograd.backward(losses[0] / self._job.accumulate)
         return losses
+
+    def _mix(
+        self, images: torch.Tensor, batch: DeviceBatch
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Mix each stream's normalized images among themselves, in place. Returns the targets of
+        both, those of labeled images with their weights."""
+        noise, n = self._train.noise, len(batch.labels)
+        smoothing = self._train.label_smoothing
+        rows = partial(dense, classes=len(self._corpus.classes), label_smoothing=smoothing)
+        labels, targets = batch.labels, batch.targets
+        if self._weights is not None:
+            labels = rows(labels) * self._weights[labels, None]
+        mixup, cutmix = noise.mixing("labeled")
+        if mixup or cutmix:
+            labels = mix(images[:n], rows(labels), mixup=mixup, cutmix=cutmix)
+        mixup, cutmix = noise.mixing("unlabeled")
+        if targets is not None and (mixup or cutmix):
+            targets = mix(images[n:], rows(targets), mixup=mixup, cutmix=cutmix)
+        return labels, targets
+
+    def _adjusted(self, logits: torch.Tensor, n: int) -> torch.Tensor:
+        """The logits [n + m, classes] with the priors of their streams added."""
+        if not self._priors:
+            return logits
+        streams = zip((logits[:n], logits[n:]), self._priors, strict=False)
+        return torch.cat([stream + prior for stream, prior in streams])
 
     def update(self, step: int) -> None:
         """Let the optimizer use the gradients, and average the weights."""
