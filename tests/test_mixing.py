@@ -57,6 +57,12 @@ def test_the_parameter_says_how_evenly_two_images_are_mixed() -> None:
     assert sum(little) / 400 == pytest.approx(0.5, abs=0.1)
 
 
+def test_a_pasted_rectangle_has_its_share_of_the_area() -> None:
+    """All shares are near a half here, of which the border takes a part, mostly."""
+    found, _ = shares(100, mixup=0.0, cutmix=200.0)
+    assert 0.4 < max(found) < 0.6
+
+
 def test_each_batch_is_either_averaged_or_cut_with_equal_odds() -> None:
     assert shares(50, mixup=1.0, cutmix=0.0)[1] == 0
     assert shares(50, mixup=0.0, cutmix=1.0)[1] == 50

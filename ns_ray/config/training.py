@@ -63,7 +63,7 @@ class TrainConfig(Settings):
     """balanced: a labeled image's loss is weighted by the inverse frequency of its class among all
     labeled images, as in scikit-learn, the mean over these being 1. null: all weigh the same."""
     logit_adjustment: float = Field(default=0.0, ge=0.0)
-    """tau of logit adjustment for rare classes (Menon et al., arXiv 2007.07314), usually 1. Training
+    """tau of logit adjustment for rare classes (Menon et al., arXiv 2007.07314). Usual: 1. Training
     adds tau * log(share of the class) to the logits, so predictions, which go without, take all
     classes for equally frequent. Shares are those of the labeled classes for labeled images and
     those of the selection, copies counted, for pseudo-labeled ones: balanced ones change nothing.
