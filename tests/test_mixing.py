@@ -1,5 +1,6 @@
 """Mixup and CutMix, class weights and logit adjustment: what a network sees, and learns."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +87,7 @@ class Seen:
         return self.logits
 
 
-def learner(noise: dict[str, float | list[str]], **changes: Any) -> Learner:
+def learner(noise: Mapping[str, Any], **changes: Any) -> Learner:
     """One whose labeled classes have 1, 2, 1, 4 and 0 images."""
     selection = changes.pop("selection", None)
     train = TrainConfig.model_validate({**changes, "noise": {**STILL, **noise}})
@@ -124,7 +125,8 @@ def test_each_stream_is_mixed_with_itself_or_not_at_all(kind: str, off: str) -> 
 
 def test_what_is_mixed_follows_from_the_seed_of_the_forward_pass() -> None:
     for kind in ("mixup", "cutmix"):
-        learning, images = learner({kind: 1.0}), []
+        learning = learner({kind: 1.0})
+        images: list[torch.Tensor] = []
         for seed in (1, 1, 2):
             np.random.seed(len(images))  # a loader's thread draws from these
             images.append(forward(learning, seed=seed)[0].images)
