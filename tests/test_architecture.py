@@ -25,7 +25,7 @@ MAY_BE_HEAVY = (
     *("model", "robustness", "stages"),
     *("planning.check", "planning.costs", "planning.models", "planning.plan"),
     *("training.calibration", "training.forward", "training.head", "training.learner"),
-    *("training.loader", "training.loop", "training.losses"),
+    *("training.loader", "training.loop", "training.losses", "training.mixing"),
     *("training.workers", "serving.app", "serving.deployment", "serving.paths", "serving.replica"),
 )
 """All others import neither torch nor Ray until there is work for them: a report is made again on

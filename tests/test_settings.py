@@ -254,8 +254,8 @@ LATER = {
 def test_what_came_later_is_written_only_where_it_is_on(name: str) -> None:
     """What was trained before there was such a setting keeps its fingerprint."""
     off = {"class_weights": "null"}.get(name, "0")
-    written = settings(f"train.{name}={off}").model_dump(mode="json")
-    assert written["train"] == settings().model_dump(mode="json")["train"]
+    written = settings(f"train.{name}={off}").model_dump_json()
+    assert f'"{name.rpartition(".")[2]}"' not in written
     on = settings(f"train.{name}={LATER[name]}")
     assert on.train != settings().train
     assert parse(dump(on)) == on
