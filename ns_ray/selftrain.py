@@ -88,6 +88,8 @@ class Stages(Protocol):
         seed: int,
         labeled_counts: Sequence[int],
         previous: Selection | None,
+        evaluation: Evaluation,
+        validation: Corpus,
     ) -> Selection:
         """Which pseudo-labels train the student: see selection/stage.py."""
 
@@ -129,7 +131,7 @@ def self_train(config: RunConfig, layout: RunLayout, stages: Stages) -> Outcome:
     chosen = None
     for arm in itinerary.students:
         labels = run.pseudo_label(itinerary.students[teacher.generation].label, teacher)
-        chosen = run.select(arm.select, labels, previous=chosen)
+        chosen = run.select(arm.select, labels, teacher, previous=chosen)
         student = run.fit_student(arm, teacher, Lesson(teacher.generation, labels, chosen))
         generations.append(student)
         if teaches_next(student.accepted, config.accept):
@@ -264,7 +266,13 @@ class _Run:
             step, self.config.label, teacher.bundles, self.data.unlabeled, noise=noise
         )
 
-    def select(self, step: Select, labels: PseudoLabels, previous: Selection | None) -> Selection:
+    def select(
+        self,
+        step: Select,
+        labels: PseudoLabels,
+        teacher: Generation,
+        previous: Selection | None,
+    ) -> Selection:
         """Step 2b: filter and balance."""
         return self.stages.select(
             step,
@@ -273,6 +281,8 @@ class _Run:
             seed=self.config.seed,
             labeled_counts=self.data.labeled.class_counts,
             previous=previous if self.config.select.reassign else None,
+            evaluation=teacher.average or teacher.validation,
+            validation=self.data.validation,
         )
 
     def fit_student(self, arm: Student, teacher: Generation, lesson: Lesson) -> Generation:

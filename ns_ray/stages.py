@@ -140,6 +140,8 @@ class RayStages:
         seed: int,
         labeled_counts: Sequence[int],
         previous: Selection | None,
+        evaluation: Evaluation,
+        validation: Corpus,
     ) -> Selection:
         """Which pseudo-labels train the student."""
         return select(
@@ -148,6 +150,8 @@ class RayStages:
             seed=seed,
             labeled_counts=labeled_counts,
             previous=previous,
+            evaluation=evaluation,
+            validation=validation,
             out=step.out,
         )
 

@@ -27,6 +27,7 @@ from ns_ray.errors import ConfigError, StageError
 NAMED = {
     *("noise", "iterations", "teacher-size", "unlabeled-size", "soft-hard", "student-size"),
     *("balancing", "joint-vs-finetune", "batch-ratio", "init", "models", "mixing", "teachers"),
+    "thresholds",
 }
 
 GRID: dict[str, Any] = {

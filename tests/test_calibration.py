@@ -13,9 +13,10 @@ from ns_ray.config.training import ModelConfig, TrainConfig
 from ns_ray.data.packing import pack
 from ns_ray.model.networks import build
 from ns_ray.model.predictor import Predictor
+from ns_ray.model.temperature import fit_temperature
 from ns_ray.scoring.scores import expected_calibration_error
 from ns_ray.store import Corpus
-from ns_ray.training.calibration import calibrate, fit_temperature
+from ns_ray.training.calibration import calibrate
 from ns_ray.training.forward import forward
 from ns_ray.training.stage import fit
 

@@ -18,9 +18,9 @@ def plan_rows(
     config: SelectConfig, labels: Array, confidence: Array, hashes: Array, parts: list[Array]
 ) -> policy.Quotas:
     """The passes of selection.py over rows spread over parts (index arrays)."""
-    statistics = policy.Statistics(CLASSES)
+    statistics, least = policy.Statistics(CLASSES), np.full(CLASSES, config.threshold)
     for rows in parts:
-        statistics.add(policy.count(labels[rows], confidence[rows], config.threshold))
+        statistics.add(policy.count(labels[rows], confidence[rows], least))
     target = policy.class_target(config.per_class, statistics.eligible.sum(axis=1))
     cut = policy.first_cut(statistics.eligible, target)
     while cut.open:
@@ -30,7 +30,7 @@ def plan_rows(
             ranks = policy.rank(confidence[rows], hashes[rows] if cut.needs_hashes else None)
             cut.count(labels[rows], ranks).add_to(counts)
         cut = policy.narrow(cut, counts)
-    return policy.quotas(config, statistics.eligible, cut, target)
+    return policy.quotas(config, least, statistics.eligible, cut, target)
 
 
 def copies_of(config: SelectConfig, labels: Array, confidence: Array, hashes: Array) -> Array:
@@ -171,7 +171,7 @@ def test_statistics_count_all_rows_and_those_above_the_threshold() -> None:
     labels = np.array([0, 0, 1, 1], np.int32)
     confidence = np.array([0.3, 0.31, 0.999, 1.0000002], np.float32)
     statistics = policy.Statistics(2)
-    statistics.add(policy.count(labels, confidence, 0.3))
+    statistics.add(policy.count(labels, confidence, np.full(2, 0.3)))
     assert statistics.coarse.sum(axis=1).tolist() == [2, 2]
     assert statistics.coarse[1, -1] == 2
     assert statistics.eligible.sum(axis=1).tolist() == [1, 2]

@@ -10,10 +10,12 @@ import pytest
 from ns_ray import log, store
 from ns_ray.compute import tasks
 from ns_ray.config.labeling import SelectConfig
-from ns_ray.errors import DataError
+from ns_ray.errors import ConfigError, DataError
 from ns_ray.selection import stage
 from ns_ray.selection.printing import selection_table
 from ns_ray.selection.stage import select
+from ns_ray.store.corpora import Corpus, Shard
+from ns_ray.store.evaluations import Evaluation
 from ns_ray.store.labels import PseudoLabels, Selection, open_labels, open_selection
 from ns_ray.store.schema import SELECTION, labels_table, part_name
 
@@ -246,6 +248,140 @@ def test_the_table_shows_every_class_or_both_ends(tmp_path: Path) -> None:
     assert "80 more" in text
     assert "class-90" in text
     assert "class-50" not in text
+
+
+# ------------------------------------------------------------------------- validation images
+
+
+def make_scored(
+    folder: Path, probs: np.ndarray[Any, Any], truth: np.ndarray[Any, Any], shards: int = 2
+) -> tuple[Evaluation, Corpus]:
+    """Validation images of known classes, in an order of their own, and a teacher's predictions."""
+    files, made = [], []
+    for index, rows in enumerate(np.array_split(np.arange(len(probs)), shards)):
+        name, keys = f"shard-{index:05d}", np.array([f"held-out-{row}" for row in rows])
+        images = pa.table({"key": keys[::-1], "label": truth[rows][::-1].astype(np.int32)})
+        store.write_table(str(folder / "corpus" / f"{name}.parquet"), images)
+        made.append(Shard(name, f"{name}.parquet", len(rows), 1))
+        files.append(part_name(name, "abcdef"))
+        table = labels_table(pa.array(keys), probs[rows], name, None)
+        store.write_table(str(folder / "scores" / files[-1]), table)
+    scores, facts = str(folder / "scores"), {"top1": 0.9}
+    store.publish(
+        scores, stage="evaluate", fingerprint="s", files=files, facts=facts, inputs={}, seconds=0
+    )
+    corpus = Corpus(str(folder / "corpus"), "v", tuple(made), classes=CLASSES)
+    return Evaluation(scores, facts, (), (), 0.0, fingerprint=f"scores of {folder.name}"), corpus
+
+
+def wrong_below(limits: tuple[float, ...], each: int) -> tuple[np.ndarray[Any, Any], ...]:
+    """Probabilities and true classes of validation images: of the answers `c` those below the
+    c-th limit are wrong."""
+    top = np.tile(np.linspace(0.35, 0.99, each), 3)
+    label = np.repeat(np.arange(3), each)
+    probs = np.repeat((1 - top)[:, None] / 2, 3, axis=1)
+    probs[np.arange(len(top)), label] = top
+    right = top > np.repeat(limits, each)
+    return probs.astype(np.float32), np.where(right, label, (label + 1) % 3)
+
+
+def test_a_precision_gives_each_class_its_threshold(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    probs = make_probs(900)
+    labels = make_labels(tmp_path / "labels", probs)
+    scored = make_scored(tmp_path / "val", *wrong_below((0.0, 0.5, 0.8), 200))
+    config = SelectConfig(precision=0.9, per_class=None)
+    asked: dict[str, Any] = {"seed": 0, "evaluation": scored[0], "validation": scored[1]}
+    chosen = select(config, labels, **asked, out=str(tmp_path / "out"))
+    cat, dog, emu = least = [row["threshold"] for row in chosen.facts["table"]]
+    assert cat == 0.3, "never below select.threshold"
+    assert 0.44 < dog < 0.5, "a tenth of those above may be wrong, but for the doubt"
+    assert 0.76 < emu < 0.8
+    label, confidence = probs.argmax(axis=1), probs.max(axis=1)
+    expected = np.flatnonzero(confidence > np.array(least, np.float32)[label])
+    assert copies_by_key(chosen) == {f"image-{i}": 1 for i in expected}
+    said = " ".join(capsys.readouterr().out.split())
+    assert f"precision of 0.9: cat 0.3000, dog {dog:.4f}, emu {emu:.4f}" in said
+    assert "above their class's threshold" in said
+    # Other predictions, another selection; without the setting, they make no difference.
+    other = make_scored(tmp_path / "other", *wrong_below((0.0, 0.0, 0.0), 200))
+    asked |= {"evaluation": other[0], "validation": other[1]}
+    again = select(config, labels, **asked, out=str(tmp_path / "out"))
+    assert [row["threshold"] for row in again.facts["table"]] == [0.3] * 3
+    plain = select(SelectConfig(), labels, **asked, out=str(tmp_path / "plain"))
+    assert plain == select(SelectConfig(), labels, seed=0, out=str(tmp_path / "plain"))
+
+
+def test_a_class_that_precision_empties_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    probs = make_probs(300)
+    of_emu = probs.argmax(axis=1) == 2
+    probs[of_emu] = [0.2, 0.2, 0.6]
+    labels = make_labels(tmp_path / "labels", probs)
+    evaluation, corpus = make_scored(tmp_path / "val", *wrong_below((0.0, 0.0, 0.9), 40))
+    config = SelectConfig(precision=0.95)
+    asked: dict[str, Any] = {"seed": 0, "evaluation": evaluation, "validation": corpus}
+    chosen = select(config, labels, **asked, out=str(tmp_path / "out"))
+    assert [row["kept"] > 0 for row in chosen.facts["table"]] == [True, True, False]
+    said = " ".join(capsys.readouterr().out.split())
+    assert "too few or too often wrong: emu" in said
+    assert "NO rows are left of emu" in said
+    emus = make_labels(tmp_path / "emus", probs[of_emu])
+    with pytest.raises(
+        DataError, match=r"thresholds of select\.precision=0\.95 .* lower select\.p"
+    ):
+        select(config, emus, **asked, out=str(tmp_path / "none"))
+
+
+def test_auto_temperature_takes_back_what_made_the_teacher_too_sure(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    logits = rng.normal(scale=2.0, size=(3000, 3))
+    odds = np.exp(logits)
+    honest = odds / odds.sum(axis=1, keepdims=True)
+    truth = (honest.cumsum(axis=1) > rng.random((3000, 1))).argmax(axis=1)
+    too_sure = honest**2 / (honest**2).sum(axis=1, keepdims=True)
+    labels = make_labels(tmp_path / "labels", make_probs(60))
+    config, found = SelectConfig(temperature="auto"), []
+    for name, probs in (("honest", honest), ("too-sure", too_sure)):
+        scored = make_scored(tmp_path / name, probs.astype(np.float32), truth)
+        asked: dict[str, Any] = {"evaluation": scored[0], "validation": scored[1]}
+        chosen = select(config, labels, seed=0, **asked, out=str(tmp_path / "out"))
+        found.append(chosen.facts["temperature"])
+    assert found == pytest.approx([1.0, 2.0], rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        (
+            {"precision": 0.9},
+            r"select\.precision=0\.9: .* only a run .* set select\.precision=null",
+        ),
+        ({"temperature": "auto"}, r"select\.temperature=auto: .* set select\.temperature=1"),
+        (
+            {"precision": 0.9, "temperature": "auto"},
+            r"precision=0\.9 and select\.temperature=auto: .*=null and select\.temperature=1",
+        ),
+    ],
+)
+def test_without_validation_images_the_setting_is_named(
+    tmp_path: Path, settings: dict[str, Any], says: str
+) -> None:
+    labels = make_labels(tmp_path / "labels", make_probs(30))
+    with pytest.raises(ConfigError, match=says):
+        select(SelectConfig(**settings), labels, seed=0, out=str(tmp_path / "out"))
+
+
+def test_what_came_later_is_not_written_into_the_settings() -> None:
+    """What was selected before there was a precision keeps its fingerprint."""
+    assert "precision" not in SelectConfig().model_dump(mode="json")
+    assert SelectConfig().model_dump(mode="json")["temperature"] == 1.0
+    assert SelectConfig(precision=0.9).model_dump(mode="json")["precision"] == 0.9
+
+
+# ---------------------------------------------------------------------------------------- Ray
 
 
 @pytest.mark.ray

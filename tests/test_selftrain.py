@@ -123,8 +123,11 @@ class Fakes:
         seed: int,
         labeled_counts: Sequence[int],
         previous: Selection | None,
+        evaluation: Evaluation,
+        validation: Corpus,
     ) -> Selection:
         asked = {"seed": seed, "labeled_counts": labeled_counts, "previous": previous}
+        asked |= {"evaluation": evaluation, "validation": validation}
         self.note("select", step.out, out=step.out, labels=labels, **asked)
         return Selection(
             step.out, step.out, labels.path, "/unlabeled", {}, {}, kept=300, copies=400
@@ -325,6 +328,15 @@ def test_students_get_what_was_selected_from_their_teacher_s_labels(tmp_path: Pa
     assert all(asked["labeled_counts"] == (12, 8) for asked in selected)
     assert all(asked["seed"] == 7 for asked in selected)
     assert all(asked["labeled"].fingerprint == "labeled" for asked in fakes.asked["fit"])
+
+
+def test_selection_knows_what_the_teacher_says_of_validation_images(tmp_path: Path) -> None:
+    fakes = Fakes([20, 15, 30, 35])
+    run(tmp_path, fakes)
+    asked = fakes.asked["select"]
+    assert {one["validation"].fingerprint for one in asked} == {"validation"}
+    scored = [one["evaluation"].path for one in asked]
+    assert scored == [folder(tmp_path, f"gen-0{g}", "evaluation", "validation") for g in (0, 0, 2)]
 
 
 def test_seeds_differ_between_trainings_and_between_runs(tmp_path: Path) -> None:

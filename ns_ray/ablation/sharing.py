@@ -138,9 +138,13 @@ class SharedStages:
         seed: int,
         labeled_counts: Sequence[int],
         previous: Selection | None,
+        evaluation: Evaluation,
+        validation: Corpus,
     ) -> Selection:
         """Which pseudo-labels train the student."""
-        made_of = (seed, labels.fingerprint, previous.fingerprint if previous else None)
+        made_of = [seed, labels.fingerprint, previous.fingerprint if previous else None]
+        if config.needs_validation:
+            made_of.append(evaluation.fingerprint)
         settings = config.model_dump(mode="json")
         with self.shared.place("selections", settings, *made_of) as place:
             return self.own.select(
@@ -150,6 +154,8 @@ class SharedStages:
                 seed=seed,
                 labeled_counts=labeled_counts,
                 previous=previous,
+                evaluation=evaluation,
+                validation=validation,
             )
 
     def evaluate(

@@ -53,6 +53,10 @@ class SelectConfig(Settings):
 
     threshold: Fraction = 0.3
     """Keep images whose top probability is above this."""
+    precision: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
+    """A threshold for each class, at least `threshold`: the lowest above which the teacher's
+    answers on validation images are right this often, as far as their number can tell; where too
+    few are of the class, that of all classes together. null: `threshold` for all."""
     max_confidence: Fraction = 1.0
     """Keep images whose top probability is at most this; with `threshold` a band of confidence."""
     share: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
@@ -65,10 +69,25 @@ class SelectConfig(Settings):
     """Most copies of one image. 1: rare classes are not filled up."""
     targets: Literal["soft", "hard"] = "soft"
     """Train on the teacher's probabilities, or on its arg-max."""
-    temperature: float = Field(default=1.0, gt=0)
-    """Soft targets are p^(1/temperature), renormalized; below 1 sharpens."""
+    temperature: Annotated[float, Field(gt=0.0)] | Literal["auto"] = 1.0
+    """Soft targets are p^(1/temperature), renormalized; below 1 sharpens. auto: the temperature
+    that gives the teacher the least log loss on validation images, about 1 for one that was trained
+    with `train.calibrate`."""
     reassign: bool = False
     """From the second generation on, keep the first selection and only re-label it."""
+
+    @property
+    def needs_validation(self) -> bool:
+        """Whether the teacher's predictions of validation images have a say."""
+        return self.precision is not None or self.temperature == "auto"
+
+    @model_serializer(mode="wrap")
+    def _without_what_came_later(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """What is as it always was is not written: a selection from before stays valid."""
+        values: dict[str, Any] = dump(self)
+        if self.precision is None:
+            values.pop("precision", None)
+        return values
 
     @field_validator("per_class")
     @classmethod

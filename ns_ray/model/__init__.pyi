@@ -27,3 +27,4 @@ from .onnx import export as export
 from .predictor import NoisedPredictor as NoisedPredictor
 from .predictor import Predictor as Predictor
 from .pretrained import imagenet_synsets as imagenet_synsets
+from .temperature import fit_temperature as fit_temperature

@@ -11,9 +11,9 @@ from ns_ray.report import accuracy, charts, findings, gallery, words
 from ns_ray.report.facts import Run
 from ns_ray.report.page import render
 from ns_ray.report.pictures import thumbnails
-from ns_ray.report.predictions import Predictions
 from ns_ray.report.robustness import robustness
 from ns_ray.report.timing import stages
+from ns_ray.store import Predictions
 
 CLASSES = 20
 """Classes listed, those that changed most."""

@@ -9,11 +9,11 @@ import yaml
 from ns_ray import store
 from ns_ray.config import AcceptConfig, validate
 from ns_ray.errors import ConfigError, DataError
-from ns_ray.report.predictions import Predictions, read_predictions
 from ns_ray.steps import teachers
 from ns_ray.store import (
     PROVENANCE,
     Corpus,
+    Predictions,
     PseudoLabels,
     RunLayout,
     Selection,
@@ -21,6 +21,7 @@ from ns_ray.store import (
     open_corpus,
     open_labels,
     open_selection,
+    read_predictions,
 )
 
 

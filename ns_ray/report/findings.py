@@ -3,9 +3,10 @@
 from dataclasses import dataclass
 
 from ns_ray.report.facts import Model, Run
-from ns_ray.report.predictions import Predictions, matched
+from ns_ray.report.predictions import matched
 from ns_ray.report.words import count, p_value, percent
 from ns_ray.scoring import better_p
+from ns_ray.store import Predictions
 
 PROVEN = 0.05
 """Largest p of a difference that is called one."""

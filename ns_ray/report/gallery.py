@@ -5,7 +5,8 @@ import numpy as np
 from ns_ray.report.facts import Lesson, Model, Run
 from ns_ray.report.pictures import SHOWN, Gallery, Wanted
 from ns_ray.report.pile import changed_labels, kept_and_left, pile_of
-from ns_ray.report.predictions import Predictions, matched
+from ns_ray.report.predictions import matched
+from ns_ray.store import Predictions
 
 
 def of_run(run: Run) -> tuple[list[Gallery], list[Gallery]]:

@@ -74,11 +74,18 @@ def sample(shards: Sequence[Shard]) -> list[Shard]:
 
 def kept_and_left(pile: Pile) -> list[Gallery]:
     """The most and the least confident rows that were kept, and what selection left out."""
-    column, threshold = pile.columns, float(pile.lesson.selection.facts["threshold"])
+    column, facts = pile.columns, pile.lesson.selection.facts
+    own = facts.get("precision")
+    least = np.array(
+        own["least"] if own else [facts["threshold"]] * len(facts["table"]), np.float32
+    )
+    above = column["confidence"] > least[column["label"]]
+    limit = f"{facts['threshold']:g} (select.threshold)"
+    limit = "the class's threshold (select.precision)" if own else limit
     kept = np.flatnonzero(column["copies"] > 0)
     left = column["copies"] == 0
-    low = np.flatnonzero(left & (column["confidence"] <= np.float32(threshold)))
-    many = np.flatnonzero(left & (column["confidence"] > np.float32(threshold)))
+    low = np.flatnonzero(left & ~above)
+    many = np.flatnonzero(left & above)
     by_confidence = kept[np.argsort(column["confidence"][kept], kind="stable")]
     return [
         pile.gallery(
@@ -95,7 +102,7 @@ def kept_and_left(pile: Pile) -> list[Gallery]:
         ),
         pile.gallery(
             "Left out: not confident enough",
-            f"Confidence of at most {threshold:g} (select.threshold), the lowest first.",
+            f"Confidence of at most {limit}, the lowest first.",
             low[np.argsort(column["confidence"][low], kind="stable")][:SHOWN],
             len(low),
         ),

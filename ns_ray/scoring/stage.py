@@ -64,6 +64,7 @@ def evaluate(
         keys=tuple(keys[i] for i in order),
         correct=tuple(bool(correct[i]) for i in order),
         seconds=done.seconds,
+        fingerprint=done.fingerprint,
     )
 
 

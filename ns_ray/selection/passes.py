@@ -52,10 +52,12 @@ class Written:
     copies_per_class: policy.Ints
 
 
-def count(config: SelectConfig, classes: int, seed: int, files: LabelFiles) -> policy.Counted:
+def count(
+    config: SelectConfig, least: policy.Floats, seed: int, files: LabelFiles
+) -> policy.Counted:
     """Statistics per predicted class."""
     table = _read(files, ["key"] * (config.share < 1) + ["label", "confidence"])
-    return policy.count(*_columns(_candidates(config, seed, table), classes), config.threshold)
+    return policy.count(*_columns(_candidates(config, seed, table), len(least)), least)
 
 
 def count_cut(

@@ -102,15 +102,15 @@ class Statistics:
         self.highest = max(self.highest, part.highest)
 
 
-def count(labels: Array, confidence: Array, threshold: float) -> Counted:
+def count(labels: Array, confidence: Array, least: Floats) -> Counted:
     """Statistics of some rows.
 
     Args:
         labels: predicted classes [n].
         confidence: float32 [n], finite; rounding may have lifted it above 1.
-        threshold: rows must be above this, compared as float32.
+        least: float64 [classes], rows must be above that of their class, compared as float32.
     """
-    above = eligible(confidence, threshold)
+    above = eligible(labels, confidence, least)
     ranks = rank(confidence[above])
     classes = labels.astype(np.int64)
     coarse = np.clip(confidence * COARSE_BINS, 0, COARSE_BINS - 1).astype(np.int64)
@@ -121,9 +121,9 @@ def count(labels: Array, confidence: Array, threshold: float) -> Counted:
     )
 
 
-def eligible(confidence: Array, threshold: float) -> Mask:
-    """Rows above the threshold."""
-    return np.asarray(confidence > np.float32(threshold), dtype=np.bool_)
+def eligible(labels: Array, confidence: Array, least: Floats) -> Mask:
+    """Rows above the threshold of their class."""
+    return np.asarray(confidence > least.astype(np.float32)[labels], dtype=np.bool_)
 
 
 def rank(confidence: Array, hashes: Hashes | None = None) -> Ints:
@@ -249,14 +249,14 @@ class Quotas:
     """What happens to the rows of each class.
 
     Attributes:
-        threshold: rows must be above this confidence.
+        least: float64 [classes], rows must be above this confidence.
         target: rows that each class should end up with; None when classes are not balanced.
         eligible: int64 [classes], rows above the threshold.
         lowest: int64 [classes], lowest rank that is kept; 0 keeps all eligible rows.
         copies: float64 [classes], mean copies per kept row, from 1 to `select.max_copies`.
     """
 
-    threshold: float
+    least: Floats
     target: int | None
     eligible: Ints
     lowest: Ints
@@ -265,7 +265,7 @@ class Quotas:
     @property
     def thresholds(self) -> Floats:
         """Lowest confidence that is kept, per class: the threshold, or higher where it is cut."""
-        return np.maximum((self.lowest >> _HASH_BITS) / _UNIT, self.threshold)
+        return np.maximum((self.lowest >> _HASH_BITS) / _UNIT, self.least)
 
     def needs_hash(self, labels: Array, confidence: Array) -> Mask:
         """Rows [n] that are not decided by their confidence: those of just the confidence at which
@@ -273,7 +273,8 @@ class Quotas:
         cut, ranks = self.lowest[labels], rank(confidence)
         tied = (ranks < cut) & (ranks >> _HASH_BITS == cut >> _HASH_BITS)
         drawn = np.modf(self.copies)[0][labels] > 0
-        return np.asarray((tied | drawn) & eligible(confidence, self.threshold), dtype=np.bool_)
+        above = eligible(labels, confidence, self.least)
+        return np.asarray((tied | drawn) & above, dtype=np.bool_)
 
     def apply(self, labels: Array, confidence: Array, hashes: Hashes) -> Ints:
         """Copies of each row, 0 for those that are dropped.
@@ -283,18 +284,21 @@ class Quotas:
             confidence: float32 [n].
             hashes: uint64 [n]; read only where `needs_hash` says so.
         """
-        keep = eligible(confidence, self.threshold)
+        keep = eligible(labels, confidence, self.least)
         keep &= rank(confidence, hashes) >= self.lowest[labels]
         part, whole = np.modf(self.copies[labels])
         drawn = (hashes & np.uint64(2**32 - 1)).astype(np.float64) / _UNIT
         return np.where(keep, whole + (drawn < part), 0).astype(np.int64)
 
 
-def quotas(config: SelectConfig, counts: Ints, cut: Cut, target: int | None) -> Quotas:
+def quotas(
+    config: SelectConfig, least: Floats, counts: Ints, cut: Cut, target: int | None
+) -> Quotas:
     """What is decided.
 
     Args:
-        config: gives the threshold and the most copies of a row.
+        config: gives the most copies of a row.
+        least: float64 [classes], the thresholds.
         counts: int64 [classes, BINS], eligible rows by confidence.
         cut: where classes are cut; no longer open.
         target: rows that each class should end up with.
@@ -306,4 +310,4 @@ def quotas(config: SelectConfig, counts: Ints, cut: Cut, target: int | None) -> 
         rare = rows < target
         wanted = target / np.maximum(rows, 1)
         copies[rare] = np.minimum(wanted, config.max_copies)[rare]
-    return Quotas(config.threshold, target, rows, cut.lowest, copies)
+    return Quotas(least, target, rows, cut.lowest, copies)

@@ -42,10 +42,45 @@ def say(selection: Selection) -> None:
     facts = selection.facts
     log.console.print(selection_table(selection))
     balance = f"{facts['per_class']:,} per class" if facts["per_class"] else "not balanced"
+    if "precision" in facts:
+        log.say(_thresholds(facts))
+    if facts.get("temperature_fitted"):
+        log.say(f"select: temperature {facts['temperature']:g} fits validation images best")
     how = "those of the last selection" if facts["reassigned"] else balance
     empty = sum(row["kept"] == 0 for row in facts["table"])
+    above = "their class's threshold" if "precision" in facts else facts["threshold"]
     log.say(
         f"select: kept {selection.kept:,} of {facts['rows']:,} rows "
-        f"({facts['eligible']:,} above {facts['threshold']}), {how}; "
+        f"({facts['eligible']:,} above {above}), {how}; "
         f"{selection.copies:,} with copies" + (f"; {empty:,} classes got none" if empty else "")
     )
+
+
+def _thresholds(facts: dict[str, Any]) -> str:
+    """The thresholds of `select.precision`, those that are not the classes' own, and the classes
+    that are empty on their account."""
+    found = facts["precision"]
+    names = [str(row["class"]) for row in facts["table"]]
+    each = [f"{name} {least:.4f}" for name, least in zip(names, found["least"], strict=True)]
+    if len(each) > SHOWN_CLASSES:
+        order = sorted(range(len(each)), key=lambda i: float(found["least"][i]))
+        each = [*(each[i] for i in order[:5]), "...", *(each[i] for i in order[-5:])]
+    line = f"select: thresholds for a precision of {found['target']:g}: {', '.join(each)}"
+    few = [name for name, own in zip(names, found["own"], strict=True) if not own]
+    if few:
+        line += (
+            f"; at least that of all classes, {found['pooled']:.4f}, where validation images are "
+        )
+        line += f"too few or too often wrong: {_listed(few)}"
+        if found["reached"] < found["target"]:
+            line += f" (all classes only reach {found['reached']:.3f})"
+    empty = [row["class"] for row in facts["table"] if row["rows"] and not row["eligible"]]
+    if empty:
+        line += f"; NO rows are left of {_listed(empty)}"
+    return line
+
+
+def _listed(names: list[str]) -> str:
+    """Names in a line; of many, the first."""
+    more = len(names) - SHOWN_CLASSES
+    return ", ".join(names[:SHOWN_CLASSES]) + (f" and {more:,} more" if more > 0 else "")

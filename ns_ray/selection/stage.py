@@ -24,7 +24,8 @@ from ns_ray.errors import DataError
 from ns_ray.selection import passes, policy
 from ns_ray.selection.passes import LabelFile, LabelFiles, Write, Written
 from ns_ray.selection.printing import say
-from ns_ray.store import FORMAT, PseudoLabels, Selection, open_selection
+from ns_ray.selection.validation import Validated, validated
+from ns_ray.store import FORMAT, Corpus, Evaluation, PseudoLabels, Selection, open_selection
 
 SECONDS_PER_FILE, SECONDS_PER_ROW = 5e-3, 6e-7
 """What the passes over label files take in one process (measured: 489 files of 1,024 rows in 2.4 s,
@@ -42,6 +43,8 @@ def select(
     seed: int,
     labeled_counts: Sequence[int] | None = None,
     previous: Selection | None = None,
+    evaluation: Evaluation | None = None,
+    validation: Corpus | None = None,
     out: str,
 ) -> Selection:
     """Decide which pseudo-labeled rows train the student, and how many copies of each.
@@ -53,31 +56,39 @@ def select(
         labeled_counts: labeled images per class, for the printed table only.
         previous: the last generation's selection; with `config.reassign` its keys and copies stay,
             and get the labels and confidences of `labels`.
+        evaluation: the teacher's scores on validation images; read only where the settings ask for
+            them (`config.needs_validation`).
+        validation: those images.
         out: folder or URI of the selection. Run again with the same inputs, it is returned as is.
 
     Raises:
+        ConfigError: the settings ask for predictions of validation images, and there are none.
         DataError: no row is selected, or the labels cannot be used.
         StageError: a task failed; running again continues.
     """
     start = time.monotonic()
     out = store.absolute(out)
     kept_from = previous if config.reassign else None
+    scored = evaluation.fingerprint if evaluation and config.needs_validation else None
     fingerprint = store.fingerprint(
         *("select", FORMAT, config.model_dump(mode="json"), seed, labels.fingerprint),
         kept_from.fingerprint if kept_from else None,
+        *([scored] if scored else []),
     )
     if store.already(out, fingerprint):
         return open_selection(out)
 
-    statistics = _statistics(config, labels, seed)
+    asked = config if kept_from is None else config.model_copy(update={"precision": None})
+    found = validated(asked, labels, evaluation, validation)
+    statistics = _statistics(config, found, labels, seed)
     if kept_from is None:
-        quotas = _quotas(config, labels, statistics, seed)
+        quotas = _quotas(config, found, labels, statistics, seed)
         write = partial(passes.selected, config, quotas, seed)
     else:
         quotas = None
         write = partial(passes.reassigned, _same_corpus(kept_from, labels))
     written = _write(labels, write, out, fingerprint)
-    facts = _facts(config, labels, statistics, quotas, written, labeled_counts)
+    facts = _facts(config, found, labels, statistics, quotas, written, labeled_counts)
     facts |= {"seed": seed, "reassigned": kept_from.path if kept_from else None}
     store.publish(
         out,
@@ -89,6 +100,7 @@ def select(
             "labels": labels.fingerprint,
             "previous": kept_from.fingerprint if kept_from else None,
             "config": config.model_dump(mode="json"),
+            **({"evaluation": scored} if scored else {}),
         },
         seconds=time.monotonic() - start,
     )
@@ -100,17 +112,22 @@ def select(
 # ----------------------------------------------------------------------------------- passes
 
 
-def _statistics(config: SelectConfig, labels: PseudoLabels, seed: int) -> policy.Statistics:
+def _statistics(
+    config: SelectConfig, found: Validated, labels: PseudoLabels, seed: int
+) -> policy.Statistics:
     """Pass 1."""
-    classes = len(labels.classes)
-    statistics = policy.Statistics(classes)
-    for part in _each(partial(passes.count, config, classes, seed), labels, "select: count"):
+    statistics = policy.Statistics(len(labels.classes))
+    for part in _each(partial(passes.count, config, found.least, seed), labels, "select: count"):
         statistics.add(part)
     return statistics
 
 
 def _quotas(
-    config: SelectConfig, labels: PseudoLabels, statistics: policy.Statistics, seed: int
+    config: SelectConfig,
+    found: Validated,
+    labels: PseudoLabels,
+    statistics: policy.Statistics,
+    seed: int,
 ) -> policy.Quotas:
     """What to do with each class, after as many further passes as the cuts need.
 
@@ -119,11 +136,15 @@ def _quotas(
     """
     counts = statistics.eligible
     if not counts.any():
+        limit, lower = f"select.threshold={config.threshold}", "select.threshold"
+        if found.thresholds is not None:
+            lower = "select.precision"
+            limit = f"the thresholds of {lower}={config.precision} (from {found.least.min():.4f})"
         raise DataError(
-            f"no pseudo-label is above select.threshold={config.threshold}: of {labels.rows:,} "
+            f"no pseudo-label is above {limit}: of {labels.rows:,} "
             f"rows in {labels.path} the highest confidence is {statistics.highest:.4f} (with "
             f"max_confidence={config.max_confidence} and share={config.share}); lower "
-            "select.threshold, or label with a better teacher"
+            f"{lower}, or label with a better teacher"
         )
     target = policy.class_target(config.per_class, counts.sum(axis=1))
     cut = policy.first_cut(counts, target)
@@ -133,7 +154,7 @@ def _quotas(
         for tally in _each(work, labels, f"select: cut {cut.level}"):
             tally.add_to(narrower)
         cut = policy.narrow(cut, narrower)
-    return policy.quotas(config, counts, cut, target)
+    return policy.quotas(config, found.least, counts, cut, target)
 
 
 def _write(
@@ -169,6 +190,7 @@ def _same_corpus(previous: Selection, labels: PseudoLabels) -> Selection:
 
 def _facts(
     config: SelectConfig,
+    found: Validated,
     labels: PseudoLabels,
     statistics: policy.Statistics,
     quotas: policy.Quotas | None,
@@ -190,7 +212,7 @@ def _facts(
         "labels": labels.path,
         "corpus": labels.corpus,
         "targets": config.targets,
-        "temperature": config.temperature,
+        "temperature": found.temperature,
         "threshold": config.threshold,
         "per_class": quotas.target if quotas else None,
         "rows": int(rows.sum()),
@@ -203,6 +225,7 @@ def _facts(
         ],
         "histogram": statistics.coarse.tolist(),
         "counts": dict(sorted(written.copies.items())),
+        **found.facts(),
     }
 
 

@@ -12,6 +12,8 @@ from .corpora import Shard as Shard
 from .corpora import corpus_manifest as corpus_manifest
 from .corpora import open_corpus as open_corpus
 from .evaluations import Evaluation as Evaluation
+from .evaluations import Predictions as Predictions
+from .evaluations import read_predictions as read_predictions
 from .files import changed as changed
 from .files import exists as exists
 from .files import list_files as list_files

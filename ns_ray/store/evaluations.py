@@ -1,10 +1,20 @@
-"""Scores of a model, image by image, as a light frozen value."""
+"""Scores of a model, as a light frozen value, and its predictions, image by image."""
 
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from ns_ray.store.corpora import Corpus
+from ns_ray.store.paths import join
+from ns_ray.store.publication import published
+from ns_ray.store.schema import REJECTED_PREFIX, dense_probs, shard_of
+from ns_ray.store.tables import read_table
+
+Array = np.ndarray[Any, Any]
 
 
 @dataclass(frozen=True)
@@ -17,6 +27,7 @@ class Evaluation:
         keys: keys of the scored images, sorted.
         correct: whether the model is right about each.
         seconds: how long it took.
+        fingerprint: of model, corpus and settings.
     """
 
     path: str
@@ -24,6 +35,7 @@ class Evaluation:
     keys: tuple[str, ...]
     correct: tuple[bool, ...]
     seconds: float
+    fingerprint: str = ""
 
     @property
     def top1(self) -> float:
@@ -40,3 +52,70 @@ class Evaluation:
         ]
         pairs = np.array(both, dtype=np.bool_).reshape(-1, 2)
         return pairs[:, 0], pairs[:, 1]
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What a model says about a labeled corpus, sorted by key; all columns have the same length.
+
+    Attributes:
+        keys: keys, strings.
+        shards: corpus shard of each image, strings.
+        truth: index of its class.
+        predicted: index of the predicted class.
+        confidence: of the prediction, float32, a fraction.
+        probs: float32 [n, classes], rows summing to 1; None unless asked for.
+    """
+
+    keys: Array
+    shards: Array
+    truth: Array
+    predicted: Array
+    confidence: Array
+    probs: Array | None = None
+
+    @property
+    def correct(self) -> Array:
+        """Whether the model is right about each."""
+        return np.asarray(self.predicted == self.truth)
+
+
+def read_predictions(
+    place: str, corpus: Corpus | None, *, probs: bool = False
+) -> Predictions | None:
+    """What a model said about the images of a corpus; None where one of the two is gone.
+
+    Args:
+        place: folder or URI of the predictions.
+        corpus: what was predicted.
+        probs: read the probabilities, too; the model knows the classes of the corpus.
+    """
+    done = published(place)
+    if done is None or corpus is None:
+        return None
+    tables, dense = [], []
+    columns = ["key", "label", "confidence", "shard"]
+    files = {shard_of(name): name for name in done.files if _is_labels(name)}
+    for shard, truth in corpus.scan(["key", "label"]):
+        table = read_table(join(place, files[shard.name]), None if probs else columns)
+        if probs:
+            dense.append(dense_probs(table, len(corpus.classes)))
+            table = table.select(columns)
+        rows = pc.index_in(table["key"], value_set=truth["key"].combine_chunks())
+        tables.append(table.append_column("truth", truth["label"].take(rows)))
+    table = pa.concat_tables(tables)
+    order = pc.sort_indices(table["key"])
+    table = table.take(order)
+    column = {name: table[name].to_numpy() for name in table.column_names}
+    return Predictions(
+        keys=column["key"],
+        shards=column["shard"],
+        truth=column["truth"],
+        predicted=column["label"],
+        confidence=column["confidence"],
+        probs=np.concatenate(dense)[order.to_numpy()] if probs else None,
+    )
+
+
+def _is_labels(name: str) -> bool:
+    return name.endswith(".parquet") and not name.startswith(REJECTED_PREFIX)

@@ -5,25 +5,12 @@ ONNX, a server, timm) gets probabilities that are as sure as they are right. No 
 Knows nothing about Ray.
 """
 
-import math
-from typing import Any
-
-import numpy as np
 import torch
-from scipy.optimize import minimize_scalar
-from scipy.special import logsumexp
 from torch import nn
 
+from ns_ray.model import fit_temperature
 from ns_ray.store import Corpus
 from ns_ray.training.forward import forward
-
-COLDEST, HOTTEST = 0.1, 10.0
-"""Temperatures that are looked at."""
-BELIEF = 0.5
-"""Standard deviation of the normal prior of a temperature's logarithm, around 0: what keeps ten
-images from saying much. A hundred outweigh it."""
-
-Array = np.ndarray[Any, Any]
 
 
 def calibrate(model: nn.Module, corpus: Corpus, device: torch.device) -> float | None:
@@ -46,22 +33,3 @@ def calibrate(model: nn.Module, corpus: Corpus, device: torch.device) -> float |
         for parameter in classifier.parameters():
             parameter.div_(temperature)
     return temperature
-
-
-def fit_temperature(logits: Array, labels: Array) -> float:
-    """The temperature with the least log loss, drawn towards 1 where images are few.
-
-    Args:
-        logits: float32 [n, classes].
-        labels: int64 [n].
-    """
-    logits = logits.astype(np.float64)
-    right = logits[np.arange(len(labels)), labels]
-
-    def loss(log: float) -> float:
-        scale = math.exp(-log)
-        nll = logsumexp(logits * scale, axis=1) - right * scale
-        return float(nll.sum()) + 0.5 * (log / BELIEF) ** 2
-
-    bounds = (math.log(COLDEST), math.log(HOTTEST))
-    return math.exp(minimize_scalar(loss, bounds=bounds, method="bounded").x)
