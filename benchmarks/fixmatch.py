@@ -46,9 +46,10 @@ from ns_ray.model import (
 from ns_ray.store import Bundle, Corpus, open_bundle
 from ns_ray.training import total_steps
 from ns_ray.training.calibration import calibrate
+from ns_ray.training.examples import Examples
 from ns_ray.training.head import start_head
 from ns_ray.training.learner import average_of, make_optimizer, make_schedule
-from ns_ray.training.loader import AHEAD, CHUNKS, Examples
+from ns_ray.training.loader import AHEAD, CHUNKS
 from ns_ray.training.rows import BatchRows, Chunk, Segment, Sizes, batches
 
 SURE = 0.95

@@ -267,11 +267,7 @@ class _Run:
         )
 
     def select(
-        self,
-        step: Select,
-        labels: PseudoLabels,
-        teacher: Generation,
-        previous: Selection | None,
+        self, step: Select, labels: PseudoLabels, teacher: Generation, previous: Selection | None
     ) -> Selection:
         """Step 2b: filter and balance."""
         return self.stages.select(
@@ -303,13 +299,10 @@ class _Run:
 
     def test(self, model: Generation) -> Generation:
         """Score on test: once, when every choice has been made."""
-        if model.arm.test is None or self.data.test is None:
+        step, test = model.arm.test, self.data.test
+        if step is None or test is None:
             return model
-        return model.tested(
-            self.stages.evaluate(
-                model.arm.test, self.config.evaluate, [model.bundle], self.data.test
-            )
-        )
+        return model.tested(self.stages.evaluate(step, self.config.evaluate, [model.bundle], test))
 
     def robustness(
         self, config: RobustnessConfig, models: Sequence[Generation], shown: set[int]

@@ -26,11 +26,11 @@ from ns_ray.store import schema
 from ns_ray.store.corpora import Corpus, Shard, corpus_manifest, open_corpus
 from ns_ray.store.labels import PseudoLabels, Selection, open_labels, open_selection
 from ns_ray.training import loader
+from ns_ray.training.examples import Examples
 from ns_ray.training.job import Job
 from ns_ray.training.loader import (
     Batch,
     DeviceBatch,
-    Examples,
     Loader,
     copied,
     copied_ahead,
@@ -101,7 +101,9 @@ def pseudo_labels(folder: Path, images: Corpus, drop: str = "") -> PseudoLabels:
 def selection(
     folder: Path, labels: PseudoLabels, chosen: dict[str, dict[str, int]], **facts: Any
 ) -> Selection:
-    """Selected keys and their copies, shard by shard; a key's hard label is its number mod 3."""
+    """Selected keys and their copies, shard by shard; a key's hard label is its number mod 3. With
+    the fact `weights` they have some."""
+    kind = schema.WEIGHTED_SELECTION if "weights" in facts else schema.SELECTION
     files = []
     for shard, copies in chosen.items():
         rows = [
@@ -111,11 +113,12 @@ def selection(
                 "confidence": 0.9,
                 "copies": count,
                 "shard": shard,
+                "weight": weight_of(key),
             }
             for key, count in copies.items()
         ]
         file = schema.part_name(shard, "cccccccccccc")
-        store.write_table(f"{folder}/{file}", pa.Table.from_pylist(rows, schema.SELECTION))
+        store.write_table(f"{folder}/{file}", pa.Table.from_pylist(rows, kind))
         files.append(file)
     counts = {shard: sum(copies.values()) for shard, copies in chosen.items()}
     facts = {
@@ -128,6 +131,10 @@ def selection(
     }
     publish(folder, "select", files, facts)
     return open_selection(str(folder))
+
+
+def weight_of(key: str) -> float:
+    return (int(key[1:]) + 1) / 16
 
 
 def publish(folder: Path, stage: str, files: list[str], facts: dict[str, Any]) -> None:
@@ -342,7 +349,11 @@ def test_closing_ends_the_thread_and_an_error_in_it_is_raised(
 
 
 def loaders(
-    pile: tuple[Corpus, PseudoLabels, Selection], labeled: Corpus, world: int, first: int = 0
+    pile: tuple[Corpus, PseudoLabels, Selection],
+    labeled: Corpus,
+    world: int,
+    first: int = 0,
+    soft: bool = True,
 ) -> list[Loader]:
     """What the workers of a training with four forward passes per step load."""
     train = TrainConfig(batch_size=4, unlabeled_ratio=2, accumulate=4 // world, noise=NOISE)
@@ -352,7 +363,7 @@ def loaders(
         labeled=labeled.path,
         validation=None,
         selection=pile[2].path,
-        soft=True,
+        soft=soft,
         temperature=1.0,
         start_from=None,
         seed=5,
@@ -417,6 +428,33 @@ def test_a_resumed_training_goes_on_with_the_very_next_batch(
     for one, other in zip(whole[3:], rest, strict=True):
         for a, b in zip(one, other, strict=True):
             np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("soft", [True, False])
+def test_weights_are_those_of_the_images_and_go_into_their_targets(
+    pile: tuple[Corpus, PseudoLabels, Selection], tmp_path: Path, soft: bool
+) -> None:
+    images, labels, _ = pile
+    weighted = selection(tmp_path / "weighted", labels, CHOSEN, weights={})
+    rows = one_pass(Examples(images, weighted, labels, soft))
+    assert len(rows) == 8
+    assert all(row["weight"] == weight_of(row["key"]) for row in rows)
+    labeled = corpus(tmp_path / "labeled", [5, 4])
+    batch = batch_of((images, labels, weighted), labeled, soft=soft)
+    assert batch.weights is not None
+    assert batch.weights.dtype == np.float32
+    assert batch_of(pile, labeled, soft=soft).weights is None
+    targets = []
+    for of in (weighted, pile[2]):
+        (worker,) = loaders((images, labels, of), labeled, world=1, soft=soft)
+        with closing(worker):
+            targets.append(torch.cat([b.targets for b in worker.step() if b.targets is not None]))
+    plain = targets[1]
+    if not soft:  # smoothed by 0.1, as the loss would
+        plain = torch.nn.functional.one_hot(plain, CLASSES) * 0.9 + 0.1 / CLASSES
+    weights = targets[0].sum(dim=1, keepdim=True)
+    assert {round(16 * float(w), 3) for w in weights} <= {1, 3, 10, 11, 12}
+    torch.testing.assert_close(targets[0], plain * weights)
 
 
 # ---------------------------------------------------------------------------------- on a device

@@ -227,6 +227,23 @@ def test_the_gradient_reaches_both_parts_of_the_batch() -> None:
     assert (logits.grad.abs().sum(dim=1) > 0).all()
 
 
+@pytest.mark.parametrize("hard", [True, False])
+def test_a_weight_multiplies_the_loss_of_its_image(hard: bool) -> None:
+    soft = torch.tensor([[0.2, 0.7, 0.1], [0.0, 0.5, 0.5]])
+    targets = soft.argmax(1) if hard else soft
+    rows = [smoothed(int(t), 0.1) for t in targets] if hard else soft.tolist()
+    weights = torch.tensor([0.25, 1.0])
+    _, _, pseudo = mixed_loss(
+        LOGITS,
+        torch.tensor([0, 1]),
+        dense(targets, 3, 0.1) * weights[:, None],
+        weight=1.0,
+        label_smoothing=0.1,
+    )
+    each = [cross_entropy(row, t) for row, t in zip(LOGITS.tolist()[2:], rows, strict=True)]
+    assert pseudo.item() == pytest.approx((0.25 * each[0] + each[1]) / 2, rel=1e-5)
+
+
 # ------------------------------------------------------------------------------------- sharpen
 
 

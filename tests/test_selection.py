@@ -17,7 +17,7 @@ from ns_ray.selection.stage import select
 from ns_ray.store.corpora import Corpus, Shard
 from ns_ray.store.evaluations import Evaluation
 from ns_ray.store.labels import PseudoLabels, Selection, open_labels, open_selection
-from ns_ray.store.schema import SELECTION, labels_table, part_name
+from ns_ray.store.schema import SELECTION, WEIGHTED_SELECTION, labels_table, part_name
 
 CLASSES = ("cat", "dog", "emu")
 
@@ -250,6 +250,43 @@ def test_the_table_shows_every_class_or_both_ends(tmp_path: Path) -> None:
     assert "class-50" not in text
 
 
+def weights_by_key(chosen: Selection) -> dict[str, float]:
+    """Key -> weight, over all shards."""
+    rows = pa.concat_tables([chosen.read(shard) for shard in chosen.files]).to_pylist()
+    return {row["key"]: row["weight"] for row in rows}
+
+
+def test_weights_follow_the_confidences_of_the_pile(tmp_path: Path) -> None:
+    probs = make_probs(900)
+    confidence = probs.max(axis=1).astype(np.float64)
+    config, found = SelectConfig(threshold=0.6, per_class=None, weights="soft"), []
+    for shards in (1, 4):
+        labels = make_labels(tmp_path / f"labels-{shards}", probs, shards)
+        chosen = select(config, labels, seed=0, out=str(tmp_path / f"{shards}"))
+        assert chosen.read("shard-00000").schema == WEIGHTED_SELECTION
+        found.append(weights_by_key(chosen))
+    assert found[0] == found[1]
+    below = np.minimum(confidence - confidence.mean(), 0)
+    expected = np.exp(-(below**2) / (2 * confidence.var() / 4))
+    assert found[0].keys() == {f"image-{i}" for i in np.flatnonzero(confidence > 0.6)}
+    for key, weight in found[0].items():
+        assert weight == pytest.approx(expected[int(key[6:])], abs=1e-4)
+    assert max(found[0].values()) == 1.0
+    assert min(found[0].values()) < 0.7
+    # Relabeled, the rows stay and their weights follow the new confidences.
+    again = make_labels(tmp_path / "again", make_probs(900, seed=1), 4)
+    config = config.model_copy(update={"reassign": True})
+    second = select(config, again, seed=0, previous=chosen, out=str(tmp_path / "second"))
+    assert weights_by_key(second).keys() == found[0].keys()
+    assert weights_by_key(second) != found[0]
+
+
+def test_equal_confidences_weigh_the_same(tmp_path: Path) -> None:
+    labels = make_labels(tmp_path / "labels", np.full((20, 3), [0.7, 0.2, 0.1], np.float32))
+    chosen = select(SelectConfig(weights="soft"), labels, seed=0, out=str(tmp_path / "out"))
+    assert set(weights_by_key(chosen).values()) == {1.0}
+
+
 # ------------------------------------------------------------------------- validation images
 
 
@@ -274,7 +311,9 @@ def make_scored(
     return Evaluation(scores, facts, (), (), 0.0, fingerprint=f"scores of {folder.name}"), corpus
 
 
-def wrong_below(limits: tuple[float, ...], each: int) -> tuple[np.ndarray[Any, Any], ...]:
+def wrong_below(
+    limits: tuple[float, ...], each: int
+) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
     """Probabilities and true classes of validation images: of the answers `c` those below the
     c-th limit are wrong."""
     top = np.tile(np.linspace(0.35, 0.99, each), 3)
@@ -376,7 +415,8 @@ def test_without_validation_images_the_setting_is_named(
 
 def test_what_came_later_is_not_written_into_the_settings() -> None:
     """What was selected before there was a precision keeps its fingerprint."""
-    assert "precision" not in SelectConfig().model_dump(mode="json")
+    assert not {"precision", "weights"} & set(SelectConfig().model_dump(mode="json"))
+    assert SelectConfig(weights="soft").model_dump(mode="json")["weights"] == "soft"
     assert SelectConfig().model_dump(mode="json")["temperature"] == 1.0
     assert SelectConfig(precision=0.9).model_dump(mode="json")["precision"] == 0.9
 

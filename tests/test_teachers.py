@@ -100,6 +100,8 @@ def test_the_first_of_them_is_the_first_teacher_of_everything_else(tmp_path: Pat
     assert student["p_value"] == pytest.approx(0.5**6)  # five more than the first of them
     scored = [call for call in fakes.asked["evaluate"] if len(call["models"]) > 1]
     assert [call["out"] for call in scored] == [folder(tmp_path, "gen-00", "evaluation", "average")]
+    [selected] = fakes.asked["select"]
+    assert selected["evaluation"].path == scored[0]["out"], "of what has labeled"
     assert teacher["seconds"]["train"] == pytest.approx(3 * 12.34, abs=0.1)
     assert teacher["seconds"]["validation"] == 2.0
     alone = run(tmp_path, Fakes([20, 25]))["generations"][0]

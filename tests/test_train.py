@@ -28,6 +28,7 @@ from ns_ray.store.corpora import Corpus, open_corpus
 from ns_ray.store.labels import Selection, open_labels
 from ns_ray.training import loader, stage
 from ns_ray.training import workers as ray_workers
+from ns_ray.training.examples import Examples
 from ns_ray.training.rows import Sizes, batches
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
@@ -195,7 +196,7 @@ def test_loaders_rest_while_the_model_works_where_they_share_cpus(
         options = classmethod(lambda cls, num_returns: cls(num_returns))
 
     monkeypatch.setattr(loader, "_make_task", Task)
-    examples = loader.Examples(data.labeled)
+    examples = Examples(data.labeled)
     rows = batches([examples.stream(1, 0)], Sizes(4, 0, 16), lane=0, start=0, seed=0)
     made = loader.from_tasks([examples], rows, NoiseConfig(), 16, processes=2, in_turn=in_turn)
     round_, busy = 2 * loader.AHEAD, []

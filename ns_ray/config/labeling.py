@@ -73,6 +73,11 @@ class SelectConfig(Settings):
     """Soft targets are p^(1/temperature), renormalized; below 1 sharpens. auto: the temperature
     that gives the teacher the least log loss on validation images, about 1 for one that was trained
     with `train.calibrate`."""
+    weights: Literal["soft"] | None = None
+    """soft: in the loss each selected image counts 1 where its confidence is at least the mean of
+    the pile, and less the further it is below (SoftMatch's truncated Gaussian). SoftMatch itself
+    has it in place of a threshold and copies: `threshold: 0` and `per_class: null`. null: all
+    count alike."""
     reassign: bool = False
     """From the second generation on, keep the first selection and only re-label it."""
 
@@ -87,6 +92,8 @@ class SelectConfig(Settings):
         values: dict[str, Any] = dump(self)
         if self.precision is None:
             values.pop("precision", None)
+        if self.weights is None:
+            values.pop("weights", None)
         return values
 
     @field_validator("per_class")

@@ -15,7 +15,8 @@ from ns_ray import store
 from ns_ray.config import SelectConfig
 from ns_ray.errors import DataError
 from ns_ray.selection import policy
-from ns_ray.store import SELECTION, Selection, hash_keys, part_name
+from ns_ray.selection.weighting import Gaussian
+from ns_ray.store import SELECTION, WEIGHTED_SELECTION, Selection, hash_keys, part_name
 
 ROW_GROUP = 65_536
 HASH_SALT, SHARE_SALT = 0x53454C454354, 0x5348415245
@@ -94,24 +95,32 @@ def write(
 
 
 def selected(
-    config: SelectConfig, quotas: policy.Quotas, seed: int, table: pa.Table, file: LabelFile
+    config: SelectConfig,
+    quotas: policy.Quotas,
+    gaussian: Gaussian | None,
+    seed: int,
+    table: pa.Table,
+    file: LabelFile,
 ) -> pa.Table:
-    """The rows within the quotas of their classes, and their copies."""
+    """The rows within the quotas of their classes, their copies, and their weights if they have
+    any."""
     table = _candidates(config, seed, table)
     labels, confidence = _columns(table, len(quotas.lowest))
     hashes = _hashes(table, quotas.needs_hash(labels, confidence), seed)
     copies = quotas.apply(labels, confidence, hashes)
-    return _selection(table.filter(pa.array(copies > 0)), copies[copies > 0], file)
+    return _selection(table.filter(pa.array(copies > 0)), copies[copies > 0], gaussian, file)
 
 
-def reassigned(previous: Selection, table: pa.Table, file: LabelFile) -> pa.Table:
-    """The rows and copies of an earlier selection, with the labels and confidences of now.
+def reassigned(
+    previous: Selection, gaussian: Gaussian | None, table: pa.Table, file: LabelFile
+) -> pa.Table:
+    """The rows and copies of an earlier selection, with the labels, confidences and weights of now.
 
     Raises:
         DataError: a selected key has no pseudo-label any more.
     """
     if file.shard not in previous.files:
-        return SELECTION.empty_table()
+        return (WEIGHTED_SELECTION if gaussian else SELECTION).empty_table()
     kept = previous.read(file.shard, ["key", "copies"])
     rows = pc.index_in(kept["key"], value_set=table["key"].combine_chunks())
     if rows.null_count:
@@ -120,16 +129,21 @@ def reassigned(previous: Selection, table: pa.Table, file: LabelFile) -> pa.Tabl
             f"select.reassign: key {key!r} of {previous.path} has no pseudo-label in {file.path}; "
             "label the same corpus, or set select.reassign=false"
         )
-    return _selection(table.take(rows), _numpy(kept, "copies"), file)
+    return _selection(table.take(rows), _numpy(kept, "copies"), gaussian, file)
 
 
-def _selection(table: pa.Table, copies: policy.Array, file: LabelFile) -> pa.Table:
+def _selection(
+    table: pa.Table, copies: policy.Array, gaussian: Gaussian | None, file: LabelFile
+) -> pa.Table:
     columns = [
         *(table["key"], table["label"], table["confidence"]),
         pa.array(copies.astype(np.int32)),
         pa.array([file.shard] * table.num_rows, pa.string()),
     ]
-    return pa.Table.from_arrays(columns, schema=SELECTION)
+    if gaussian is None:
+        return pa.Table.from_arrays(columns, schema=SELECTION)
+    columns.append(pa.array(gaussian.weights(_numpy(table, "confidence"))))
+    return pa.Table.from_arrays(columns, schema=WEIGHTED_SELECTION)
 
 
 def _candidates(config: SelectConfig, seed: int, table: pa.Table) -> pa.Table:

@@ -30,6 +30,8 @@ Array = npt.NDArray[Any]
 
 BINS = 2048
 """Bins per class and level: the first level cuts confidences 0 to 1 into steps of 0.0005."""
+STEPS = 2**16
+"""Confidences are added up in steps of this part of 1: whole numbers, the same sum in any order."""
 COARSE_BINS = 20
 """Bins of the confidence histogram that people look at."""
 
@@ -74,11 +76,14 @@ class Counted:
         eligible: cells of BINS per class, rows above the threshold.
         coarse: cells of COARSE_BINS per class, all rows.
         highest: highest confidence, 0 without rows.
+        total, squares: sums of all confidences and of their squares, in STEPS and their squares.
     """
 
     eligible: Tally
     coarse: Tally
     highest: float
+    total: int
+    squares: int
 
 
 class Statistics:
@@ -88,18 +93,22 @@ class Statistics:
         eligible: int64 [classes, BINS], rows above the threshold by confidence.
         coarse: int64 [classes, COARSE_BINS], all rows by confidence.
         highest: highest confidence, 0 without rows.
+        total, squares: sums of all confidences and of their squares, in STEPS and their squares.
     """
 
     def __init__(self, num_classes: int) -> None:
         self.eligible: Ints = np.zeros((num_classes, BINS), np.int64)
         self.coarse: Ints = np.zeros((num_classes, COARSE_BINS), np.int64)
         self.highest = 0.0
+        self.total = self.squares = 0
 
     def add(self, part: Counted) -> None:
         """Count the rows of a part, too."""
         part.eligible.add_to(self.eligible)
         part.coarse.add_to(self.coarse)
         self.highest = max(self.highest, part.highest)
+        self.total += part.total
+        self.squares += part.squares
 
 
 def count(labels: Array, confidence: Array, least: Floats) -> Counted:
@@ -113,11 +122,14 @@ def count(labels: Array, confidence: Array, least: Floats) -> Counted:
     above = eligible(labels, confidence, least)
     ranks = rank(confidence[above])
     classes = labels.astype(np.int64)
+    steps = np.rint(np.clip(confidence, 0, 1) * STEPS).astype(np.int64)
     coarse = np.clip(confidence * COARSE_BINS, 0, COARSE_BINS - 1).astype(np.int64)
     return Counted(
         eligible=Tally.of(classes[above] * BINS + (ranks >> _SHIFTS[0])),
         coarse=Tally.of(classes * COARSE_BINS + coarse),
         highest=float(confidence.max(initial=0.0)),
+        total=int(steps.sum()),
+        squares=int((steps**2).sum()),
     )
 
 

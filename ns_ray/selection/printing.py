@@ -48,6 +48,11 @@ def say(selection: Selection) -> None:
         log.say(f"select: temperature {facts['temperature']:g} fits validation images best")
     how = "those of the last selection" if facts["reassigned"] else balance
     empty = sum(row["kept"] == 0 for row in facts["table"])
+    if "weights" in facts:
+        mean, spread = facts["weights"]["mean"], facts["weights"]["variance"] ** 0.5
+        log.say(
+            f"select: weight 1 from confidence {mean:.4f} on, less below (deviation {spread:.4f})"
+        )
     above = "their class's threshold" if "precision" in facts else facts["threshold"]
     log.say(
         f"select: kept {selection.kept:,} of {facts['rows']:,} rows "

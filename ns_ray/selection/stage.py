@@ -25,6 +25,7 @@ from ns_ray.selection import passes, policy
 from ns_ray.selection.passes import LabelFile, LabelFiles, Write, Written
 from ns_ray.selection.printing import say
 from ns_ray.selection.validation import Validated, validated
+from ns_ray.selection.weighting import gaussian_of
 from ns_ray.store import FORMAT, Corpus, Evaluation, PseudoLabels, Selection, open_selection
 
 SECONDS_PER_FILE, SECONDS_PER_ROW = 5e-3, 6e-7
@@ -56,37 +57,32 @@ def select(
         labeled_counts: labeled images per class, for the printed table only.
         previous: the last generation's selection; with `config.reassign` its keys and copies stay,
             and get the labels and confidences of `labels`.
-        evaluation: the teacher's scores on validation images; read only where the settings ask for
-            them (`config.needs_validation`).
-        validation: those images.
+        evaluation, validation: the teacher's scores on validation images, and these images.
         out: folder or URI of the selection. Run again with the same inputs, it is returned as is.
 
     Raises:
-        ConfigError: the settings ask for predictions of validation images, and there are none.
+        ConfigError: the settings need validation images (`config.needs_validation`) and have none.
         DataError: no row is selected, or the labels cannot be used.
         StageError: a task failed; running again continues.
     """
     start = time.monotonic()
     out = store.absolute(out)
     kept_from = previous if config.reassign else None
-    scored = evaluation.fingerprint if evaluation and config.needs_validation else None
-    fingerprint = store.fingerprint(
-        *("select", FORMAT, config.model_dump(mode="json"), seed, labels.fingerprint),
-        kept_from.fingerprint if kept_from else None,
-        *([scored] if scored else []),
-    )
+    inputs = _inputs(config, labels, kept_from, evaluation)
+    made_of = [value for name, value in inputs.items() if name != "config"]
+    fingerprint = store.fingerprint("select", FORMAT, inputs["config"], seed, *made_of)
     if store.already(out, fingerprint):
         return open_selection(out)
 
-    asked = config if kept_from is None else config.model_copy(update={"precision": None})
-    found = validated(asked, labels, evaluation, validation)
+    found = validated(config, labels, evaluation, validation, anew=kept_from is None)
     statistics = _statistics(config, found, labels, seed)
+    gaussian = gaussian_of(statistics) if config.weights else None
+    quotas = None
     if kept_from is None:
         quotas = _quotas(config, found, labels, statistics, seed)
-        write = partial(passes.selected, config, quotas, seed)
+        write = partial(passes.selected, config, quotas, gaussian, seed)
     else:
-        quotas = None
-        write = partial(passes.reassigned, _same_corpus(kept_from, labels))
+        write = partial(passes.reassigned, _same_corpus(kept_from, labels), gaussian)
     written = _write(labels, write, out, fingerprint)
     facts = _facts(config, found, labels, statistics, quotas, written, labeled_counts)
     facts |= {"seed": seed, "reassigned": kept_from.path if kept_from else None}
@@ -96,17 +92,28 @@ def select(
         fingerprint=fingerprint,
         files=written.files,
         facts=facts,
-        inputs={
-            "labels": labels.fingerprint,
-            "previous": kept_from.fingerprint if kept_from else None,
-            "config": config.model_dump(mode="json"),
-            **({"evaluation": scored} if scored else {}),
-        },
+        inputs=inputs,
         seconds=time.monotonic() - start,
     )
-    selection = open_selection(out)
-    say(selection)
+    say(selection := open_selection(out))
     return selection
+
+
+def _inputs(
+    config: SelectConfig,
+    labels: PseudoLabels,
+    kept_from: Selection | None,
+    evaluation: Evaluation | None,
+) -> dict[str, Any]:
+    """What a selection is made from."""
+    inputs = {
+        "labels": labels.fingerprint,
+        "previous": kept_from.fingerprint if kept_from else None,
+        "config": config.model_dump(mode="json"),
+    }
+    if evaluation is not None and config.needs_validation:
+        inputs["evaluation"] = evaluation.fingerprint
+    return inputs
 
 
 # ----------------------------------------------------------------------------------- passes
@@ -226,6 +233,7 @@ def _facts(
         "histogram": statistics.coarse.tolist(),
         "counts": dict(sorted(written.copies.items())),
         **found.facts(),
+        **(gaussian_of(statistics).facts() if config.weights else {}),
     }
 
 

@@ -54,6 +54,8 @@ def validated(
     labels: PseudoLabels,
     evaluation: Evaluation | None,
     corpus: Corpus | None,
+    *,
+    anew: bool = True,
 ) -> Validated:
     """Resolve `select.precision` and `select.temperature`.
 
@@ -62,11 +64,14 @@ def validated(
         labels: the teacher's pseudo-labels, for their classes.
         evaluation: the teacher's scores on validation images.
         corpus: those images.
+        anew: whether rows are selected anew: otherwise no threshold matters.
 
     Raises:
         ConfigError: the settings ask for validation images, and there are none.
         DataError: their predictions are gone, or they have other classes.
     """
+    if not anew:
+        config = config.model_copy(update={"precision": None})
     classes = len(labels.classes)
     thresholds, temperature = None, config.temperature
     least = np.full(classes, config.threshold)

@@ -45,6 +45,7 @@ from .schema import FORMAT as FORMAT
 from .schema import REJECTED as REJECTED
 from .schema import REJECTED_PREFIX as REJECTED_PREFIX
 from .schema import SELECTION as SELECTION
+from .schema import WEIGHTED_SELECTION as WEIGHTED_SELECTION
 from .schema import dense_probs as dense_probs
 from .schema import hash_keys as hash_keys
 from .schema import labels_table as labels_table

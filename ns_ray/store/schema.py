@@ -3,6 +3,7 @@
     corpus         key, image, label, width, height, sha256, uri     manifest.json + shards
     pseudo-labels  key, probs | top, label, confidence, shard        one file per corpus shard
     selection      key, label, confidence, copies, shard             one file per corpus shard
+                   (and weight, where the selection's facts have `weights`)
 
 Rows are joined by key, never by position. A key is unique in its corpus.
 """
@@ -49,6 +50,8 @@ SELECTION = pa.schema(
         pa.field("shard", pa.string(), nullable=False),
     ]
 )
+
+WEIGHTED_SELECTION = SELECTION.append(pa.field("weight", pa.float32(), nullable=False))
 
 
 def labels_schema(num_classes: int, top_k: int | None) -> pa.Schema:

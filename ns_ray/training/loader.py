@@ -22,23 +22,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import ray
 
 from ns_ray.config import NoiseConfig, TrainConfig
 from ns_ray.data import Augment, decode, seeded
-from ns_ray.errors import DataError
-from ns_ray.store import (
-    Corpus,
-    PseudoLabels,
-    Selection,
-    open_corpus,
-    open_labels,
-    open_selection,
-    schema,
-)
+from ns_ray.store import Corpus, open_corpus, open_labels, open_selection
+from ns_ray.training.examples import Examples
 from ns_ray.training.job import Job, lane_sizes
-from ns_ray.training.rows import BatchRows, Chunk, Sizes, Stream, batches
+from ns_ray.training.rows import BatchRows, Chunk, Sizes, batches
 
 if TYPE_CHECKING:
     import torch
@@ -50,63 +41,6 @@ CHUNKS = 4
 
 
 @dataclass(frozen=True)
-class Examples:
-    """Images with their targets: labeled ones, or selected pseudo-labeled ones."""
-
-    corpus: Corpus
-    selection: Selection | None = None
-    labels: PseudoLabels | None = None
-    soft: bool = True
-
-    def stream(self, lanes: int, seed: int) -> Stream:
-        """The order in which training sees them."""
-        counts = [
-            shard.rows if self.selection is None else self.selection.counts.get(shard.name, 0)
-            for shard in self.corpus.shards
-        ]
-        sizes = tuple(shard.bytes for shard in self.corpus.shards)
-        return Stream(tuple(counts), sizes, lanes, seed)
-
-    def load(self, chunk: Chunk) -> pa.Table:
-        """Permuted rows of a chunk: key, image, and target (an int32 class, or float32 [classes]).
-
-        Raises:
-            DataError: a selected key is missing from the corpus or from the pseudo-labels.
-        """
-        tables = [self._shard(index) for index in chunk.shards]
-        table = pa.concat_tables(tables)
-        order = np.random.default_rng(chunk.seed).permutation(table.num_rows)
-        return table.take(pa.array(order)).combine_chunks()
-
-    def _shard(self, index: int) -> pa.Table:
-        shard = self.corpus.shards[index]
-        if self.selection is None:
-            table = self.corpus.read(shard, ["key", "image", "label"])
-            return table.rename_columns(["key", "image", "target"])
-        chosen = self.selection.read(shard.name, ["key", "label", "copies"])
-        images = self.corpus.read(shard, ["key", "image"])
-        where = _rows_of(chosen["key"], images["key"], f"corpus shard {shard.name}")
-        targets: pa.Array = chosen["label"].combine_chunks()
-        if self.soft and self.labels is not None:
-            probs = self.labels.read(shard.name)
-            rows = _rows_of(chosen["key"], probs["key"], f"pseudo-labels of {shard.name}")
-            dense = schema.dense_probs(probs.take(rows), len(self.labels.classes))
-            targets = pa.FixedSizeListArray.from_arrays(pa.array(dense.reshape(-1)), dense.shape[1])
-        table = pa.table({"key": chosen["key"], "image": images["image"].take(where)})
-        table = table.append_column("target", targets)
-        copies = chosen["copies"].to_numpy()
-        return table.take(pa.array(np.repeat(np.arange(len(copies)), copies)))
-
-
-def _rows_of(keys: pa.ChunkedArray, among: pa.ChunkedArray, what: str) -> pa.Array:
-    rows = pc.index_in(keys, value_set=among.combine_chunks())
-    if rows.null_count:
-        missing = keys.filter(pc.is_null(rows))[0].as_py()
-        raise DataError(f"key {missing!r} is missing from the {what}; label and select again")
-    return rows.combine_chunks()
-
-
-@dataclass(frozen=True)
 class Batch:
     """What one forward pass needs.
 
@@ -114,11 +48,13 @@ class Batch:
         images: uint8 [n + m, size, size, 3], the labeled images first.
         labels: int64 [n].
         targets: float32 [m, classes] (soft), int64 [m] (hard), or None without pseudo-labels.
+        weights: float32 [m], or None where all pseudo-labeled images count alike.
     """
 
     images: np.ndarray[Any, np.dtype[np.uint8]]
     labels: np.ndarray[Any, np.dtype[np.int64]]
     targets: np.ndarray[Any, Any] | None
+    weights: np.ndarray[Any, Any] | None = None
 
 
 def make_batch(rows: BatchRows, tables: Sequence[pa.Table], noise: NoiseConfig, size: int) -> Batch:
@@ -133,6 +69,7 @@ def make_batch(rows: BatchRows, tables: Sequence[pa.Table], noise: NoiseConfig, 
     augments = _augments(noise, size)
     images: list[np.ndarray[Any, Any]] = []
     targets: list[list[np.ndarray[Any, Any]]] = [[], []]
+    weights: list[np.ndarray[Any, Any]] = []
     chunks = iter(tables)
     with seeded(rows.seed):
         for which, segments in enumerate((rows.labeled, rows.pseudo)):
@@ -141,11 +78,14 @@ def make_batch(rows: BatchRows, tables: Sequence[pa.Table], noise: NoiseConfig, 
                 taken = pa.array(np.arange(segment.start, stop, segment.stride))
                 table = next(chunks).take(taken)
                 targets[which].append(_targets(table["target"]))
+                if "weight" in table.column_names:
+                    weights.append(table["weight"].to_numpy())
                 for image in table["image"]:
                     pixels = decode(image.as_buffer().to_pybytes(), shrink_to=2 * size)
                     images.append(augments[which](pixels))
     labels = np.concatenate(targets[0])
-    return Batch(np.stack(images), labels, np.concatenate(targets[1]) if targets[1] else None)
+    pseudo, weighed = (np.concatenate(some) if some else None for some in (targets[1], weights))
+    return Batch(np.stack(images), labels, pseudo, weighed)
 
 
 @lru_cache(maxsize=8)
@@ -265,11 +205,12 @@ def _tables(rows: BatchRows, load: Sequence[Callable[[Chunk], Any]]) -> list[Any
 @dataclass(frozen=True)
 class DeviceBatch:
     """A batch on the device: uint8 images [n + m, size, size, 3], int64 labels [n], and targets of
-    the other m (see `losses.mixed_loss`)."""
+    the other m (see `losses.mixed_loss`), with their weights float32 [m] if they have any."""
 
     images: "torch.Tensor"
     labels: "torch.Tensor"
     targets: "torch.Tensor | None"
+    weights: "torch.Tensor | None" = None
 
 
 class Loader:
@@ -309,6 +250,7 @@ class Loader:
         self.sizes = Sizes(*lane_sizes(train, world, len(examples) > 1), size)
         self.waited = 0.0
         self._temperature = job.temperature
+        self._classes, self._smoothing = len(corpus.classes), train.label_smoothing
         lanes = world * job.accumulate
         streams = [one.stream(lanes, job.seed + which) for which, one in enumerate(examples)]
         self._lanes: list[Generator[Batch, None, None]] = []
@@ -324,15 +266,18 @@ class Loader:
         self._batches = copying(self._made(), device)
 
     def step(self) -> Iterator[DeviceBatch]:
-        """The batches of the next step, one after the other."""
-        from ns_ray.training.losses import sharpen
+        """The batches of the next step, one after the other; where images have weights, their
+        targets are multiplied by them."""
+        from ns_ray.training.losses import dense, sharpen
 
         for _ in self._lanes:
             batch = next(self._batches)
-            if batch.targets is not None and batch.targets.is_floating_point():
-                targets = sharpen(batch.targets, self._temperature)
-                batch = DeviceBatch(batch.images, batch.labels, targets)
-            yield batch
+            targets, weights = batch.targets, batch.weights
+            if targets is not None and targets.is_floating_point():
+                targets = sharpen(targets, self._temperature)
+            if targets is not None and weights is not None:
+                targets = dense(targets, self._classes, self._smoothing) * weights[:, None]
+            yield DeviceBatch(batch.images, batch.labels, targets)
 
     def close(self) -> None:
         """Stop making batches."""
@@ -351,7 +296,8 @@ class Loader:
 
 def _moved(batch: Batch, move: "Callable[[np.ndarray[Any, Any]], torch.Tensor]") -> DeviceBatch:
     targets = None if batch.targets is None else move(batch.targets)
-    return DeviceBatch(move(batch.images), move(batch.labels), targets)
+    weights = None if batch.weights is None else move(batch.weights)
+    return DeviceBatch(move(batch.images), move(batch.labels), targets, weights)
 
 
 def copied(made: Iterator[Batch], device: "torch.device") -> Iterator[DeviceBatch]:
@@ -382,7 +328,7 @@ def copied_ahead(made: Iterator[Batch], device: "torch.device") -> Iterator[Devi
         with torch.cuda.stream(copying):
             moved = _moved(batch, lambda values: _pinned(values).to(device, non_blocking=True))
         current.wait_stream(copying)
-        for tensor in (moved.images, moved.labels, moved.targets):
+        for tensor in (moved.images, moved.labels, moved.targets, moved.weights):
             if tensor is not None:
                 # Its memory was taken on the other stream: not to be reused before this one is by.
                 tensor.record_stream(current)

@@ -24,7 +24,7 @@ def mixed_loss(
         logits: float [n + m, classes], the labeled images first.
         labels: classes of the labeled images: int64 [n], or float [n, classes] where they are mixed
             or weighted (see `dense`); a row sums to the weight of its image.
-        targets: pseudo-labels of the other m: float [m, classes] (soft, rows summing to 1),
+        targets: pseudo-labels of the other m: float [m, classes] (soft, or weighted likewise),
             int64 [m] (hard), or None when there are none.
         weight: w in (L_labeled + w * L_unlabeled) / (1 + w). With w = m / n it is the mean over
             the concatenated batch, as the paper's training details have it.
