@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from ns_ray import store
+from ns_ray.accept import best_of, verdict
 from ns_ray.chosen import settle_once
 from ns_ray.config import (
-    AcceptConfig,
     DataConfig,
     EvaluateConfig,
     LabelConfig,
@@ -39,10 +39,6 @@ from ns_ray.store import (
     Selection,
 )
 from ns_ray.training import before_fixres
-
-CLEARLY_WORSE = 0.9
-"""From this p of `better_p` on, a model is taken to be worse than an earlier one: three images lost
-and none gained, or 60 lost and 45 gained."""
 
 
 class Stages(Protocol):
@@ -150,18 +146,6 @@ def self_train(config: RunConfig, layout: RunLayout, stages: Stages) -> Outcome:
     for model in models:
         run.write(model, models)
     return Outcome(result(config, layout.model, data, models, best.generation), best.bundle)
-
-
-def best_of(accepted: Sequence[Generation]) -> Generation:
-    """The last model, unless a paired test on validation images says that an earlier one is better.
-
-    The highest of several scores would be the luckiest: each is right by chance on an image or two.
-    """
-    best = accepted[-1]
-    for earlier in reversed(accepted[:-1]):
-        if better_p(*earlier.validation.beside(best.validation)) > CLEARLY_WORSE:
-            best = earlier
-    return best
 
 
 def train_model(
@@ -289,7 +273,7 @@ class _Run:
         p = better_p(*teacher.validation.beside(validation))
         accepted = p <= self.config.accept.max_p
         student = Generation(arm, bundle, validation, accepted, p, lesson)
-        say(_verdict(student, teacher, self.config.accept))
+        say(verdict(student, teacher, self.config.accept))
         return student
 
     def fit_control(self, arm: Arm) -> Generation:
@@ -383,18 +367,3 @@ class _Run:
 def _before(name: str) -> str:
     """Folder of a model before its `fixres`, for its counts on damaged images."""
     return f"{name}/before-fixres"
-
-
-def _verdict(student: Generation, teacher: Generation, config: AcceptConfig) -> str:
-    scores = (
-        f"validation {teacher.validation.top1:.4f} -> {student.validation.top1:.4f}, "
-        f"p = {student.p_value:.3f}"
-    )
-    if student.accepted:
-        return f"{student.name}: accepted ({scores})"
-    next_step = {
-        "keep_teacher": f"{teacher.name} stays the teacher",
-        "continue": "it teaches all the same",
-        "stop": "the run ends",
-    }[config.otherwise]
-    return f"{student.name}: not accepted ({scores}); {next_step}"
