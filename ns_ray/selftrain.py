@@ -48,6 +48,9 @@ class Stages(Protocol):
     def ingest(self, config: DataConfig, *, seed: int, out: RunLayout) -> Corpora:
         """Sources -> corpora: see data/stage.py."""
 
+    def fit_budget(self, config: RunConfig, data: Corpora) -> Facts:
+        """What of a run its time is enough for: see planning/budget.py."""
+
     def open_bundle(self, path: str) -> Bundle:
         """A model that the user has."""
 
@@ -118,7 +121,7 @@ class Outcome:
 def self_train(config: RunConfig, layout: RunLayout, stages: Stages) -> Outcome:
     """Run the whole loop, as the itinerary has it (see steps.py)."""
     data = stages.ingest(config.data, seed=config.seed, out=layout)
-    settled = settle_once(config, data, layout.config)
+    settled = settle_once(config, data, layout.config, stages.fit_budget)
     itinerary = steps(settled, layout)
     run = _Run(config, layout, stages, data)
 

@@ -1,7 +1,8 @@
 """The stages of a run, bound to its share of a machine or cluster: what the driver is handed."""
 
+import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 from ns_ray.compute import Machine, Pool, Workers, resources
@@ -64,6 +65,7 @@ class RayStages:
         max_failures: restarts of a training.
         predict: how images go through a model.
         metrics: where each training's metrics go.
+        opened: when the run began, on the clock of `time.monotonic`.
     """
 
     pool: Pool
@@ -71,10 +73,18 @@ class RayStages:
     max_failures: int
     predict: PredictConfig
     metrics: Metrics | None
+    opened: float = field(default_factory=time.monotonic)
 
     def ingest(self, config: DataConfig, *, seed: int, out: RunLayout) -> Corpora:
         """Sources -> corpora."""
         return ingest(config, seed=seed, out=out)
+
+    def fit_budget(self, config: RunConfig, data: Corpora) -> Facts:
+        """What of a run its time is enough for."""
+        from ns_ray.planning import fit_budget  # imports torch: only where there is a budget
+
+        passed = time.monotonic() - self.opened
+        return fit_budget(config, data, workers=self.workers, pool=self.pool, passed=passed)
 
     def open_bundle(self, path: str) -> Bundle:
         """A model that the user has."""

@@ -43,6 +43,7 @@ class Fakes:
         right: validation images that the teacher, the students in turn, and the control arm get
             right; test images are the other way round, so that choosing by test would show. The
             average of several teachers has three more right for each but the first.
+        fitted: what fits into a budget.
         calls: (stage, title or name) in the order of the calls.
         asked: what each stage was asked for, by stage.
     """
@@ -50,6 +51,7 @@ class Fakes:
     right: list[int]
     control_right: int = 0
     has_test: bool = True
+    fitted: Facts = field(default_factory=dict)
     calls: list[tuple[str, str]] = field(default_factory=list)
     asked: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
 
@@ -65,6 +67,10 @@ class Fakes:
             validation=corpus("validation", IMAGES, classes=CLASSES),
             test=corpus("test", IMAGES, classes=CLASSES) if self.has_test else None,
         )
+
+    def fit_budget(self, config: RunConfig, data: Corpora) -> Facts:
+        self.note("fit_budget", str(config.budget), rows=data.labeled.rows)
+        return self.fitted
 
     def fit(
         self,

@@ -14,6 +14,7 @@ from ns_ray.config import (
     LabelConfig,
     NoiseConfig,
     RobustnessConfig,
+    RunConfig,
     SelectConfig,
 )
 from ns_ray.selftrain import Stages
@@ -67,6 +68,10 @@ class SharedStages:
         """Sources -> corpora."""
         with self.shared.place("images", config.model_dump(mode="json"), seed) as place:
             return self.own.ingest(config, seed=seed, out=RunLayout(place))
+
+    def fit_budget(self, config: RunConfig, data: Corpora) -> Facts:
+        """What of a run its time is enough for."""
+        return self.own.fit_budget(config, data)
 
     def open_bundle(self, path: str) -> Bundle:
         """A model that the user has."""

@@ -19,7 +19,7 @@ from ns_ray.ablation.grid import Grid, arm_config, load_grid
 from ns_ray.ablation.runs import Trial, measured_of, result_of, run_missing
 from ns_ray.ablation.table import Measured
 from ns_ray.config import RunConfig
-from ns_ray.errors import StageError
+from ns_ray.errors import ConfigError, StageError
 
 
 def ablate(
@@ -51,6 +51,8 @@ def ablate(
         for name, grid in grids.items()
         for arm in grid.arms
     ]
+    if any(trial.config.budget for trial in trials):
+        raise ConfigError("budget: an ablation compares runs of one length; leave it out")
     missing = [p for p in trials if result_of(p.config, out) is None]
     failed = run_missing(missing, out, parallel) if missing else []
     for name, grid in grids.items():

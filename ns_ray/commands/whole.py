@@ -11,7 +11,7 @@ import yaml
 
 from ns_ray import __version__, store
 from ns_ray.commands.door import faults_go_to
-from ns_ray.commands.options import Debug, Set
+from ns_ray.commands.options import Budget, Debug, Set
 from ns_ray.commands.verdict import show
 from ns_ray.config import RunConfig, config_hash, differences, dump, load_either
 from ns_ray.errors import ConfigError, StorageError, first_line
@@ -33,6 +33,7 @@ def run(
     config: Annotated[
         str | None, typer.Option(help="A YAML file of your own.", show_default=False)
     ] = None,
+    budget: Budget = None,
     set_: Set = None,
     overwrite: Annotated[
         bool,
@@ -50,7 +51,8 @@ def run(
         return 0
     if recipe is None and config is None:
         recipe = DEFAULT_RECIPE
-    settings = load_either(config, recipe, set_)
+    fitted = [f"budget={budget}"] if budget is not None else []
+    settings = load_either(config, recipe, [*(set_ or []), *fitted])
     with faults_go_to(RunLayout.of(settings).root):
         return execute(settings, overwrite=overwrite)
 

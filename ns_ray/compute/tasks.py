@@ -66,7 +66,13 @@ def _ray_runs() -> bool:
 
 
 def each(
-    work: Callable[..., T], calls: Iterable[tuple[Any, ...]], *, here: bool, doing: str
+    work: Callable[..., T],
+    calls: Iterable[tuple[Any, ...]],
+    *,
+    here: bool,
+    doing: str,
+    cpus: float = 1,
+    gpus: float = 0,
 ) -> Generator[tuple[int, T]]:
     """Call `work` with each of the arguments; (number of the call, its result) as they finish.
 
@@ -78,8 +84,9 @@ def each(
     Args:
         work: travels to the tasks once.
         calls: arguments; a few more are taken than can run at a time.
-        here: in this process, in order. Otherwise in Ray tasks of one CPU; Ray runs already.
+        here: in this process, in order. Otherwise in Ray tasks; Ray runs already.
         doing: what this is, for messages: `packing /out`.
+        cpus, gpus: of each task.
 
     Raises:
         NsRayError: of ours, as a call raised it.
@@ -94,14 +101,16 @@ def each(
     import ray
 
     with translated(doing, OSError, ray.exceptions.RayError):
-        yield from _in_tasks(work, calls)
+        yield from _in_tasks(work, calls, cpus, gpus)
 
 
-def _in_tasks(work: Callable[..., T], calls: Iterable[tuple[Any, ...]]) -> Iterator[tuple[int, T]]:
+def _in_tasks(
+    work: Callable[..., T], calls: Iterable[tuple[Any, ...]], cpus: float, gpus: float
+) -> Iterator[tuple[int, T]]:
     import ray
 
     assert ray.is_initialized()  # or Ray would start one by itself
-    task = ray.remote(num_cpus=1, max_retries=3)(patiently)
+    task = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=3)(patiently)
     shared = ray.put(work)
     most = QUEUED + 2 * int(ray.cluster_resources().get("CPU", 1))
     coming = zip(count(), calls, strict=False)

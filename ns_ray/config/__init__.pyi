@@ -1,3 +1,4 @@
+from .defaults import BUDGET as BUDGET
 from .defaults import FEW_LABELS as FEW_LABELS
 from .defaults import Images as Images
 from .defaults import settle as settle
@@ -30,4 +31,5 @@ from .training import fixres_config as fixres_config
 from .training import pretraining as pretraining
 from .training import train_config as train_config
 from .validation import Settings as Settings
+from .validation import seconds_of as seconds_of
 from .validation import validate as validate

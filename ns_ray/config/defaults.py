@@ -33,6 +33,10 @@ class Images:
     pile: int
 
 
+BUDGET = "budget"
+"""Among what is chosen, beside the models: what the run's time is enough for (planning/budget.py).
+`steps`: the share of the steps that would be chosen otherwise. `students`: how many of them."""
+
 OPTIMIZATION = (
     "optimizer", "lr", "weight_decay", "clip_grad", "schedule", "warmup_epochs", "ema_decay"
 )  # fmt: skip
@@ -47,14 +51,16 @@ def settle(
     Args:
         config: the run.
         images: what it has.
-        before: what was chosen when the run began, perhaps by an earlier version: that stays.
+        before: what was chosen when the run began, perhaps by an earlier version: that stays. Of a
+            run with a budget, at first only what fits into it.
 
     Returns:
         The run with every model's training settings written out, and by model (`teacher`,
         `students.0`, ...) those of them that were chosen.
     """
     asked = config.train.model_dump(mode="json", exclude_unset=True)
-    chosen = {}
+    fitted = (before or {}).get(BUDGET, {})
+    chosen = {BUDGET: dict(fitted)}
 
     def settled(place: str, model: ModelConfig) -> ModelConfig:
         if model.bundle is not None:
@@ -68,12 +74,14 @@ def settle(
             pretrained=start.pretrained is not None or start.bundle is not None,
             small=(model.image_size or SMALL_IMAGE + 1) <= SMALL_IMAGE,
             lanes=config.resources.num_workers * said.get("accumulate", 1),
+            length=fitted.get("steps", 1.0),
         )
         chosen[place] = _missing({**defaults, **(before or {}).get(place, {})}, said)
         return model.model_copy(update={"train": merged(chosen[place], model.train)})
 
     teacher = settled("teacher", config.teacher)
-    students = tuple(settled(f"students.{i}", m) for i, m in enumerate(config.students))
+    models = config.students[: fitted.get("students")]
+    students = tuple(settled(f"students.{i}", m) for i, m in enumerate(models))
     made = config.model_copy(update={"teacher": teacher, "students": students})
     return made, {place: found for place, found in chosen.items() if found}
 
@@ -86,8 +94,10 @@ def _training(
     pretrained: bool,
     small: bool,
     lanes: int,
+    length: float,
 ) -> dict[str, Any]:
-    """Settings of one training, as if only how long it is and its batch had been said."""
+    """Settings of one training, as if only how long it is and its batch had been said; `length` is
+    the share of the steps that the time is enough for."""
     few = images.labeled <= FEW_LABELS
     batch = 32 if few else 64
     if pretrained:
@@ -103,7 +113,7 @@ def _training(
         lr, ratio = 4e-3, 7.0
         noise = {"randaugment": "rand-m9-n2-p0.5", "dropout": 0.1}
     batch = said.get("batch_size", ceil(batch / lanes) * lanes)
-    epochs = said.get("epochs", round(steps * batch / images.labeled, 2))
+    epochs = said.get("epochs", round(length * steps * batch / images.labeled, 2))
     found = {
         "epochs": epochs,
         "batch_size": batch,

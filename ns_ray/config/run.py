@@ -7,7 +7,15 @@ other check lives beside the field it guards. How settings are read: loading.py.
 from collections.abc import Mapping
 from typing import Any
 
-from pydantic import Field, field_serializer, field_validator, model_validator
+from pydantic import (
+    Field,
+    ModelWrapValidatorHandler,
+    SerializerFunctionWrapHandler,
+    field_serializer,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from ns_ray.config.labeling import AcceptConfig, LabelConfig, PredictConfig, SelectConfig
 from ns_ray.config.scoring import EvaluateConfig
@@ -19,7 +27,7 @@ from ns_ray.config.training import (
     fixres_config,
     train_config,
 )
-from ns_ray.config.validation import Fraction, Settings
+from ns_ray.config.validation import Duration, Fraction, Settings
 from ns_ray.errors import ConfigError
 
 
@@ -86,6 +94,10 @@ class RunConfig(Settings):
     """A folder, or an s3:// or gs:// URI."""
     seed: int = Field(default=0, ge=0)
     """Decides splits, weights, order, augmentation, and ties of the selection."""
+    budget: Duration | None = None
+    """Fit the run into this time: 90s, 30m, 2h, 1h30m. When the images are packed, a few steps are
+    measured. Then all models whose `epochs` are left open take fewer steps, down to a quarter of
+    them, and where `students` is left out, there may be fewer. null: as long as it takes."""
     data: DataConfig
     teacher: ModelConfig
     students: tuple[ModelConfig, ...] = Field(default=(), min_length=1)
@@ -107,16 +119,29 @@ class RunConfig(Settings):
         """What a run leaves open is chosen when its images are known; see defaults.py."""
         return as_asked(train)
 
-    @model_validator(mode="before")
+    @model_serializer(mode="wrap")
+    def _without_what_came_later(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """A run without a budget is the run that it was before there were any."""
+        values: dict[str, Any] = dump(self)
+        if self.budget is None:
+            values.pop("budget", None)
+        return values
+
+    @model_validator(mode="wrap")
     @classmethod
-    def _two_like_the_teacher(cls, raw: Any) -> Any:
-        """Where no students are named, and the teacher is a model to be trained."""
+    def _two_like_the_teacher(
+        cls, raw: Any, validated: ModelWrapValidatorHandler["RunConfig"]
+    ) -> "RunConfig":
+        """Where no students are named, and the teacher is a model to be trained. They don't count
+        as set: a budget may leave some out."""
         teacher = raw.get("teacher") if isinstance(raw, Mapping) else None
         if not isinstance(teacher, Mapping) or "students" in raw or not teacher.get("model"):
-            return raw
+            return validated(raw)
         own = ("model", "pretrained", "model_args", "image_size", "crop_pct")
         student = {name: teacher[name] for name in own if name in teacher}
-        return {**raw, "students": [student, dict(student)]}
+        made = validated({**raw, "students": [student, dict(student)]})
+        made.model_fields_set.discard("students")
+        return made
 
     @model_validator(mode="after")
     def _students_are_trained(self) -> "RunConfig":

@@ -3,14 +3,43 @@
 Knows nothing about which settings there are.
 """
 
+import re
 from collections.abc import Mapping
 from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from ns_ray.errors import ConfigError, nearest
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+
+UNITS = {"h": 3600, "m": 60, "s": 1}
+"""Seconds of what a duration is made of, in this order."""
+
+
+def seconds_of(duration: str) -> float:
+    """Seconds of a duration such as 90s, 30m, 1.5h or 1h30m.
+
+    Raises:
+        ValueError: it is none, or no time at all.
+    """
+    form = "".join(rf"(?:(\d+(?:\.\d+)?){unit})?" for unit in UNITS)
+    found = re.fullmatch(form, duration)
+    parts = found.groups(default="0") if found else ()
+    seconds = sum(float(n) * unit for n, unit in zip(parts, UNITS.values(), strict=False))
+    if not seconds:
+        raise ValueError("a duration above zero looks like 90s, 30m, 2h or 1h30m")
+    return seconds
+
+
+def _duration(value: Any) -> Any:
+    if value is not None:
+        seconds_of(str(value))
+    return value
+
+
+Duration = Annotated[str, BeforeValidator(_duration)]
+"""Kept as it is written; see `seconds_of`."""
 
 
 class Settings(BaseModel):

@@ -1,3 +1,4 @@
+from .budget import fit_budget as fit_budget
 from .check import check_run as check_run
 from .costs import Counts as Counts
 from .findings import findings_table as findings_table

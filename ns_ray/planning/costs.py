@@ -5,31 +5,33 @@ model/cost.py).
 """
 
 import os
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 
 import timm
 import torch
 
-from ns_ray.compute import Machine
 from ns_ray.config import (
+    BUDGET,
     Images,
     ModelConfig,
+    NoiseConfig,
     RunConfig,
     TrainConfig,
     fixres_config,
     settle,
     train_config,
 )
-from ns_ray.data import Listings
+from ns_ray.data import Augment, Listings, decode, seeded
 from ns_ray.model import Cost, Rate, forward_cost, load, measured_rate, model_name, training_cost
 from ns_ray.steps import Label, Part, Robustness, Score, Train, steps
-from ns_ray.store import open_bundle
+from ns_ray.store import Corpora, Facts, open_bundle
 from ns_ray.training import lane_sizes, total_steps
 
 MEASURED_MEMORY = 0.4
-"""Share of the machine's memory that a measured step may need by its estimate."""
+"""Share of the memory that a measured step may need on a machine where nothing is trained yet."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,17 @@ class Counts:
             test=found.test.rows if found.test else 0,
         )
 
+    @classmethod
+    def packed(cls, data: Corpora) -> "Counts":
+        """Those of a run that has packed its own."""
+        return cls(
+            classes=len(data.labeled.classes),
+            labeled=data.labeled.rows,
+            unlabeled=data.unlabeled.rows if data.unlabeled else 0,
+            validation=data.validation.rows,
+            test=data.test.rows if data.test else 0,
+        )
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -66,6 +79,7 @@ class Stage:
         steps: of the optimizer; None where nothing is trained.
         cost: of a training; None for labeling and scoring, or where a bundle is given.
         rate: images/s of one worker here, None where it was not measured.
+        loading: seconds in which one CPU decodes an image and noises it; 0 where there was none.
     """
 
     name: str
@@ -75,6 +89,7 @@ class Stage:
     steps: int | None
     cost: Cost | None
     rate: float | None
+    loading: float = 0.0
 
     @property
     def seconds(self) -> float | None:
@@ -86,21 +101,42 @@ class Planner:
     """Prices the itinerary of a run; `notes` says what is left out, and why."""
 
     def __init__(
-        self, config: RunConfig, counts: Counts, machine: Machine, on_gpu: bool, measure: bool
+        self,
+        config: RunConfig,
+        counts: Counts,
+        device: torch.device,
+        on_gpu: bool,
+        measure: bool,
+        images: Sequence[bytes] = (),
+        memory: float = MEASURED_MEMORY,
     ) -> None:
-        self._config, _ = settle(config, Images(counts.labeled, counts.unlabeled))
-        self._counts, self._on_gpu = counts, on_gpu
-        self._device = torch.device("cuda" if machine.gpus and on_gpu else "cpu")
-        self._measure = measure
+        """
+        Args:
+            config, counts: the run.
+            device: where steps are measured.
+            on_gpu: whether the run's are on one.
+            measure: whether any are.
+            images: some of the run's, as they are packed, to measure what loading takes.
+            memory: share of the device's memory that a measured step may need by its estimate.
+        """
+        self._config, self._counts = config, counts
+        self._device, self._on_gpu, self._measure = device, on_gpu, measure
+        self._images, self._memory = images, memory
         self._rates: dict[str, Rate | None] = {}
         self.notes: list[str] = []
-        self._cost = cache(self._replayed)
+        self._cost, self._forward_cost = cache(self._replayed), cache(self._forwarded)
+        self._loading = cache(self._loaded)
 
-    def stages(self) -> Iterator[Stage]:
-        """One for each training, labeling and scoring of the run's itinerary."""
+    def stages(self, fitted: Facts | None = None) -> Iterator[Stage]:
+        """One for each training, labeling and scoring of the run's itinerary.
+
+        Args:
+            fitted: what the run's time is enough for; see `config.BUDGET`.
+        """
         counts = self._counts
         scored = {"validation": counts.validation, "test": counts.test}
-        for step in steps(self._config):
+        images = Images(counts.labeled, counts.unlabeled)
+        for step in steps(settle(self._config, images, {BUDGET: fitted or {}})[0]):
             match step:
                 case Train():
                     for part in step.parts:
@@ -112,7 +148,7 @@ class Planner:
                     if images:
                         yield self._forward(step.title, step.model, images)
                 case Robustness():
-                    self.notes.append("the scoring of damaged images is not in these figures")
+                    self._note("the scoring of damaged images is not in these figures")
 
     def _training(self, part: Part) -> Stage:
         model, train = part.model, part.train
@@ -120,7 +156,9 @@ class Planner:
         rows = sum(lane_sizes(train, workers, part.pseudo))
         updates = total_steps(train, self._counts.labeled)
         groups = part.trained_groups
-        cost = self._cost(model.model_dump_json(), train.model_dump_json(), rows, groups)
+        # How many steps there are makes no difference to one.
+        one = train.model_copy(update={"epochs": 1.0, "warmup_epochs": 0.0})
+        cost = self._cost(_shape(model), one.model_dump_json(), rows, groups)
         rate = self._rate(model, train, cost, groups)
         images = updates * rows * workers * train.accumulate
         return Stage(
@@ -131,6 +169,7 @@ class Planner:
             updates,
             cost,
             rate.training if rate else None,
+            self._loading(train.noise.model_dump_json(), _size(model)),
         )
 
     def _forward(self, name: str, model: ModelConfig, images: int) -> Stage:
@@ -141,7 +180,7 @@ class Planner:
         finer = fixres_config(model, train)
         model, train = finer or (model, train)
         groups = model.fixres.trained_groups if model.fixres else 0
-        cost = forward_cost(model, train, classes=self._counts.classes)
+        cost = self._forward_cost(_shape(model), train.noise.model_dump_json())
         rate = self._rate(model, train, cost, groups)
         return Stage(
             name,
@@ -151,6 +190,7 @@ class Planner:
             None,
             None,
             rate.labeling if rate else None,
+            self._loading(CLEAN.model_dump_json(), _size(model)),
         )
 
     def _rate(self, model: ModelConfig, train: TrainConfig, cost: Cost, groups: int) -> Rate | None:
@@ -162,8 +202,8 @@ class Planner:
             # A pass of two images on a CPU; the whole one on a GPU.
             needed = cost.bytes(cuda) if cuda else int(cost.state_bytes * 2.5)
             there = _memory(self._device)
-            if needed > MEASURED_MEMORY * there:
-                self.notes.append(
+            if needed > self._memory * there:
+                self._note(
                     f"{name} is not measured: it needs about {needed / 1e9:.0f} GB, and "
                     f"{there / 1e9:.0f} GB are here"
                 )
@@ -189,6 +229,38 @@ class Planner:
             workers=self._config.resources.num_workers,
             trained_groups=groups,
         )
+
+    def _forwarded(self, model: str, noise: str) -> Cost:
+        train = TrainConfig(noise=NoiseConfig.model_validate_json(noise))
+        shape = ModelConfig.model_validate_json(model)
+        return forward_cost(shape, train, classes=self._counts.classes)
+
+    def _loaded(self, noise: str, size: int) -> float:
+        """Seconds in which one CPU decodes and noises an image; the second time, as the first
+        warms up."""
+        if not self._images:
+            return 0.0
+        augment = Augment(NoiseConfig.model_validate_json(noise), size)
+        with seeded(0):
+            for _ in range(2):
+                start = time.perf_counter()
+                for image in self._images:
+                    augment(decode(image, shrink_to=2 * size))
+                seconds = time.perf_counter() - start
+        return seconds / len(self._images)
+
+    def _note(self, text: str) -> None:
+        if text not in self.notes:
+            self.notes.append(text)
+
+
+CLEAN = NoiseConfig(randaugment=None, crop_scale=None, flip=0.0)
+"""Input noise of images that are labeled or scored."""
+
+
+def _shape(model: ModelConfig) -> str:
+    """A model without its training settings, as JSON."""
+    return model.model_copy(update={"train": {}}).model_dump_json()
 
 
 @cache

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import torch
 from rich import box
 from rich.table import Table
 
@@ -46,7 +47,13 @@ def make_plan(config: RunConfig, counts: Counts, machine: Machine, *, measure: b
         gpus = 1.0 if wanted.gpus_per_worker is None else wanted.gpus_per_worker
         on_gpu = gpus > 0
         notes.append(f"not on this machine: {error}")
-    planner = Planner(config, counts, machine, on_gpu, measure)
+    if config.budget:
+        notes.append(
+            f"budget={config.budget} is fitted when the run starts, by a few steps measured there; "
+            "the figures are those of a run without it"
+        )
+    device = torch.device("cuda" if machine.gpus and on_gpu else "cpu")
+    planner = Planner(config, counts, device, on_gpu, measure)
     stages = tuple(planner.stages())
     notes += [*planner.notes, *smaller_students(config)]
     return Plan(config.name, stages, counts, machine, wanted.num_workers, gpus, tuple(notes))
