@@ -97,7 +97,8 @@ class RunConfig(Settings):
     budget: Duration | None = None
     """Fit the run into this time: 90s, 30m, 2h, 1h30m. When the images are packed, a few steps are
     measured. Then all models whose `epochs` are left open take fewer steps, down to a quarter of
-    them, and where `students` is left out, there may be fewer. null: as long as it takes."""
+    them, and where `students` is left out, there may be fewer (docs/decisions/0034). null: as long
+    as it takes."""
     data: DataConfig
     teacher: ModelConfig
     students: tuple[ModelConfig, ...] = Field(default=(), min_length=1)

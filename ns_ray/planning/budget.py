@@ -100,7 +100,9 @@ def fitted(
         )
     steps, students = found
     facts = {"steps": steps, "students": students, "time": duration(price(steps, students))}
-    return facts, planner.notes
+    missing = [stage.name for stage in planner.stages(facts) if stage.rate is None]
+    unknown = [f"not in these figures: {', '.join(missing)}"] if missing else []
+    return facts, planner.notes + unknown
 
 
 def choose(price: Price, seconds: float, students: Sequence[int]) -> tuple[float, int] | None:
