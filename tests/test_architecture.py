@@ -23,7 +23,7 @@ HEAVY = {"torch", "torchvision", "timm", "ray"}
 
 MAY_BE_HEAVY = (
     *("model", "robustness", "stages"),
-    *("planning.check", "planning.costs", "planning.models", "planning.plan"),
+    *("planning.budget", "planning.check", "planning.costs", "planning.models", "planning.plan"),
     *("training.calibration", "training.forward", "training.head", "training.learner"),
     *("training.loader", "training.loop", "training.losses", "training.mixing"),
     *("training.workers", "serving.app", "serving.deployment", "serving.paths", "serving.replica"),

@@ -160,6 +160,7 @@ def test_what_is_set_stays() -> None:
     ("settings", "lower"),
     [
         ({}, "lower image_size, the pile"),
+        ({"label": {"teachers": 3}}, "lower label.teachers, image_size"),
         ({"students": [MODEL] * 2}, "lower the number of students, image_size"),
         ({"train": {"epochs": 50}, "control": True}, "lower train.epochs, control (false), image"),
         ({"teacher": {**MODEL, "train": {"epochs": 50}}}, "lower teacher.train.epochs, image_size"),

@@ -135,8 +135,8 @@ class Planner:
         """
         counts = self._counts
         scored = {"validation": counts.validation, "test": counts.test}
-        images = Images(counts.labeled, counts.unlabeled)
-        for step in steps(settle(self._config, images, {BUDGET: fitted or {}})[0]):
+        learnt = Images(counts.labeled, counts.unlabeled)
+        for step in steps(settle(self._config, learnt, {BUDGET: fitted or {}})[0]):
             match step:
                 case Train():
                     for part in step.parts:
