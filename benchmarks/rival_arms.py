@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 
 from ns_ray import store
 from ns_ray.chosen import images_of
-from ns_ray.config import Images as Counts
 from ns_ray.config import ModelConfig, RunConfig, TrainConfig, settle, train_config
 from ns_ray.data import Listing, pack
 from ns_ray.selftrain import Stages
@@ -260,7 +259,8 @@ def teacher_all_labels(ground: Ground) -> list[Trained]:
         return []
     data = ground.data
     both = together(data.labeled, data.validation, store.join(ground.root, "all-labels"))
-    counts = Counts(both.rows, images_of(data).pile)
+    alike = ground.stages.symmetric(data)
+    counts = replace(images_of(data, symmetric=alike), labeled=both.rows)
     factor = float(chosen(lengths).what.rstrip("x"))
     settled = settle(ground.config, counts)[0]
     (step,) = ground.plan.teacher.trainings

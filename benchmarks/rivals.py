@@ -73,7 +73,7 @@ def one_seed(config: RunConfig, machine: Machine, only: Sequence[str], test: boo
     if test:
         store.write_json(layout.result, outcome.result)
     data = stages.ingest(config.data, seed=config.seed, out=layout)
-    settled, _ = settle(config, images_of(data))
+    settled, _ = settle(config, images_of(data, symmetric=stages.symmetric(data)))
     ground = Ground(
         config=config,
         settled=settled,

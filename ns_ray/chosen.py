@@ -12,9 +12,9 @@ from ns_ray.log import say
 from ns_ray.store import Corpora, Facts
 
 
-def images_of(data: Corpora) -> Images:
+def images_of(data: Corpora, *, symmetric: bool = True) -> Images:
     """What training settings are chosen by."""
-    return Images(data.labeled.rows, data.unlabeled.rows if data.unlabeled else 0)
+    return Images(data.labeled.rows, data.unlabeled.rows if data.unlabeled else 0, symmetric)
 
 
 def settle_once(
@@ -22,6 +22,7 @@ def settle_once(
     data: Corpora,
     path: str,
     fit_budget: Callable[[RunConfig, Corpora], Facts],
+    symmetric: Callable[[Corpora], bool],
 ) -> RunConfig:
     """The run with the training settings that it leaves open: as its config.yaml says, where it
     began earlier, and otherwise chosen for its images and its budget, said, and written there.
@@ -31,11 +32,16 @@ def settle_once(
         data: its images.
         path: of its config.yaml.
         fit_budget: measures what fits into a budget; only asked where there is one.
+        symmetric: looks whether mirrored images are like the others; only asked where flips are left
+            open.
     """
     text = store.read_bytes(path) if store.exists(path) else None
     before = chosen_in(text) if text else {}
     fitted = before.get(BUDGET) or (dict(fit_budget(config, data)) if config.budget else {})
-    settled, chosen = settle(config, images_of(data), {**before, BUDGET: fitted})
+    known = {**before, BUDGET: fitted}
+    settled, chosen = settle(config, images_of(data), known)
+    if not before and any("flip" in values.get("noise", {}) for values in chosen.values()):
+        settled, chosen = settle(config, images_of(data, symmetric=symmetric(data)), known)
     for place, values in chosen.items():
         if place == BUDGET:
             say(f"budget {config.budget}: {_fitted_in_words(values, config)}")

@@ -51,6 +51,9 @@ class Stages(Protocol):
     def fit_budget(self, config: RunConfig, data: Corpora) -> Facts:
         """What of a run its time is enough for: see planning/budget.py."""
 
+    def symmetric(self, data: Corpora) -> bool:
+        """Whether mirrored images look like the others: see data/mirrored.py."""
+
     def open_bundle(self, path: str) -> Bundle:
         """A model that the user has."""
 
@@ -121,7 +124,7 @@ class Outcome:
 def self_train(config: RunConfig, layout: RunLayout, stages: Stages) -> Outcome:
     """Run the whole loop, as the itinerary has it (see steps.py)."""
     data = stages.ingest(config.data, seed=config.seed, out=layout)
-    settled = settle_once(config, data, layout.config, stages.fit_budget)
+    settled = settle_once(config, data, layout.config, stages.fit_budget, stages.symmetric)
     itinerary = steps(settled, layout)
     run = _Run(config, layout, stages, data)
 

@@ -16,7 +16,7 @@ from ns_ray.config import (
     RunConfig,
     SelectConfig,
 )
-from ns_ray.data import ingest
+from ns_ray.data import ingest, symmetric
 from ns_ray.labeling import pseudo_label
 from ns_ray.log import Metrics
 from ns_ray.robustness import evaluate_robustness
@@ -85,6 +85,10 @@ class RayStages:
 
         passed = time.monotonic() - self.opened
         return fit_budget(config, data, workers=self.workers, pool=self.pool, passed=passed)
+
+    def symmetric(self, data: Corpora) -> bool:
+        """Whether mirrored images look like the others."""
+        return symmetric(data.unlabeled or data.labeled)
 
     def open_bundle(self, path: str) -> Bundle:
         """A model that the user has."""

@@ -44,6 +44,7 @@ class Fakes:
             right; test images are the other way round, so that choosing by test would show. The
             average of several teachers has three more right for each but the first.
         fitted: what fits into a budget.
+        mirrored_alike: whether mirrored images look like the others.
         calls: (stage, title or name) in the order of the calls.
         asked: what each stage was asked for, by stage.
     """
@@ -52,6 +53,7 @@ class Fakes:
     control_right: int = 0
     has_test: bool = True
     fitted: Facts = field(default_factory=dict)
+    mirrored_alike: bool = True
     calls: list[tuple[str, str]] = field(default_factory=list)
     asked: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
 
@@ -71,6 +73,10 @@ class Fakes:
     def fit_budget(self, config: RunConfig, data: Corpora) -> Facts:
         self.note("fit_budget", str(config.budget), rows=data.labeled.rows)
         return self.fitted
+
+    def symmetric(self, data: Corpora) -> bool:
+        self.note("symmetric", str(data.labeled.rows))
+        return self.mirrored_alike
 
     def fit(
         self,

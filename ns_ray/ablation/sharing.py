@@ -73,6 +73,10 @@ class SharedStages:
         """What of a run its time is enough for."""
         return self.own.fit_budget(config, data)
 
+    def symmetric(self, data: Corpora) -> bool:
+        """Whether mirrored images look like the others."""
+        return self.own.symmetric(data)
+
     def open_bundle(self, path: str) -> Bundle:
         """A model that the user has."""
         return self.own.open_bundle(path)

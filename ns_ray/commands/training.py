@@ -64,14 +64,15 @@ def _fit(
     out: str,
 ) -> Model:
     """The trainings of one model of a run; the last one leaves its bundle in `out`."""
-    from ns_ray.data import ingest
+    from ns_ray.data import ingest, symmetric
     from ns_ray.selftrain import train_model
     from ns_ray.stages import open_stages
 
     layout = RunLayout(store.join(out, "work"))
     data = ingest(settings.data, seed=settings.seed, out=layout, pile=False)
     pile = int(chosen.facts["rows"]) if chosen else 0
-    plan = steps(settle(settings, Images(data.labeled.rows, pile))[0], layout)
+    images = Images(data.labeled.rows, pile, symmetric(data.labeled))
+    plan = steps(settle(settings, images)[0], layout)
     arm = plan.students[0] if chosen else plan.teacher
     trainings = [
         replace(step, title=step.title.removeprefix(f"{arm.name} ")) for step in arm.trainings

@@ -27,10 +27,12 @@ class Images:
     Attributes:
         labeled: labeled images.
         pile: unlabeled ones.
+        symmetric: whether mirrored images look like the others (data/mirrored.py).
     """
 
     labeled: int
     pile: int
+    symmetric: bool = True
 
 
 BUDGET = "budget"
@@ -130,6 +132,7 @@ def _training(
             **noise,
             "crop_scale": None if small else [0.3, 1.0],
             "crop_padding": 0.1 if small else 0.0,
+            "flip": 0.5 if images.symmetric else 0.0,
             "stochastic_depth": 0.0,
         },
     }

@@ -121,7 +121,9 @@ CHOSEN = (
     "epochs", "batch_size", "unlabeled_ratio", "batch_norm", "optimizer", "lr", "weight_decay",
     "clip_grad", "schedule", "warmup_epochs", "ema_decay",
 )  # fmt: skip
-CHOSEN_NOISE = ("randaugment", "dropout", "crop_scale", "crop_padding", "stochastic_depth")
+CHOSEN_NOISE = (
+    "randaugment", "dropout", "crop_scale", "crop_padding", "flip", "stochastic_depth"
+)  # fmt: skip
 """Settings that follow from the images and models of a run where it leaves them out: defaults.py.
 The defaults above are those of a training by itself."""
 

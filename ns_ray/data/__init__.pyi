@@ -8,6 +8,7 @@ from .images import encode_png as encode_png
 from .images import eval_pixels as eval_pixels
 from .images import resampling as resampling
 from .images import smooth_pixels as smooth_pixels
+from .mirrored import symmetric as symmetric
 from .packing import pack as pack
 from .sources import list_source as list_source
 from .sources.items import Item as Item
