@@ -275,7 +275,9 @@ def fixmatch(
             meter.add(1)
     if not math.isfinite(float(loss)):
         raise StageError(f"fixmatch: the loss became {float(loss)}; lower the rate ({train.lr})")
-    temperature = calibrate(learner.ema.module, validation, device)
+    temperature = calibrate(
+        learner.ema.module, validation, device, pretrained=model.pretrained is not None
+    )
     learner.ema.module.pretrained_cfg = learner.network.pretrained_cfg
     facts = {"temperature": temperature or 1.0, "sure": learner.sure, "steps": steps}
     return save(

@@ -210,7 +210,7 @@ def probe(ground: Ground) -> list[Trained]:
         network = build(model, len(data.labeled.classes)).to(ground.device)
         if start_head(network, data.labeled, torch.device(ground.device)) is None:
             continue
-        calibrate(network, data.validation, torch.device(ground.device))
+        calibrate(network, data.validation, torch.device(ground.device), pretrained=True)
         corpora = (data.labeled.fingerprint, data.validation.fingerprint)
         bundle = save(
             network,

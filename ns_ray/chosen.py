@@ -32,8 +32,8 @@ def settle_once(
         data: its images.
         path: of its config.yaml.
         fit_budget: measures what fits into a budget; only asked where there is one.
-        symmetric: looks whether mirrored images are like the others; only asked where flips are left
-            open.
+        symmetric: looks whether mirrored images are like the others; only asked where flips are
+            left open.
     """
     text = store.read_bytes(path) if store.exists(path) else None
     before = chosen_in(text) if text else {}

@@ -1,5 +1,6 @@
 """The temperature that a trained model's classifier is divided by."""
 
+from copy import deepcopy
 from pathlib import Path
 
 import numpy as np
@@ -48,6 +49,14 @@ def test_a_few_images_do_not_say_much() -> None:
     assert fit_temperature(logits[:0], np.arange(0)) == pytest.approx(1.0, abs=0.01)
 
 
+def test_a_hundred_images_say_less_against_a_firm_belief() -> None:
+    logits, labels = too_sure(100, 2.0)
+    firm, loose = (fit_temperature(logits, labels, belief) for belief in (0.15, 0.5))
+    assert 1.05 < firm < loose - 0.2
+    logits, labels = too_sure(20_000, 2.0)
+    assert fit_temperature(logits, labels, 0.15) == pytest.approx(2.0, rel=0.05)
+
+
 def corpus(folder: Path) -> Corpus:
     return pack(str(folder_per_class(folder / "images", 6)), out=str(folder / "corpus"))
 
@@ -57,14 +66,18 @@ def test_the_classifier_is_divided_by_it(tmp_path: Path) -> None:
     model = build(ModelConfig(model="test_resnet", image_size=32), 3)
     with torch.no_grad():
         model.get_classifier().weight.mul_(300)  # type: ignore[operator]
+    sure = deepcopy(model)
     before, _ = forward(model, labeled, CPU, model)
-    temperature = calibrate(model, labeled, CPU)
+    temperature = calibrate(model, labeled, CPU, pretrained=False)
     assert temperature is not None
     assert temperature > 1.5
     after, _ = forward(model, labeled, CPU, model)
+    known = calibrate(sure, labeled, CPU, pretrained=True)
+    assert known is not None
+    assert 1.0 < known < temperature
     np.testing.assert_allclose(after, before / temperature, rtol=1e-3, atol=1e-5)
     model.reset_classifier(0)  # type: ignore[operator]
-    assert calibrate(model, labeled, CPU) is None
+    assert calibrate(model, labeled, CPU, pretrained=False) is None
 
 
 def test_the_bundle_that_a_training_leaves_has_it(tmp_path: Path) -> None:

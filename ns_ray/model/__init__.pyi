@@ -27,4 +27,6 @@ from .onnx import export as export
 from .predictor import NoisedPredictor as NoisedPredictor
 from .predictor import Predictor as Predictor
 from .pretrained import imagenet_synsets as imagenet_synsets
+from .temperature import BELIEF as BELIEF
+from .temperature import BELIEF_PRETRAINED as BELIEF_PRETRAINED
 from .temperature import fit_temperature as fit_temperature

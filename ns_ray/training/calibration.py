@@ -8,18 +8,21 @@ Knows nothing about Ray.
 import torch
 from torch import nn
 
-from ns_ray.model import fit_temperature
+from ns_ray.model import BELIEF, BELIEF_PRETRAINED, fit_temperature
 from ns_ray.store import Corpus
 from ns_ray.training.forward import forward
 
 
-def calibrate(model: nn.Module, corpus: Corpus, device: torch.device) -> float | None:
+def calibrate(
+    model: nn.Module, corpus: Corpus, device: torch.device, *, pretrained: bool
+) -> float | None:
     """Divide a model's logits by the temperature that labeled images like best, for good.
 
     Args:
         model: of timm, on the device; fp32.
         corpus: labeled images that it was not trained on.
         device: where the forward passes are made.
+        pretrained: whether it is pretrained weights, fine-tuned: few images change less then.
 
     Returns:
         The temperature; None, and the model as it was, where its classifier is not one linear
@@ -28,7 +31,8 @@ def calibrate(model: nn.Module, corpus: Corpus, device: torch.device) -> float |
     classifier = model.get_classifier()  # type: ignore[operator]
     if not isinstance(classifier, nn.Linear | nn.Conv2d):
         return None
-    temperature = fit_temperature(*forward(model, corpus, device, model))
+    belief = BELIEF_PRETRAINED if pretrained else BELIEF
+    temperature = fit_temperature(*forward(model, corpus, device, model), belief)
     with torch.no_grad():
         for parameter in classifier.parameters():
             parameter.div_(temperature)

@@ -256,7 +256,7 @@ class Learner:
             if alone is not None and clearly_better(alone, model, held_out, self._device):
                 model, said = alone, HEAD_ALONE
                 facts = {**facts, "head_alone": True}
-            temperature = calibrate(model, held_out, self._device)
+            temperature = calibrate(model, held_out, self._device, pretrained=self._fresh_head)
             if temperature is not None:
                 facts = {**facts, "temperature": round(temperature, 4)}
         now = self.made_on[-1]
