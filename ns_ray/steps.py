@@ -287,7 +287,7 @@ class _Maker:
         return Arm(g, role, model, trainings, self._score(g, model, "validation"), test)
 
     def teacher(self, model: ModelConfig) -> Teacher:
-        arm, count = self.arm(0, "teacher", model), self.config.label.teachers
+        arm, count = self.arm(0, "teacher", model), self.config.label.teachers or 1
         others = tuple(self._other(arm.trainings[0], k) for k in range(2, count + 1))
         title, out = f"{arm.name} average", self.layout.average
         score = Score(f"{arm.name}/average", title, out, 0, model, "validation", count)
@@ -306,7 +306,7 @@ class _Maker:
 
     def student(self, g: int, model: ModelConfig, teacher: ModelConfig) -> Student:
         name, out = arm_name(g), self.layout.pseudo_labels(g)
-        models = self.config.label.teachers if g == 1 else 1
+        models = (self.config.label.teachers or 1) if g == 1 else 1
         label = Label(f"{name}/label", f"{name} label", out, g, teacher, models)
         select = Select(f"{name}/select", f"{name} select", self.layout.selection(g), g)
         return Student(**vars(self.arm(g, "student", model)), label=label, select=select)

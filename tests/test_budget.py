@@ -33,7 +33,12 @@ COUNTS = Counts(classes=3, labeled=100, unlabeled=1000, validation=0, test=0)
 
 
 def run(**raw: Any) -> RunConfig:
-    named = {"name": "run", "data": {"labeled": "photos"}, "teacher": MODEL}
+    named = {
+        "name": "run",
+        "data": {"labeled": "photos"},
+        "teacher": MODEL,
+        "label": {"teachers": 1},
+    }
     return validate(RunConfig, named | raw)
 
 

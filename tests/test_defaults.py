@@ -157,3 +157,27 @@ def test_two_students_like_the_teacher_where_none_are_named() -> None:
     assert parse(dump(run)) == run
     with pytest.raises(ConfigError, match="students"):
         validate(RunConfig, raw | {"teacher": {"bundle": "theirs"}})
+
+
+def test_a_few_labels_and_random_weights_have_three_teachers() -> None:
+    fresh: dict[str, Any] = {"teacher": {"model": "resnet18"}}
+    for run, images, teachers in [
+        (config(**fresh), IMAGES, 3),
+        (config(), IMAGES, 1),  # pretrained: one alone is as good and takes a third of the time
+        (config(**fresh), Images(labeled=5000, pile=10_000), 1),
+        (config(**fresh, train={"epochs": 9}), IMAGES, 1),  # whose length is the user's
+        (config(**fresh, label={"teachers": 1}), IMAGES, 1),
+        (config(**fresh, label={"teachers": 5}), IMAGES, 5),
+    ]:
+        settled, chosen = settle(run, images)
+        assert settled.label.teachers == teachers
+        asked = run.label.teachers is None and teachers > 1
+        assert chosen.get("label") == ({"teachers": teachers} if asked else None)
+
+
+def test_a_run_that_began_keeps_its_teachers() -> None:
+    run = config(teacher={"model": "resnet18"})
+    _, chosen = settle(run, IMAGES)
+    assert settle(run, IMAGES, chosen)[1] == chosen
+    one = {place: values for place, values in chosen.items() if place != "label"}
+    assert settle(run, IMAGES, one)[0].label.teachers == 1

@@ -68,6 +68,7 @@ def run(folder: Path, **noise: Any) -> RunConfig:
         "data": {"labeled": "l"},
         "teacher": {"model": "resnet18"},
         "students": [{"model": "resnet18"}],
+        "label": {"teachers": 1},
         **({"train": {"noise": noise}} if noise else {}),
     }
     return validate(RunConfig, raw)

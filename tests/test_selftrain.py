@@ -192,6 +192,7 @@ def run(tmp_path: Path, fakes: Fakes, **settings: Any) -> dict[str, Any]:
         "teacher": {"model": "net0"},
         "students": students,
         **settings,
+        "label": {"teachers": 1, **settings.get("label", {})},
     }
     config = validate(RunConfig, raw)
     outcome = self_train(config, RunLayout.of(config), fakes)

@@ -76,7 +76,7 @@ def label(
 ) -> None:
     """Pseudo-label images with a model or several. The summary is in _DONE.json of the result."""
     settings = parse_sections(LabelSettings, set_, data={"labeled": data})
-    if settings.label.teachers > 1:
+    if (settings.label.teachers or 1) > 1:
         raise ConfigError(
             f"label.teachers={settings.label.teachers} is for whole runs, which train them; give a "
             "--bundle for each model that is to label"

@@ -35,9 +35,13 @@ class Images:
     symmetric: bool = True
 
 
-BUDGET = "budget"
-"""Among what is chosen, beside the models: what the run's time is enough for (planning/budget.py).
-`steps`: the share of the steps that would be chosen otherwise. `students`: how many of them."""
+TEACHERS = 3
+"""First teachers from random weights and few labels: they take little time then, and differ."""
+
+BUDGET, LABEL = "budget", "label"
+"""Among what is chosen, beside the models: how many teachers label for the first student, and what
+the run's time is enough for (planning/budget.py). `steps`: the share of the steps that would be
+chosen otherwise. `students`: how many of them."""
 
 OPTIMIZATION = (
     "optimizer", "lr", "weight_decay", "clip_grad", "schedule", "warmup_epochs", "ema_decay"
@@ -57,11 +61,12 @@ def settle(
             run with a budget, at first only what fits into it.
 
     Returns:
-        The run with every model's training settings written out, and by model (`teacher`,
-        `students.0`, ...) those of them that were chosen.
+        The run with every model's training settings and the number of teachers written out, and
+        by model (`teacher`, `students.0`, ...) and section those of them that were chosen.
     """
     asked = config.train.model_dump(mode="json", exclude_unset=True)
-    fitted = (before or {}).get(BUDGET, {})
+    before = before or {}
+    fitted = before.get(BUDGET, {})
     chosen = {BUDGET: dict(fitted)}
 
     def settled(place: str, model: ModelConfig) -> ModelConfig:
@@ -78,14 +83,27 @@ def settle(
             lanes=config.resources.num_workers * said.get("accumulate", 1),
             length=fitted.get("steps", 1.0),
         )
-        chosen[place] = _missing({**defaults, **(before or {}).get(place, {})}, said)
+        chosen[place] = _missing({**defaults, **before.get(place, {})}, said)
         return model.model_copy(update={"train": merged(chosen[place], model.train)})
 
     teacher = settled("teacher", config.teacher)
     models = config.students[: fitted.get("students")]
     students = tuple(settled(f"students.{i}", m) for i, m in enumerate(models))
-    made = config.model_copy(update={"teacher": teacher, "students": students})
+    teachers = config.label.teachers
+    if teachers is None:
+        begun, own = {*before} - {BUDGET}, "epochs" not in chosen.get("teacher", {})
+        usual = 1 if begun or own else _teachers(config, images)
+        teachers = before.get(LABEL, {}).get("teachers", usual)
+        chosen[LABEL] = {"teachers": teachers} if teachers > 1 else {}
+    label = config.label.model_copy(update={"teachers": teachers})
+    made = config.model_copy(update={"teacher": teacher, "students": students, "label": label})
     return made, {place: found for place, found in chosen.items() if found}
+
+
+def _teachers(config: RunConfig, images: Images) -> int:
+    """How many first teachers label together."""
+    start = config.teacher.pretrained or config.teacher.bundle
+    return TEACHERS if start is None and images.labeled <= FEW_LABELS else 1
 
 
 def _training(

@@ -31,19 +31,21 @@ class LabelConfig(Settings):
     min_teacher_top1: Fraction = 0.0
     """Refuse to label with a teacher whose validation accuracy is below this; of several first
     teachers that of their average."""
-    teachers: int = Field(default=1, ge=1, le=100)
+    teachers: int | None = Field(default=None, ge=1, le=100)
     """First teachers that are trained, alike but for their seeds: the average of their
     probabilities labels the pile for the first student. All else that is said of the first teacher
-    is said of the first of them; later students are taught by one model."""
+    is said of the first of them; later students are taught by one model. null: 3 where the
+    teacher starts from random weights, its epochs are left open and at most 2,000 images are
+    labeled, else 1."""
     noised: bool = False
     """Label noised images with a noised teacher (the noise it was trained with). Costs accuracy:
     for the paper's ablation only."""
 
     @model_serializer(mode="wrap")
     def _without_what_came_later(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """What is as it always was is not written: a run from before stays valid."""
+        """What is left open is chosen when the images are known; see defaults.py."""
         values: dict[str, Any] = dump(self)
-        if self.teachers == 1:
+        if self.teachers is None:
             values.pop("teachers", None)
         return values
 

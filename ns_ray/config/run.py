@@ -155,7 +155,7 @@ class RunConfig(Settings):
                 "teacher.init=teacher: the first teacher has no teacher; use scratch, and "
                 "teacher.pretrained for start weights of your own"
             )
-        if self.teacher.bundle is not None and self.label.teachers > 1:
+        if self.teacher.bundle is not None and (self.label.teachers or 1) > 1:
             raise ValueError(
                 f"label.teachers={self.label.teachers}, but teacher.bundle={self.teacher.bundle} "
                 "is one teacher; set label.teachers=1, or teacher.model to train several"

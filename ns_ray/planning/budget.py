@@ -161,7 +161,7 @@ def _what_takes_long(config: RunConfig) -> list[str]:
     found += [f"{place}.train.epochs" for place, m in models.items() if "epochs" in m.train]
     if "students" in config.model_fields_set and len(config.students) > 1:
         found.append("the number of students")
-    if config.label.teachers > 1:
+    if (config.label.teachers or 1) > 1:
         found.append("label.teachers")
     if config.control:
         found.append("control (false)")
