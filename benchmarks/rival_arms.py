@@ -11,9 +11,9 @@ from dataclasses import dataclass, replace
 
 from ns_ray import store
 from ns_ray.chosen import images_of
-from ns_ray.config import ModelConfig, RunConfig, TrainConfig, settle, train_config
-from ns_ray.data import Listing, pack
-from ns_ray.selftrain import Stages
+from ns_ray.config import ModelConfig, RunConfig, TrainConfig, longer, settle, train_config
+from ns_ray.data import together
+from ns_ray.protocol import Stages
 from ns_ray.steps import Itinerary, Score, Split, Train, alone
 from ns_ray.store import CONTROL, Bundle, Corpora, Corpus, Evaluation
 from ns_ray.training import total_steps
@@ -127,12 +127,6 @@ def seen(step: Train, rows: int) -> int:
         pseudo = round(part.train.batch_size * part.train.unlabeled_ratio) if part.pseudo else 0
         total += total_steps(part.train, rows) * (part.train.batch_size + pseudo)
     return total
-
-
-def longer(train: TrainConfig, factor: float) -> TrainConfig:
-    """The same training, so many times as long, its schedule stretched."""
-    names = ("epochs", "warmup_epochs", "decay_epochs")
-    return train.model_copy(update={name: factor * getattr(train, name) for name in names})
 
 
 def lasting(train: TrainConfig, steps: int, rows: int) -> TrainConfig:
@@ -275,20 +269,6 @@ def teacher_all_labels(ground: Ground) -> list[Trained]:
             calibrated=False,
         )
     ]
-
-
-def together(first: Corpus, second: Corpus, out: str) -> Corpus:
-    """The labeled images of two corpora as one."""
-    from ns_ray.data.sources.listing import Packed
-
-    listing = Listing(
-        name="labeled and validation images",
-        items=[],
-        classes=first.classes,
-        fingerprint=store.fingerprint(first.fingerprint, second.fingerprint),
-        packed=(Packed(first, prefix="labeled/"), Packed(second, prefix="validation/")),
-    )
-    return pack(listing, out=out, classes=first.classes)
 
 
 def chosen(models: Sequence[Trained]) -> Trained:

@@ -82,6 +82,23 @@ class Generation:
         return replace(self, robustness=robustness, before_fixres=before_fixres)
 
 
+@dataclass(frozen=True)
+class Refitted:
+    """The best student, trained once more with the validation images among the labeled ones.
+
+    Attributes:
+        generation: of that student.
+        labeled: labeled images it was trained on.
+        bundle: the model.
+        test: its scores; None where the run has no test images.
+    """
+
+    generation: int
+    labeled: int
+    bundle: Bundle
+    test: Evaluation | None
+
+
 class Counts(TypedDict):
     """Pseudo-labels of a student: all, those kept, and those with copies."""
 
@@ -117,6 +134,16 @@ class Entry(TypedDict):
     teachers: NotRequired[Teachers]
 
 
+class RefitEntry(TypedDict):
+    """The model that was delivered in place of the best generation, in result.json."""
+
+    generation: int
+    labeled: int
+    test_top1: float | None
+    scores: Mapping[str, Facts | None]
+    seconds: dict[str, float]
+
+
 class Result(TypedDict):
     """All of result.json."""
 
@@ -126,6 +153,7 @@ class Result(TypedDict):
     model: str
     generations: list[Entry]
     control: Entry | None
+    refit: NotRequired[RefitEntry]
     data: Facts
     versions: Mapping[str, str]
     config_hash: str
@@ -137,6 +165,7 @@ def result(
     data: Corpora,
     models: Sequence[Generation],
     best: int,
+    refit: Refitted | None = None,
 ) -> Result:
     """What `result.json` says.
 
@@ -145,13 +174,14 @@ def result(
         model: folder of what is served.
         data: its images.
         models: the first teacher, the students, and the control arm where there is one.
-        best: generation of what is served.
+        best: generation of what is served, or of the student that was trained once more for it.
+        refit: that model, where there is one.
     """
     generations = [g for g in models if g.arm.role != "control"]
     control = [g for g in models if g.arm.role == "control"]
     corpora = {name: corpus for name, corpus in vars(data).items() if corpus is not None}
     accepted = any(g.accepted for g in generations[1:])
-    return {
+    found: Result = {
         "name": config.name,
         "status": "done" if accepted else "no_student_accepted",
         "best_generation": best,
@@ -166,6 +196,16 @@ def result(
         "versions": store.versions(),
         "config_hash": config_hash(config),
     }
+    if refit is not None:
+        seconds = {"train": refit.bundle.seconds, "test": refit.test.seconds if refit.test else 0.0}
+        found["refit"] = {
+            "generation": refit.generation,
+            "labeled": refit.labeled,
+            "test_top1": refit.test.top1 if refit.test else None,
+            "scores": {"test": _summary(refit.test.scores) if refit.test else None},
+            "seconds": {name: round(value, 1) for name, value in seconds.items()},
+        }
+    return found
 
 
 def _entry(g: Generation) -> Entry:

@@ -5,112 +5,47 @@ The stages are handed in (see stages.py), so this file knows no Ray and no torch
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, replace
 
 from ns_ray import store
 from ns_ray.accept import best_of, verdict
 from ns_ray.chosen import settle_once
 from ns_ray.config import (
-    DataConfig,
-    EvaluateConfig,
-    LabelConfig,
-    NoiseConfig,
     RobustnessConfig,
     RunConfig,
-    SelectConfig,
     config_hash,
     train_config,
 )
 from ns_ray.errors import DataError
 from ns_ray.log import say
-from ns_ray.result import Generation, Lesson, Result, result
+from ns_ray.protocol import Stages
+from ns_ray.result import Generation, Lesson, Refitted, Result, result
 from ns_ray.scoring import better_p, compare
-from ns_ray.steps import Arm, Label, Score, Select, Student, Teacher, Train, steps, teaches_next
+from ns_ray.steps import (
+    Arm,
+    Label,
+    Refit,
+    Score,
+    Select,
+    Student,
+    Teacher,
+    Train,
+    among_more,
+    steps,
+    teaches_next,
+)
 from ns_ray.store import (
     CONTROL,
     Bundle,
     Corpora,
     Corpus,
     Evaluation,
-    Facts,
     PseudoLabels,
     RunLayout,
     Selection,
+    arm_name,
 )
 from ns_ray.training import before_fixres
-
-
-class Stages(Protocol):
-    """The stages of a run, with its share of a machine or cluster. Each publishes what it makes in
-    its step's folder, and returns at once what it finds there, made from the same inputs."""
-
-    def ingest(self, config: DataConfig, *, seed: int, out: RunLayout) -> Corpora:
-        """Sources -> corpora: see data/stage.py."""
-
-    def fit_budget(self, config: RunConfig, data: Corpora) -> Facts:
-        """What of a run its time is enough for: see planning/budget.py."""
-
-    def symmetric(self, data: Corpora) -> bool:
-        """Whether mirrored images look like the others: see data/mirrored.py."""
-
-    def open_bundle(self, path: str) -> Bundle:
-        """A model that the user has."""
-
-    def fit(
-        self,
-        step: Train,
-        *,
-        labeled: Corpus,
-        validation: Corpus | None,
-        pseudo: Selection | None,
-        teacher: Bundle | None,
-        seed: int,
-        provenance: Facts,
-    ) -> Bundle:
-        """Images -> model: see training/stage.py."""
-
-    def pseudo_label(
-        self,
-        step: Label,
-        config: LabelConfig,
-        teachers: Sequence[Bundle],
-        unlabeled: Corpus,
-        *,
-        noise: NoiseConfig | None,
-    ) -> PseudoLabels:
-        """A model's probabilities for the pile, or the mean of several's: see labeling/stage.py."""
-
-    def select(
-        self,
-        step: Select,
-        config: SelectConfig,
-        labels: PseudoLabels,
-        *,
-        seed: int,
-        labeled_counts: Sequence[int],
-        previous: Selection | None,
-        evaluation: Evaluation,
-        validation: Corpus,
-    ) -> Selection:
-        """Which pseudo-labels train the student: see selection/stage.py."""
-
-    def evaluate(
-        self, step: Score, config: EvaluateConfig, models: Sequence[Bundle], corpus: Corpus
-    ) -> Evaluation:
-        """How good a model is, or the mean of several: see scoring/stage.py."""
-
-    def robustness(
-        self,
-        config: RobustnessConfig,
-        models: Sequence[Bundle],
-        corpus: Corpus,
-        *,
-        outs: Sequence[str],
-        names: Sequence[str],
-        batch_size: int,
-    ) -> Sequence[Facts]:
-        """How much models bear: see robustness/suites.py."""
 
 
 @dataclass(frozen=True)
@@ -146,12 +81,16 @@ def self_train(config: RunConfig, layout: RunLayout, stages: Stages) -> Outcome:
     models = [*generations, *([run.fit_control(arms.control)] if arms.control else [])]
     best = best_of([g for g in generations if g.accepted])
     models = [run.test(model) for model in models]
+    refit = None
+    if best.lesson and (again := steps(settled, layout, students=best.generation).refit):
+        refit = run.refit(again, best, best.lesson, generations[best.lesson.teacher])
     if config.evaluate.robustness is not None:
         shown = {0, best.generation, generations[-1].generation, CONTROL}
         models = run.robustness(config.evaluate.robustness, models, shown)
     for model in models:
         run.write(model, models)
-    return Outcome(result(config, layout.model, data, models, best.generation), best.bundle)
+    found = result(config, layout.model, data, models, best.generation, refit)
+    return Outcome(found, (refit or best).bundle)
 
 
 def train_model(
@@ -160,7 +99,7 @@ def train_model(
     trainings: Sequence[Train],
     *,
     labeled: Corpus,
-    validation: Corpus,
+    validation: Corpus | None,
     seed: int,
     pseudo: Selection | None = None,
     teacher: Bundle | None = None,
@@ -172,7 +111,8 @@ def train_model(
         stages: only `fit` is asked for.
         trainings: one, or two with `finetune`.
         labeled: labeled images.
-        validation: those that the last training's temperature is fitted on.
+        validation: those that the last training's temperature is fitted on; None: as its step
+            says.
         seed: of all of them.
         pseudo: what a student learns from its teacher.
         teacher: whose weights the first training starts from, where `init` is `teacher`.
@@ -194,7 +134,7 @@ def train_model(
                 "run": config.name,
                 "role": step.role,
                 "model": step.model.model,
-                "generation": "control" if step.generation == CONTROL else step.generation,
+                "generation": arm_name(g) if (g := step.generation) < 0 else g,
                 "config_hash": config_hash(config),
             },
         )
@@ -286,6 +226,28 @@ class _Run:
         """The last student again, on labeled images only."""
         bundle = self._train(arm.trainings, arm.generation)
         return Generation(arm, bundle, self._evaluate(arm.validation, [bundle]), accepted=False)
+
+    def refit(self, plan: Refit, best: Generation, lesson: Lesson, teacher: Generation) -> Refitted:
+        """The best student once more, with the validation images among the labeled ones: nothing
+        is held out then that could fit its temperature, or tell how good it is."""
+        data = self.data
+        both = self.stages.together(data, plan.out)
+        more = (data.labeled.rows, data.validation.rows)
+        *first, last = [among_more(step, *more) for step in plan.trainings]
+        bundle = train_model(
+            self.config,
+            self.stages,
+            [*first, replace(last, temperature=best.bundle.provenance.get("temperature"))],
+            labeled=both,
+            validation=None,
+            seed=self.config.seed * 1000 + best.generation + 1,
+            pseudo=lesson.selection,
+            teacher=teacher.bundle,
+        )
+        test = None
+        if plan.test is not None and data.test is not None:
+            test = self.stages.evaluate(plan.test, self.config.evaluate, [bundle], data.test)
+        return Refitted(best.generation, both.rows, bundle, test)
 
     def test(self, model: Generation) -> Generation:
         """Score on test: once, when every choice has been made."""

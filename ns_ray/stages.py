@@ -16,13 +16,13 @@ from ns_ray.config import (
     RunConfig,
     SelectConfig,
 )
-from ns_ray.data import ingest, symmetric
+from ns_ray.data import ingest, symmetric, together
 from ns_ray.labeling import pseudo_label
 from ns_ray.log import Metrics
+from ns_ray.protocol import Stages
 from ns_ray.robustness import evaluate_robustness
 from ns_ray.scoring import evaluate
 from ns_ray.selection import select
-from ns_ray.selftrain import Stages
 from ns_ray.steps import Label, Score, Select, Train
 from ns_ray.store import (
     Bundle,
@@ -90,6 +90,10 @@ class RayStages:
         """Whether mirrored images look like the others."""
         return symmetric(data.unlabeled or data.labeled)
 
+    def together(self, data: Corpora, out: str) -> Corpus:
+        """Labeled and validation images as one corpus."""
+        return together(data.labeled, data.validation, out)
+
     def open_bundle(self, path: str) -> Bundle:
         """A model that the user has."""
         return open_bundle(path)
@@ -111,6 +115,7 @@ class RayStages:
             step.train,
             labeled=labeled,
             validation=validation,
+            temperature=step.temperature,
             pseudo=pseudo,
             teacher=teacher,
             seed=seed,

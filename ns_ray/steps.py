@@ -6,6 +6,7 @@ leave. Pure: it follows from the settings alone, and no file is read.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from math import sqrt
 from typing import Literal
 
 from ns_ray import store
@@ -16,10 +17,11 @@ from ns_ray.config import (
     TrainConfig,
     finetuning,
     fixres_config,
+    longer,
     pretraining,
     train_config,
 )
-from ns_ray.store import CONTROL, RunLayout, arm_name
+from ns_ray.store import CONTROL, REFIT, RunLayout, arm_name
 
 Role = Literal["teacher", "student", "control"]
 Split = Literal["labeled", "unlabeled", "validation", "test"]
@@ -71,12 +73,13 @@ class Train(Step):
     """A model is trained.
 
     Attributes:
-        generation: of the model; CONTROL for the control arm.
+        generation: of the model; CONTROL for the control arm, REFIT for the best student again.
         role: what the model is for.
         model: architecture and start weights.
         train: how, the model's own settings included.
         pseudo: whether on pseudo-labeled images, too.
         checkpoints: folder of what is kept while it is trained.
+        temperature: what its logits are divided by, where that is not fitted on validation images.
     """
 
     generation: int
@@ -85,6 +88,7 @@ class Train(Step):
     train: TrainConfig
     pseudo: bool
     checkpoints: str
+    temperature: float | None = None
 
     @property
     def parts(self) -> tuple[Part, ...]:
@@ -202,6 +206,21 @@ class Student(Arm):
 
 
 @dataclass(frozen=True)
+class Refit:
+    """The best student once more, with the validation images among the labeled ones.
+
+    Attributes:
+        out: folder of those images.
+        trainings: those of the student; see `among_more`.
+        test: None where the run has no test images.
+    """
+
+    out: str
+    trainings: tuple[Train, ...]
+    test: Score | None
+
+
+@dataclass(frozen=True)
 class Itinerary:
     """All steps of a run."""
 
@@ -209,6 +228,7 @@ class Itinerary:
     teacher: Teacher
     students: tuple[Student, ...]
     control: Arm | None
+    refit: Refit | None
     robustness: Robustness | None
     model: Publish
 
@@ -227,6 +247,9 @@ class Itinerary:
             if isinstance(arm, Teacher) and arm.average:
                 yield from (*arm.others, arm.average)
         yield from (arm.test for arm in self.arms if arm.test)
+        if self.refit:
+            yield from self.refit.trainings
+            yield from [self.refit.test] if self.refit.test else []
         if self.robustness:
             yield self.robustness
         yield self.model
@@ -260,11 +283,17 @@ def steps(
             for g, model in enumerate(models, start=1)
         ),
         control=make.arm(CONTROL, "control", control) if config.control else None,
+        refit=make.refit(models[-1]) if config.refit and models else None,
         robustness=Robustness("robustness", "robustness", layout.robustness(arm_name(0)))
         if config.evaluate.robustness
         else None,
         model=Publish("model", "model", layout.model),
     )
+
+
+def among_more(step: Train, labeled: int, more: int) -> Train:
+    """The same training with more labeled images: steps grow as the square root of their number."""
+    return replace(step, train=longer(step.train, sqrt(labeled / (labeled + more))))
 
 
 def alone(student: ModelConfig, teacher: ModelConfig) -> ModelConfig:
@@ -310,6 +339,10 @@ class _Maker:
         label = Label(f"{name}/label", f"{name} label", out, g, teacher, models)
         select = Select(f"{name}/select", f"{name} select", self.layout.selection(g), g)
         return Student(**vars(self.arm(g, "student", model)), label=label, select=select)
+
+    def refit(self, model: ModelConfig) -> Refit:
+        arm = self.arm(REFIT, "student", model)
+        return Refit(self.layout.corpus("all-labeled"), arm.trainings, arm.test)
 
     def _score(self, g: int, model: ModelConfig, split: Split) -> Score:
         name, out = arm_name(g), store.join(self.layout.evaluation(g), split)

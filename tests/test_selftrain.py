@@ -74,6 +74,10 @@ class Fakes:
         self.note("fit_budget", str(config.budget), rows=data.labeled.rows)
         return self.fitted
 
+    def together(self, data: Corpora, out: str) -> Corpus:
+        self.note("together", out)
+        return corpus("all", data.labeled.rows + data.validation.rows, classes=CLASSES)
+
     def symmetric(self, data: Corpora) -> bool:
         self.note("symmetric", str(data.labeled.rows))
         return self.mirrored_alike

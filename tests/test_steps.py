@@ -21,6 +21,8 @@ from ns_ray.store.layout import RunLayout
 
 TUNED = {**MODEL, "finetune": {"lr": 0.01}}
 FIXRES = {**MODEL, "fixres": {"image_size": 64, "lr": 0.1}}
+AROUND = ("ingest", "symmetric", "together", "open_bundle")
+"""What the driver asks for besides the steps."""
 RUNS: dict[str, dict[str, Any]] = {
     "plain": {},
     "test": {"data.test": "t", "students": [MODEL, MODEL]},
@@ -30,6 +32,7 @@ RUNS: dict[str, dict[str, Any]] = {
     "fixres": {"students": [FIXRES], "control": True},
     "a teacher from elsewhere": {"teacher": {"bundle": "/theirs"}, "control": True},
     "teachers": {"label.teachers": 3, "students": [MODEL, MODEL]},
+    "refit": {"refit": True, "data.test": "t", "students": [MODEL, TUNED]},
     "robustness": {"evaluate.robustness": {}, "data.test": "t"},
 }
 
@@ -53,9 +56,7 @@ def test_the_driver_takes_the_steps_of_the_itinerary(
         return step.title if isinstance(step, Train | Score) else step.out
 
     expected = [noted(step) for step in steps(asked) if not isinstance(step, Pack | Publish)]
-    done = [
-        what for stage, what in fakes.calls if stage not in ("ingest", "symmetric", "open_bundle")
-    ]
+    done = [what for stage, what in fakes.calls if stage not in AROUND]
     assert done == expected
 
 

@@ -17,7 +17,7 @@ from ns_ray.config import (
     RunConfig,
     SelectConfig,
 )
-from ns_ray.selftrain import Stages
+from ns_ray.protocol import Stages
 from ns_ray.steps import Label, Score, Select, Train
 from ns_ray.store import (
     Bundle,
@@ -77,6 +77,10 @@ class SharedStages:
         """Whether mirrored images look like the others."""
         return self.own.symmetric(data)
 
+    def together(self, data: Corpora, out: str) -> Corpus:
+        """Labeled and validation images as one corpus."""
+        return self.own.together(data, out)
+
     def open_bundle(self, path: str) -> Bundle:
         """A model that the user has."""
         return self.own.open_bundle(path)
@@ -104,6 +108,8 @@ class SharedStages:
             made_of.append(pseudo.fingerprint)
         if teacher is not None and step.model.init == "teacher":
             made_of.append(teacher.fingerprint)
+        if step.temperature is not None:
+            made_of.append(f"{step.temperature:g}")
         with self.shared.place("models", *settings, seed, *made_of) as place:
             step = replace(
                 step,

@@ -43,8 +43,16 @@ def show(result: Mapping[str, Any], layout: RunLayout) -> None:
             _rate(row, "train"),
             f"{sum(row['seconds'].values()):.0f}",
         )
+    refit = result.get("refit")
+    if refit:
+        top1, seconds = refit["test_top1"], sum(refit["seconds"].values())
+        name, right = f"{refit['generation']} refit", "-" if top1 is None else f"{top1:.4f}"
+        table.add_row(name, "", "", "-", right, "", "", "", "", f"{seconds:.0f}")
     console.print(table)
-    say(f"best: generation {result['best_generation']}; model: {result['model']}")
+    more = f", trained once more on all {refit['labeled']:,} labels" if refit else ""
+    say(f"best: generation {result['best_generation']}{more}; model: {result['model']}")
+    if refit and refit["test_top1"] is None:
+        say("how good that model is, no image is left to say: none were given as data.test")
     if result["status"] != "done":
         say("no student was better than the first teacher (see accept.max_p), which is delivered")
     elif result["best_generation"] == 0:

@@ -135,7 +135,8 @@ def _work(config: RunConfig, layout: RunLayout) -> dict[str, Any]:
         outcome = self_train(config, layout, open_stages(config, machine, metrics))
     publish_model(outcome.best.path, layout.model)
     result = dict(outcome.result)
-    best = outcome.result["generations"][outcome.result["best_generation"]]
+    best = dict(outcome.result["generations"][outcome.result["best_generation"]])
+    best |= {"scores": outcome.result["refit"]["scores"]} if "refit" in outcome.result else {}
     store.write_bytes(
         store.join(layout.model, "README.md"), scored_card(layout.model, best).encode()
     )

@@ -28,6 +28,7 @@ from .training import ModelConfig as ModelConfig
 from .training import TrainConfig as TrainConfig
 from .training import finetuning as finetuning
 from .training import fixres_config as fixres_config
+from .training import longer as longer
 from .training import pretraining as pretraining
 from .training import train_config as train_config
 from .validation import Settings as Settings

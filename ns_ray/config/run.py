@@ -112,6 +112,10 @@ class RunConfig(Settings):
     control: bool = False
     """Also train the last student's architecture, steps and noise on labeled images only; in two
     parts where it has `finetune`."""
+    refit: bool = False
+    """At the end, train the best student once more with the validation images among the labeled
+    ones, and deliver that model. Only test images can say how good it is; without an accepted
+    student nothing is trained again."""
     evaluate: EvaluateConfig = EvaluateConfig()
     resources: ResourcesConfig = ResourcesConfig()
 
@@ -122,10 +126,12 @@ class RunConfig(Settings):
 
     @model_serializer(mode="wrap")
     def _without_what_came_later(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """A run without a budget is the run that it was before there were any."""
+        """What is as it always was is not written: a run from before stays valid."""
         values: dict[str, Any] = dump(self)
         if self.budget is None:
             values.pop("budget", None)
+        if not self.refit:
+            values.pop("refit", None)
         return values
 
     @model_validator(mode="wrap")

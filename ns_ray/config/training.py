@@ -139,6 +139,12 @@ def as_asked(train: TrainConfig) -> dict[str, Any]:
     return values
 
 
+def longer(train: TrainConfig, factor: float) -> TrainConfig:
+    """The same training, so many times as many passes, its schedule stretched."""
+    names = ("epochs", "warmup_epochs", "decay_epochs")
+    return train.model_copy(update={name: factor * getattr(train, name) for name in names})
+
+
 class FixresConfig(Settings):
     """Fine-tuning after training, for the resolution it is used at: labeled images without input
     noise, shallow layers frozen (Touvron et al. 2019; the paper's L2 ends with it)."""

@@ -19,3 +19,4 @@ from .stage import Listings as Listings
 from .stage import adopt as adopt
 from .stage import ingest as ingest
 from .stage import list_all as list_all
+from .stage import together as together

@@ -15,12 +15,12 @@ from ns_ray.data.adopting import adopt, digests_of
 from ns_ray.data.packing import pack, reasons_text
 from ns_ray.data.sources import list_source
 from ns_ray.data.sources.items import allocate
-from ns_ray.data.sources.listing import Listing, Ranks
+from ns_ray.data.sources.listing import Listing, Packed, Ranks
 from ns_ray.errors import DataError
 from ns_ray.log import say
 from ns_ray.store import Corpora, Corpus, RunLayout
 
-__all__ = ["adopt", "ingest", "pack", "split"]
+__all__ = ["adopt", "ingest", "pack", "split", "together"]
 
 
 SPLIT_NAMES = frozenset({"train", "val", "valid", "validation", "dev", "test", "unlabeled"})
@@ -55,6 +55,23 @@ def ingest(config: DataConfig, *, seed: int, out: RunLayout, pile: bool = True) 
     if found.unlabeled is not None:
         unlabeled = pack_it("unlabeled", found.unlabeled, classes=(), excluded=leaks)
     return Corpora(labeled, unlabeled, validation, test)
+
+
+def together(first: Corpus, second: Corpus, out: str) -> Corpus:
+    """The labeled images of two corpora as one.
+
+    Args:
+        first, second: of the same classes.
+        out: folder of the new corpus.
+    """
+    listing = Listing(
+        name="labeled and validation images",
+        items=[],
+        classes=first.classes,
+        fingerprint=store.fingerprint(first.fingerprint, second.fingerprint),
+        packed=(Packed(first, prefix="labeled/"), Packed(second, prefix="validation/")),
+    )
+    return pack(listing, out=out, classes=first.classes)
 
 
 @dataclass(frozen=True)

@@ -26,8 +26,8 @@ from ns_ray.config import (
 )
 from ns_ray.data import Augment, Listings, decode, seeded
 from ns_ray.model import Cost, Rate, forward_cost, load, measured_rate, model_name, training_cost
-from ns_ray.steps import Label, Part, Robustness, Score, Train, steps
-from ns_ray.store import Corpora, Facts, open_bundle
+from ns_ray.steps import Label, Part, Robustness, Score, Train, among_more, steps
+from ns_ray.store import REFIT, Corpora, Facts, open_bundle
 from ns_ray.training import lane_sizes, total_steps
 
 MEASURED_MEMORY = 0.4
@@ -139,8 +139,9 @@ class Planner:
         for step in steps(settle(self._config, learnt, {BUDGET: fitted or {}})[0]):
             match step:
                 case Train():
-                    for part in step.parts:
-                        yield self._training(part)
+                    more = counts.validation if step.generation == REFIT else 0
+                    for part in among_more(step, counts.labeled, more).parts:
+                        yield self._training(part, counts.labeled + more)
                 case Label():
                     yield self._forward(step.title, step.teacher, counts.unlabeled * step.models)
                 case Score():
@@ -150,11 +151,11 @@ class Planner:
                 case Robustness():
                     self._note("the scoring of damaged images is not in these figures")
 
-    def _training(self, part: Part) -> Stage:
+    def _training(self, part: Part, labeled: int) -> Stage:
         model, train = part.model, part.train
         workers = self._config.resources.num_workers
         rows = sum(lane_sizes(train, workers, part.pseudo))
-        updates = total_steps(train, self._counts.labeled)
+        updates = total_steps(train, labeled)
         groups = part.trained_groups
         # How many steps there are makes no difference to one.
         one = train.model_copy(update={"epochs": 1.0, "warmup_epochs": 0.0})

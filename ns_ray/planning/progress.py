@@ -9,7 +9,7 @@ from ns_ray import store
 from ns_ray.config import Images, RunConfig, chosen_in, config_hash, settle
 from ns_ray.errors import DataError
 from ns_ray.steps import Label, Pack, Score, Select, Split, Train, steps
-from ns_ray.store import REJECTED_PREFIX, Corpus, RunLayout, open_corpus
+from ns_ray.store import REFIT, REJECTED_PREFIX, Corpus, RunLayout, open_corpus
 from ns_ray.training import total_steps
 
 State = Literal["done", "in progress", "missing"]
@@ -49,6 +49,8 @@ class Look:
         # A run may have ended before its last student.
         result = result_of(config, layout)
         students = len(result["generations"]) - 1 if result else None
+        if result and "refit" not in result:  # the first teacher stayed the best
+            config = config.model_copy(update={"refit": False})
         self._layout = layout
         labeled, pile = self._open("labeled"), self._open("unlabeled")
         if labeled is not None:  # before that, nothing is under way that has a length
@@ -121,7 +123,7 @@ class Look:
             return _published(step.title, step.out, f"{done.facts['parameters']:,} parameters")
         told = self._told.get(step.id, 0)
         corpus, of = self._open("labeled"), ""
-        if corpus is not None:
+        if corpus is not None and step.generation != REFIT:
             of = f" of {sum(total_steps(part.train, corpus.rows) for part in step.parts):,}"
         saved = [
             name

@@ -21,7 +21,6 @@ def model_row(run: Run, model: Model) -> dict[str, Any]:
             "interval": None if low_high is None else words.span(low_high),
         }
     main = model.of(run.split)
-    topk = next((k for k in main if k.startswith("top") and k[3:].isdigit() and k != "top1"), None)
     return {
         "name": model.name,
         "kind": model.kind,
@@ -30,10 +29,47 @@ def model_row(run: Run, model: Model) -> dict[str, Any]:
         "accepted": None if model.kind != "student" else bool(model.row["accepted"]),
         "p": model.row.get("p_value"),
         "best": model is run.best,
-        "topk": (topk, main.get(topk)) if topk else None,
-        "nll": main.get("nll"),
-        "ece": main.get("ece"),
+        "delivered": False,
+        **_of_probabilities(main),
         **scores,
+    }
+
+
+def refit_rows(run: Run) -> list[dict[str, Any]]:
+    """The row of the model that the best student was trained once more for, where there is one:
+    only test images were left to score it."""
+    if not run.refit:
+        return []
+    scores = dict(run.refit["scores"]["test"] or {})
+    low_high = words.interval(scores)
+    return [
+        {
+            "name": f"on all {words.count(run.refit['labeled'])} labels",
+            "kind": "student",
+            "model": run.best.row["model"],
+            "parameters": run.best.row["parameters"],
+            "accepted": None,
+            "p": None,
+            "best": False,
+            "delivered": True,
+            **_of_probabilities(scores),
+            "test": {
+                "top1": run.refit["test_top1"],
+                "interval": None if low_high is None else words.span(low_high),
+            },
+            "validation": {"top1": None, "interval": None},
+        }
+    ]
+
+
+def _of_probabilities(scores: dict[str, Any]) -> dict[str, Any]:
+    """Top-k, log loss and calibration error."""
+    names = (k for k in scores if k.startswith("top") and k[3:].isdigit() and k != "top1")
+    topk = next(names, None)
+    return {
+        "topk": (topk, scores.get(topk)) if topk else None,
+        "nll": scores.get("nll"),
+        "ece": scores.get("ece"),
     }
 
 

@@ -6,7 +6,7 @@ import jinja2
 
 from ns_ray import __version__, store
 from ns_ray.report import findings, gallery, words
-from ns_ray.report.accuracy import accuracy_chart, model_row, reliability_of
+from ns_ray.report.accuracy import accuracy_chart, model_row, refit_rows, reliability_of
 from ns_ray.report.corpora import corpora, unreadable
 from ns_ray.report.damaged import damaged
 from ns_ray.report.facts import Model, Run
@@ -41,7 +41,7 @@ def run_page(run: Run) -> str:
         finished=finished(run),
         sentences=[findings.asked(run), findings.outcome(run), *findings.warnings(run)],
         tiles=tiles(run),
-        models=[model_row(run, model) for model in run.models],
+        models=[*(model_row(run, model) for model in run.models), *refit_rows(run)],
         accuracy_chart=accuracy_chart(run, run.split),
         robustness=robustness([(m.name, m.kind, m) for m in lined_up(run)]),
         reliability=[
@@ -67,15 +67,7 @@ def run_page(run: Run) -> str:
 def tiles(run: Run) -> list[dict[str, str]]:
     """The figures that matter most: label, value, note."""
     student, teacher = run.student, run.teacher
-    low_high = words.interval(run.best.of(run.split))
-    found = [
-        {
-            "label": f"{run.split} accuracy",
-            "value": words.percent(run.top1(run.best)),
-            "note": f"{run.best.name}"
-            + ("" if low_high is None else f", 95% interval {words.span(low_high)}"),
-        }
-    ]
+    found = [_delivered(run)]
     others = [(teacher, "over the first teacher")]
     others += [(run.control, "over the control arm")] if run.control else []
     for other, label in others:
@@ -104,6 +96,21 @@ def tiles(run: Run) -> list[dict[str, str]]:
         value = words.count(chosen.kept)
         found.append({"label": "pseudo-labels kept", "value": value, "note": note})
     return found
+
+
+def _delivered(run: Run) -> dict[str, str]:
+    """How right the model is that is served."""
+    top1, name, scores = run.top1(run.best), run.best.name, run.best.of(run.split)
+    if run.refit and run.split == "test":
+        top1, scores = run.refit["test_top1"], run.refit["scores"]["test"]
+        name += f", trained once more on all {words.count(run.refit['labeled'])} labels"
+    low_high = words.interval(scores)
+    interval = "" if low_high is None else f", 95% interval {words.span(low_high)}"
+    return {
+        "label": f"{run.split} accuracy",
+        "value": words.percent(top1),
+        "note": name + interval,
+    }
 
 
 def lined_up(run: Run) -> list[Model]:

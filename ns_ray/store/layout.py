@@ -5,13 +5,13 @@ from dataclasses import dataclass
 from ns_ray.config import RunConfig
 from ns_ray.store.paths import absolute, join
 
-CONTROL = -1
-"""The control arm's place among the generations."""
+CONTROL, REFIT = -1, -2
+"""Places among the generations of the control arm, and of the best student trained once more."""
 
 
 def arm_name(g: int) -> str:
-    """`gen-01`, or `control`: a model's folder, and how the names of its steps begin."""
-    return "control" if g == CONTROL else f"gen-{g:02d}"
+    """`gen-01`, `control` or `refit`: a model's folder, and how the names of its steps begin."""
+    return {CONTROL: "control", REFIT: "refit"}.get(g, f"gen-{g:02d}")
 
 
 @dataclass(frozen=True)

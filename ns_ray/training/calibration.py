@@ -12,6 +12,8 @@ from ns_ray.model import BELIEF, BELIEF_PRETRAINED, fit_temperature
 from ns_ray.store import Corpus
 from ns_ray.training.forward import forward
 
+LINEAR = (nn.Linear, nn.Conv2d)
+
 
 def calibrate(
     model: nn.Module, corpus: Corpus, device: torch.device, *, pretrained: bool
@@ -28,12 +30,19 @@ def calibrate(
         The temperature; None, and the model as it was, where its classifier is not one linear
         layer.
     """
-    classifier = model.get_classifier()  # type: ignore[operator]
-    if not isinstance(classifier, nn.Linear | nn.Conv2d):
+    if not isinstance(model.get_classifier(), LINEAR):  # type: ignore[operator]
         return None
     belief = BELIEF_PRETRAINED if pretrained else BELIEF
     temperature = fit_temperature(*forward(model, corpus, device, model), belief)
-    with torch.no_grad():
-        for parameter in classifier.parameters():
-            parameter.div_(temperature)
+    divide(model, temperature)
     return temperature
+
+
+def divide(model: nn.Module, temperature: float) -> None:
+    """Divide a model's logits by a temperature, for good; not where its classifier is not one
+    linear layer."""
+    classifier = model.get_classifier()  # type: ignore[operator]
+    if isinstance(classifier, LINEAR):
+        with torch.no_grad():
+            for parameter in classifier.parameters():
+                parameter.div_(temperature)

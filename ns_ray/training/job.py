@@ -23,7 +23,7 @@ class Job:
     train: dict[str, Any]
     labeled: str
     validation: str | None
-    """Corpus that the temperature is fitted on; None: it stays 1."""
+    """Corpus that the temperature is fitted on; None: it is not fitted."""
     selection: str | None
     soft: bool
     temperature: float
@@ -43,6 +43,8 @@ class Job:
     trained_groups: int
     """Only the last groups of layers are trained, this many; 0: all."""
     provenance: dict[str, Any]
+    given_temperature: float | None = None
+    """What the logits are divided by where none is fitted; None: they stay as they are."""
 
 
 def total_steps(train: TrainConfig, labeled_rows: int) -> int:

@@ -36,7 +36,7 @@ from ns_ray.model import (
     statistics_kept,
 )
 from ns_ray.store import Corpus, open_corpus, open_selection
-from ns_ray.training.calibration import calibrate
+from ns_ray.training.calibration import calibrate, divide
 from ns_ray.training.head import clearly_better, start_head
 from ns_ray.training.job import Job
 from ns_ray.training.loader import DeviceBatch
@@ -259,6 +259,9 @@ class Learner:
             temperature = calibrate(model, held_out, self._device, pretrained=self._fresh_head)
             if temperature is not None:
                 facts = {**facts, "temperature": round(temperature, 4)}
+        elif self._job.given_temperature is not None:
+            divide(model, self._job.given_temperature)
+            facts = {**facts, "temperature": self._job.given_temperature}
         now = self.made_on[-1]
         made = {"precision": self.precision, "device": now["device"], "workers": now["workers"]}
         model.pretrained_cfg = self.model.pretrained_cfg

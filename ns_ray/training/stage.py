@@ -31,6 +31,7 @@ def fit(
     *,
     labeled: Corpus,
     validation: Corpus | None = None,
+    temperature: float | None = None,
     pseudo: Selection | None = None,
     teacher: Bundle | None = None,
     seed: int,
@@ -48,7 +49,7 @@ def fit(
         model: architecture and start weights.
         train: settings, this model's overrides included.
         labeled: the labeled images.
-        validation: those that the temperature is fitted on; None: it stays 1.
+        validation: those that the temperature is fitted on; None: it is `temperature`, or 1.
         pseudo: the selected pseudo-labels, or None for a teacher or control arm.
         teacher: start weights where `model.init` is `teacher`.
         seed: decides weights, order, augmentation and dropout.
@@ -67,7 +68,7 @@ def fit(
     """
     lane_sizes(train, workers.count, pseudo is not None)
     data = Data(labeled, validation, pseudo, _start(model, teacher, title))
-    job = _job((model, train), data, workers, seed, provenance)
+    job = _job((model, train), data, workers, seed, provenance, temperature)
     folder = store.join(checkpoints, job.fingerprint)
     job = replace(job, out=out, checkpoint=store.join(folder, "last.pt"))
     if store.already(out, job.fingerprint) is not None:
@@ -79,7 +80,7 @@ def fit(
         lane_sizes(finer[1], workers.count, False)
         trained = _trained(folder)
         if store.already(trained, job.fingerprint) is None:
-            first = replace(job, out=trained, validation=None)
+            first = replace(job, out=trained, validation=None, given_temperature=None)
             run_workers(first, workers, max_failures, title, metrics)
         metrics = _after(job.steps, metrics)
         job, title = _fine_tuning(job, *finer, trained, labeled.rows), f"{title} fixres"
@@ -114,6 +115,7 @@ def _job(
     workers: Workers,
     seed: int,
     provenance: Mapping[str, Any],
+    temperature: float | None,
 ) -> Job:
     """A training as plain values, but for the places that it writes to."""
     labeled, pseudo = data.labeled, data.pseudo
@@ -122,6 +124,8 @@ def _job(
     inputs = {name: made.fingerprint if made else None for name, made in data._asdict().items()}
     if data.validation is None:  # as it was before there was a temperature
         del inputs["validation"]
+    if temperature is not None:
+        inputs["temperature"] = f"{temperature:g}"
     # Which of the training settings are the model's own, and which the run's, makes no difference.
     settings = [
         model[0].model_dump(mode="json", exclude={"train"}),
@@ -133,6 +137,7 @@ def _job(
         train=settings[1],
         labeled=labeled.path,
         validation=data.validation.path if data.validation else None,
+        given_temperature=temperature,
         selection=pseudo.path if pseudo else None,
         soft=bool(pseudo and pseudo.facts.get("targets", "soft") == "soft"),
         temperature=float(pseudo.facts.get("temperature", 1.0)) if pseudo else 1.0,
