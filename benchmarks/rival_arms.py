@@ -67,9 +67,11 @@ class Ground:
 
     @property
     def images(self) -> int:
-        """What teacher and students together have sent through the network."""
+        """What all teachers and students together have sent through the network."""
         arms = (self.plan.teacher, *self.plan.students)
-        return sum(seen(step, self.data.labeled.rows) for arm in arms for step in arm.trainings)
+        trainings = [step for arm in arms for step in arm.trainings]
+        steps = [*trainings, *self.plan.teacher.others]
+        return sum(seen(step, self.data.labeled.rows) for step in steps)
 
     @property
     def student(self) -> tuple[ModelConfig, TrainConfig]:

@@ -13,7 +13,8 @@ Makes the recipe's run for every seed and, on its own corpora:
 
 Of several models of a rival the better one on validation is taken. All but the probe and the
 teachers see as many images as teacher and students together; how they are counted is said in
-rival_arms.py. `delivered` is what the run leaves in model/. Test is scored when all models of a
+rival_arms.py. `delivered` is the best generation; with `refit: true` the line `refit` is of what the
+run leaves in model/ in its place. Test is scored when all models of a
 seed are there, once each; with --no-test it is left alone. What is in DIR already is not made
 again. Prints a Markdown table and writes DIR/rivals.csv, a line per seed and arm.
 """
@@ -111,13 +112,20 @@ def _of_run(seed: int, result: Mapping[str, Any], ground: Any) -> list[Line]:
     """The delivered model, the first teacher, the students and the control arm of a run."""
     from rival_arms import seen
 
+    from ns_ray.steps import among_more
+
     rows, plan = ground.data.labeled.rows, ground.plan
+    others = sum(seen(t, rows) for t in plan.teacher.others)
     own = {arm.generation: sum(seen(t, rows) for t in arm.trainings) for arm in plan.arms}
     generations = result["generations"]
     best = generations[result["best_generation"]]
     arms = [(DELIVERED, best, ground.images), ("first teacher", generations[0], own[0])]
     arms += [
-        (f"student {row['generation']}", row, sum(own[g] for g in range(row["generation"] + 1)))
+        (
+            f"student {row['generation']}",
+            row,
+            others + sum(own[g] for g in range(row["generation"] + 1)),
+        )
         for row in generations[1:]
     ]
     if result["control"]:
@@ -130,6 +138,14 @@ def _of_run(seed: int, result: Mapping[str, Any], ground: Any) -> list[Line]:
         trained = trained or [row]  # the control arm, whose generation is -1
         seconds = sum(each["seconds"]["train"] for each in trained)
         lines.append(Line(seed, arm, what, images, seconds, *scores))
+    if "refit" in result:
+        held_out, again = ground.data.validation.rows, result["refit"]
+        trained = [among_more(step, rows, held_out) for step in plan.refit.trainings]
+        images = ground.images + sum(seen(step, rows + held_out) for step in trained)
+        what, tested = f"generation {again['generation']}", _scores(again["scores"]["test"])
+        lines.append(
+            Line(seed, "refit", what, images, again["seconds"]["train"], None, None, *tested)
+        )
     return lines
 
 

@@ -382,7 +382,7 @@ def test_auto_temperature_takes_back_what_made_the_teacher_too_sure(tmp_path: Pa
     truth = (honest.cumsum(axis=1) > rng.random((3000, 1))).argmax(axis=1)
     too_sure = honest**2 / (honest**2).sum(axis=1, keepdims=True)
     labels = make_labels(tmp_path / "labels", make_probs(60))
-    config, found = SelectConfig(temperature="auto"), []
+    config, found = SelectConfig(targets="soft", temperature="auto"), []
     for name, probs in (("honest", honest), ("too-sure", too_sure)):
         scored = make_scored(tmp_path / name, probs.astype(np.float32), truth)
         asked: dict[str, Any] = {"evaluation": scored[0], "validation": scored[1]}
@@ -398,9 +398,12 @@ def test_auto_temperature_takes_back_what_made_the_teacher_too_sure(tmp_path: Pa
             {"precision": 0.9},
             r"select\.precision=0\.9: .* only a run .* set select\.precision=null",
         ),
-        ({"temperature": "auto"}, r"select\.temperature=auto: .* set select\.temperature=1"),
         (
-            {"precision": 0.9, "temperature": "auto"},
+            {"temperature": "auto", "targets": "soft"},
+            r"select\.temperature=auto: .* set select\.temperature=1",
+        ),
+        (
+            {"precision": 0.9, "temperature": "auto", "targets": "soft"},
             r"precision=0\.9 and select\.temperature=auto: .*=null and select\.temperature=1",
         ),
     ],

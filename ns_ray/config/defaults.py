@@ -131,7 +131,7 @@ def _training(
     else:
         steps = max(30 * sqrt(images.labeled), 30 * images.labeled / batch)
         lr, ratio = 4e-3, 7.0
-        noise = {"randaugment": "rand-m9-n2-p0.5", "dropout": 0.1}
+        noise = {"randaugment": "rand-m9-n2-p1.0", "dropout": 0.1}
     batch = said.get("batch_size", ceil(batch / lanes) * lanes)
     epochs = said.get("epochs", round(length * steps * batch / images.labeled, 2))
     found = {

@@ -2,7 +2,13 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer
+from pydantic import (
+    Field,
+    SerializerFunctionWrapHandler,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from ns_ray.config.validation import Fraction, Settings
 
@@ -69,8 +75,9 @@ class SelectConfig(Settings):
     filled up with copies. auto: the mean over the classes. null: no balancing."""
     max_copies: int = Field(default=5, ge=1)
     """Most copies of one image. 1: rare classes are not filled up."""
-    targets: Literal["soft", "hard"] = "soft"
-    """Train on the teacher's probabilities, or on its arg-max."""
+    targets: Literal["soft", "hard"] = "hard"
+    """Train on the teacher's probabilities (the paper's choice), or on its arg-max (better with few
+    labels: docs/decisions/0032)."""
     temperature: Annotated[float, Field(gt=0.0)] | Literal["auto"] = 1.0
     """Soft targets are p^(1/temperature), renormalized; below 1 sharpens. auto: the temperature
     that gives the teacher the least log loss on validation images, about 1 for one that was trained
@@ -97,6 +104,15 @@ class SelectConfig(Settings):
         if self.weights is None:
             values.pop("weights", None)
         return values
+
+    @model_validator(mode="after")
+    def _of_soft_targets(self) -> "SelectConfig":
+        if self.temperature != 1.0 and "targets" not in self.model_fields_set:
+            raise ValueError(
+                f"temperature={self.temperature} is one of soft targets; set select.targets=soft "
+                "with it, or leave it out"
+            )
+        return self
 
     @field_validator("per_class")
     @classmethod
