@@ -13,7 +13,7 @@ Makes the recipe's run for every seed and, on its own corpora:
 
 Of several models of a rival the better one on validation is taken. All but the probe and the
 teachers see as many images as teacher and students together; how they are counted is said in
-rival_arms.py. `delivered` is the best generation; with `refit: true` the line `refit` is of what the
+rival_arms.py. `delivered` is the best generation; with `refit: true` the line `refit` is what the
 run leaves in model/ in its place. Test is scored when all models of a
 seed are there, once each; with --no-test it is left alone. What is in DIR already is not made
 again. Prints a Markdown table and writes DIR/rivals.csv, a line per seed and arm.
