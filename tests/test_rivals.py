@@ -28,13 +28,13 @@ def test_a_training_lasts_as_many_steps_as_it_is_told(rows: int, count: int) -> 
 
 
 def test_images_are_counted_step_by_step_with_their_pseudo_labels() -> None:
-    plan = steps(load_recipe("digits"))
+    plan = steps(load_recipe("ablation-digits"))
     counted = [
         sum(rival_arms.seen(step, 30) for step in arm.trainings)
         for arm in (plan.teacher, plan.students[0])
     ]
-    # 300 epochs of 30 images, all in a batch; 45 in batches of 10 with six times as many others.
-    assert counted == [300 * 30, 135 * (10 + 60)]
+    # 100 epochs of 30 images, all in a batch; 45 in batches of 10 with six times as many others.
+    assert counted == [100 * 30, 135 * (10 + 60)]
 
 
 def model(what: str, top1: float) -> rival_arms.Trained:

@@ -55,8 +55,7 @@ def fit(
         seed: decides weights, order, augmentation and dropout.
         workers: DDP workers and their resources.
         max_failures: restarts after a lost worker or node; -1 for no limit.
-        checkpoints: folder of the training state.
-        out: folder of the bundle.
+        checkpoints, out: folders of the training state and of the bundle.
         title: name of the progress line.
         provenance: facts for the bundle.
         metrics: called with (step, values) as they come.
