@@ -36,7 +36,7 @@ class Images:
 
 
 TEACHERS = 3
-"""First teachers from random weights and few labels: they take little time then, and differ."""
+"""First teachers where labels are few: they take little time then, and differ much."""
 
 BUDGET, LABEL = "budget", "label"
 """Among what is chosen, beside the models: how many teachers label for the first student, and what
@@ -102,8 +102,7 @@ def settle(
 
 def _teachers(config: RunConfig, images: Images) -> int:
     """How many first teachers label together."""
-    start = config.teacher.pretrained or config.teacher.bundle
-    return TEACHERS if start is None and images.labeled <= FEW_LABELS else 1
+    return TEACHERS if config.teacher.bundle is None and images.labeled <= FEW_LABELS else 1
 
 
 def _training(

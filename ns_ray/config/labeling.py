@@ -41,8 +41,7 @@ class LabelConfig(Settings):
     """First teachers that are trained, alike but for their seeds: the average of their
     probabilities labels the pile for the first student. All else that is said of the first teacher
     is said of the first of them; later students are taught by one model. null: 3 where the
-    teacher starts from random weights, its epochs are left open and at most 2,000 images are
-    labeled, else 1."""
+    teacher's epochs are left open and at most 2,000 images are labeled, else 1."""
     noised: bool = False
     """Label noised images with a noised teacher (the noise it was trained with). Costs accuracy:
     for the paper's ablation only."""
