@@ -15,6 +15,8 @@ from ns_ray.data import pack, together
 from ns_ray.model import Predictor
 from ns_ray.report.accuracy import refit_rows
 from ns_ray.report.facts import open_run
+from ns_ray.report.page import tiles
+from ns_ray.report.words import percent
 from ns_ray.store import open_corpus
 from ns_ray.training import fit
 
@@ -147,6 +149,8 @@ def test_a_run_delivers_it_and_says_so(tmp_path: Path) -> None:
 
     (row,) = refit_rows(open_run(str(root)))
     assert row["test"]["top1"] == result["refit"]["test_top1"]
+    (said,) = [t["value"] for t in tiles(open_run(str(root))) if t["label"] == "calibration error"]
+    assert said == percent(result["refit"]["scores"]["test"]["ece"])
     assert "On all 36 labels (delivered)" in (root / "report.html").read_text()
 
     status = start(["-m", "ns_ray", "status"], config)

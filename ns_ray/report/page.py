@@ -85,7 +85,8 @@ def tiles(run: Run) -> list[dict[str, str]]:
         value = words.percent(after.get("mean_corruption_error"))
         note = f"{words.percent(before.get('mean_corruption_error'))} for the first teacher"
         found.append({"label": "mean corruption error", "value": value, "note": note})
-    ece = [m.of(run.split).get("ece") for m in (teacher, student)]
+    delivered = _scores_of_refit(run) or student.of(run.split)
+    ece = [scores.get("ece") for scores in (teacher.of(run.split), delivered)]
     if None not in ece:
         note = f"{words.percent(ece[0])} for the first teacher"
         value = words.percent(ece[1])
@@ -101,8 +102,8 @@ def tiles(run: Run) -> list[dict[str, str]]:
 def _delivered(run: Run) -> dict[str, str]:
     """How right the model is that is served."""
     top1, name, scores = run.top1(run.best), run.best.name, run.best.of(run.split)
-    if run.refit and run.split == "test":
-        top1, scores = run.refit["test_top1"], run.refit["scores"]["test"]
+    if again := _scores_of_refit(run):
+        top1, scores = again["top1"], again
         name += f", trained once more on all {words.count(run.refit['labeled'])} labels"
     low_high = words.interval(scores)
     interval = "" if low_high is None else f", 95% interval {words.span(low_high)}"
@@ -111,6 +112,11 @@ def _delivered(run: Run) -> dict[str, str]:
         "value": words.percent(top1),
         "note": name + interval,
     }
+
+
+def _scores_of_refit(run: Run) -> dict[str, Any]:
+    """Those on test of the model that the best student was trained once more for; empty without."""
+    return dict(run.refit["scores"]["test"] or {}) if run.refit else {}
 
 
 def lined_up(run: Run) -> list[Model]:
