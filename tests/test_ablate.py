@@ -35,7 +35,7 @@ GRID: dict[str, Any] = {
     "paper": "made up.",
     "columns": ["B0"],
     "arms": [
-        {"name": "Soft targets", "paper": [78.1]},
+        {"name": "Soft targets", "set": ["select.targets=soft"], "paper": [78.1]},
         {"name": "hard", "set": ["select.targets=hard"], "paper": ["about 77"]},
         {"name": "none", "row": "teacher"},
     ],
