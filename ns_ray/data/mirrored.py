@@ -3,7 +3,7 @@
 Digits, text and signs have a direction, most photographs have none. That shows without a label: a
 linear classifier on gradients, as in Dalal and Triggs's histograms (2005), is asked which of an
 image and its mirror image is the original. On gray images of 16 pixels it is right for 90 % of
-handwritten digits, 82 % of Fashion-MNIST (its shoes all point to the left) and 50 % of CIFAR-10; an
+handwritten digits, 80 % of Fashion-MNIST (its shoes all point to the left) and 54 % of CIFAR-10; an
 inversion of contrast, which text has, changes nothing. Knows nothing about Ray.
 """
 
@@ -15,6 +15,7 @@ from scipy.stats import binomtest
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import cross_val_predict
 
+from ns_ray import store
 from ns_ray.data.images import Preprocess, eval_pixels
 from ns_ray.errors import ImageError
 from ns_ray.log import say
@@ -87,16 +88,17 @@ def _gradients(images: Array) -> Array:
 
 
 def _some(corpus: Corpus) -> Array:
-    """Gray images from all of a corpus, float32 [n, 16, 16], 0 to 1; broken ones are left out."""
+    """Gray images from all of a corpus, float32 [n, 16, 16], 0 to 1: the first of some shards, as
+    rows are in the order of their hashes. Broken ones are left out."""
     step = math.ceil(len(corpus.shards) / SHARDS)
     shards = corpus.shards[::step]
     each = math.ceil(LOOKED_AT / max(len(shards), 1))
     found = []
     for shard in shards:
-        images = corpus.read(shard, ["image"])["image"]
-        for i in np.linspace(0, len(images) - 1, min(each, len(images)), dtype=int):
+        rows = store.read_first(store.join(corpus.path, shard.file), each, ["image"])
+        for image in rows["image"]:
             try:
-                pixels = eval_pixels(images[int(i)].as_buffer().to_pybytes(), PIXELS)
+                pixels = eval_pixels(image.as_buffer().to_pybytes(), PIXELS)
             except ImageError:
                 continue
             found.append(pixels.mean(axis=2, dtype=np.float32) / 255)
