@@ -13,8 +13,9 @@ from ns_ray import store
 from ns_ray.chosen import images_of
 from ns_ray.config import ModelConfig, RunConfig, TrainConfig, longer, settle, train_config
 from ns_ray.data import together
+from ns_ray.itinerary import Itinerary, alone
 from ns_ray.protocol import Stages
-from ns_ray.steps import Itinerary, Score, Split, Train, alone
+from ns_ray.steps import Score, Split, Train
 from ns_ray.store import CONTROL, Bundle, Corpora, Corpus, Evaluation
 from ns_ray.training import total_steps
 

@@ -66,8 +66,8 @@ def one_seed(config: RunConfig, machine: Machine, only: Sequence[str], test: boo
 
     from ns_ray.chosen import images_of
     from ns_ray.compute import resources
+    from ns_ray.itinerary import steps
     from ns_ray.selftrain import self_train
-    from ns_ray.steps import steps
 
     layout, stages = RunLayout.of(config), _stages(config, machine, test)
     outcome = self_train(config, layout, stages)
@@ -142,7 +142,7 @@ def _of_run(seed: int, result: Mapping[str, Any], ground: Any) -> list[Line]:
         held_out, again = ground.data.validation.rows, result["refit"]
         trained = [among_more(step, rows, held_out) for step in plan.refit.trainings]
         images = ground.images + sum(seen(step, rows + held_out) for step in trained)
-        what, tested = f"generation {again['generation']}", _scores(again["scores"]["test"])
+        what, tested = f"generation {again['generations'][-1]}", _scores(again["scores"]["test"])
         lines.append(
             Line(seed, "refit", what, images, again["seconds"]["train"], None, None, *tested)
         )

@@ -1,4 +1,5 @@
-"""Which model takes over: the best of a run, and what people are told of a student."""
+"""Which model takes over: the best of a run, what led to it, and what people are told of a
+student."""
 
 from collections.abc import Sequence
 
@@ -21,6 +22,14 @@ def best_of(accepted: Sequence[Generation]) -> Generation:
         if better_p(*earlier.validation.beside(best.validation)) > CLEARLY_WORSE:
             best = earlier
     return best
+
+
+def lineage(model: Generation, generations: Sequence[Generation]) -> list[Generation]:
+    """The first teacher to this model: those that led to it."""
+    found = [model]
+    while lesson := found[0].lesson:
+        found.insert(0, generations[lesson.teacher])
+    return found
 
 
 def verdict(student: Generation, teacher: Generation, config: AcceptConfig) -> str:

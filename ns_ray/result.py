@@ -84,19 +84,22 @@ class Generation:
 
 @dataclass(frozen=True)
 class Refitted:
-    """The best student, trained once more with the validation images among the labeled ones.
+    """The best student, made once more with the validation images among the labeled ones.
 
     Attributes:
-        generation: of that student.
-        labeled: labeled images it was trained on.
-        bundle: the model.
+        models: the first teacher to that student, the models that led to it.
+        labeled: labeled images they were trained on.
         test: its scores; None where the run has no test images.
     """
 
-    generation: int
+    models: tuple[Generation, ...]
     labeled: int
-    bundle: Bundle
     test: Evaluation | None
+
+    @property
+    def bundle(self) -> Bundle:
+        """The model."""
+        return self.models[-1].bundle
 
 
 class Counts(TypedDict):
@@ -135,9 +138,10 @@ class Entry(TypedDict):
 
 
 class RefitEntry(TypedDict):
-    """The model that was delivered in place of the best generation, in result.json."""
+    """The model that was delivered in place of the best generation, in result.json; `generations`
+    are those that led to it, seconds those of all of them."""
 
-    generation: int
+    generations: list[int]
     labeled: int
     test_top1: float | None
     scores: Mapping[str, Facts | None]
@@ -174,7 +178,7 @@ def result(
         model: folder of what is served.
         data: its images.
         models: the first teacher, the students, and the control arm where there is one.
-        best: generation of what is served, or of the student that was trained once more for it.
+        best: generation of what is served, or of the student that was made once more for it.
         refit: that model, where there is one.
     """
     generations = [g for g in models if g.arm.role != "control"]
@@ -197,9 +201,13 @@ def result(
         "config_hash": config_hash(config),
     }
     if refit is not None:
-        seconds = {"train": refit.bundle.seconds, "test": refit.test.seconds if refit.test else 0.0}
+        seconds = {
+            "train": sum(bundle.seconds for g in refit.models for bundle in g.bundles),
+            "label": sum(g.lesson.labels.seconds for g in refit.models if g.lesson),
+            "test": refit.test.seconds if refit.test else 0.0,
+        }
         found["refit"] = {
-            "generation": refit.generation,
+            "generations": [g.generation for g in refit.models],
             "labeled": refit.labeled,
             "test_top1": refit.test.top1 if refit.test else None,
             "scores": {"test": _summary(refit.test.scores) if refit.test else None},

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from ns_ray import store
-from ns_ray.accept import best_of, verdict
+from ns_ray.accept import best_of, lineage, verdict
 from ns_ray.chosen import settle_once
 from ns_ray.config import (
     RobustnessConfig,
@@ -17,6 +17,7 @@ from ns_ray.config import (
     train_config,
 )
 from ns_ray.errors import DataError
+from ns_ray.itinerary import steps
 from ns_ray.log import say
 from ns_ray.protocol import Stages
 from ns_ray.result import Generation, Lesson, Refitted, Result, result
@@ -31,7 +32,6 @@ from ns_ray.steps import (
     Teacher,
     Train,
     among_more,
-    steps,
     teaches_next,
 )
 from ns_ray.store import (
@@ -57,7 +57,7 @@ class Outcome:
 
 
 def self_train(config: RunConfig, layout: RunLayout, stages: Stages) -> Outcome:
-    """Run the whole loop, as the itinerary has it (see steps.py)."""
+    """Run the whole loop, as the itinerary has it (see itinerary.py)."""
     data = stages.ingest(config.data, seed=config.seed, out=layout)
     settled = settle_once(config, data, layout.config, stages.fit_budget, stages.symmetric)
     itinerary = steps(settled, layout)
@@ -82,8 +82,10 @@ def self_train(config: RunConfig, layout: RunLayout, stages: Stages) -> Outcome:
     best = best_of([g for g in generations if g.accepted])
     models = [run.test(model) for model in models]
     refit = None
-    if best.lesson and (again := steps(settled, layout, students=best.generation).refit):
-        refit = run.refit(again, best, best.lesson, generations[best.lesson.teacher])
+    line = lineage(best, generations)
+    if len(line) > 1:
+        plan = steps(settled, layout, again=[student.generation for student in line[1:]]).refit
+        refit = run.refit(plan, line) if plan else None
     if config.evaluate.robustness is not None:
         shown = {0, best.generation, generations[-1].generation, CONTROL}
         models = run.robustness(config.evaluate.robustness, models, shown)
@@ -119,6 +121,7 @@ def train_model(
     """
     model = teacher
     for step in trainings:
+        last = step is trainings[-1]
         noises = f"noise on labeled images: {step.train.noise.live('labeled')}"
         if step.pseudo:
             noises += f"; on pseudo-labeled: {step.train.noise.live('unlabeled')}"
@@ -126,7 +129,7 @@ def train_model(
         model = stages.fit(
             step,
             labeled=labeled,
-            validation=validation if step is trainings[-1] else None,
+            validation=validation if last and step.temperature is None else None,
             pseudo=pseudo if step.pseudo else None,
             teacher=model,
             seed=seed,
@@ -135,6 +138,7 @@ def train_model(
                 "role": step.role,
                 "model": step.model.model,
                 "generation": arm_name(g) if (g := step.generation) < 0 else g,
+                **({"refit": True} if step.all_labels else {}),
                 "config_hash": config_hash(config),
             },
         )
@@ -227,27 +231,48 @@ class _Run:
         bundle = self._train(arm.trainings, arm.generation)
         return Generation(arm, bundle, self._evaluate(arm.validation, [bundle]), accepted=False)
 
-    def refit(self, plan: Refit, best: Generation, lesson: Lesson, teacher: Generation) -> Refitted:
-        """The best student once more, with the validation images among the labeled ones: nothing
-        is held out then that could fit its temperature, or tell how good it is."""
-        data = self.data
-        both = self.stages.together(data, plan.out)
-        more = (data.labeled.rows, data.validation.rows)
-        *first, last = [among_more(step, *more) for step in plan.trainings]
-        bundle = train_model(
-            self.config,
-            self.stages,
-            [*first, replace(last, temperature=best.bundle.provenance.get("temperature"))],
-            labeled=both,
-            validation=None,
-            seed=self.config.seed * 1000 + best.generation + 1,
-            pseudo=lesson.selection,
-            teacher=teacher.bundle,
-        )
+    def refit(self, plan: Refit, before: Sequence[Generation]) -> Refitted:
+        """The best student and the models that led to it once more, with the validation images
+        among the labeled ones. Nothing is held out then: temperatures and thresholds stay those of
+        before, and only test images can tell how good the models are."""
+        more = (self.data.labeled.rows, self.data.validation.rows)
+        labeled = self.stages.together(self.data, plan.out)
+        run = replace(self, data=replace(self.data, labeled=labeled))
+
+        def again(
+            model: Bundle,
+            trainings: Sequence[Train],
+            nth: int,
+            pseudo: Selection | None = None,
+            teacher: Bundle | None = None,
+        ) -> Bundle:
+            *first, last = [among_more(step, *more) for step in trainings]
+            last = replace(last, temperature=model.provenance.get("temperature", 1.0))
+            return run._train([*first, last], nth, pseudo, teacher)
+
+        teacher = before[0]
+        if plan.teacher.trainings:
+            others = zip(teacher.others, plan.teacher.others, strict=True)
+            teacher = replace(
+                teacher,
+                bundle=again(teacher.bundle, plan.teacher.trainings, 0),
+                others=tuple(again(m, [step], 998 - i) for i, (m, step) in enumerate(others)),
+            )
+        models = [teacher]
+        chosen = None
+        for student, arm in zip(before[1:], plan.students, strict=True):
+            labels = run.pseudo_label(arm.label, teacher)
+            chosen = run.select(arm.select, labels, teacher, previous=chosen)
+            made = again(student.bundle, arm.trainings, arm.generation, chosen, teacher.bundle)
+            lesson = Lesson(teacher.generation, labels, chosen)
+            teacher = replace(student, arm=arm, bundle=made, lesson=lesson)
+            models.append(teacher)
         test = None
-        if plan.test is not None and data.test is not None:
-            test = self.stages.evaluate(plan.test, self.config.evaluate, [bundle], data.test)
-        return Refitted(best.generation, both.rows, bundle, test)
+        if plan.test is not None and self.data.test is not None:
+            test = self.stages.evaluate(
+                plan.test, self.config.evaluate, [teacher.bundle], self.data.test
+            )
+        return Refitted(tuple(models), labeled.rows, test)
 
     def test(self, model: Generation) -> Generation:
         """Score on test: once, when every choice has been made."""

@@ -1,4 +1,4 @@
-"""The best student trained once more, with the validation images among the labeled ones."""
+"""The best student made once more, with the validation images among the labeled ones."""
 
 import json
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_selftrain import Fakes, run
+from test_selftrain import Fakes, folder, run
 from tiny import flat_folder, folder_per_class, start, write_config
 
 from ns_ray.compute.resources import Workers
@@ -29,47 +29,82 @@ def fitted(fakes: Fakes, title: str) -> dict[str, Any]:
     return fakes.asked["fit"][titles.index(title)]
 
 
-def test_the_best_student_learns_from_validation_images_too(tmp_path: Path) -> None:
+def test_the_whole_line_is_made_again_with_validation_images(tmp_path: Path) -> None:
     fakes = Fakes([20, 25, 30])
-    result = run(tmp_path, fakes, refit=True, train={"epochs": 30, "warmup_epochs": 3})
-    own, again = fitted(fakes, "gen-02 train"), fitted(fakes, "refit train")
-    assert again["labeled"].rows == 60
-    assert again["validation"] is None
-    for name in ("pseudo", "teacher", "seed"):
-        assert again[name] == own[name]
-    # Three times the labels take as many more steps as their square root, in fewer passes.
-    longer = again["step"].train
-    assert longer.epochs * 60 == pytest.approx(own["step"].train.epochs * 20 * 3**0.5)
-    assert longer.warmup_epochs / longer.epochs == pytest.approx(0.1)
+    settings = {"train": {"epochs": 30, "warmup_epochs": 3}, "label": {"teachers": 2}}
+    result = run(tmp_path, fakes, refit=True, **settings)
+    before = ["gen-00 train", "gen-00 train 2", "gen-01 train", "gen-02 train"]
+    assert fakes.titles("fit") == [*before, *(f"refit {title}" for title in before)]
+    for title in before:
+        own, again = fitted(fakes, title), fitted(fakes, f"refit {title}")
+        assert again["labeled"].rows == 60
+        assert again["validation"] is None
+        assert again["seed"] == own["seed"]
+        # Three times the labels take as many more steps as their square root, in fewer passes.
+        longer = again["step"].train
+        assert longer.epochs * 60 == pytest.approx(own["step"].train.epochs * 20 * 3**0.5)
+        assert longer.warmup_epochs / longer.epochs == pytest.approx(0.1)
+
+    # The pile is labeled anew, by models of all labels, and thresholds are those of before.
+    labelings, selections = fakes.asked["pseudo_label"], fakes.asked["select"]
+    root = folder(tmp_path, "refit")
+    assert labelings[2]["teacher"].path == f"{root}/gen-00/bundle"
+    assert labelings[2]["others"][0].path == f"{root}/gen-00/teacher-02/bundle"
+    assert labelings[3]["teacher"].path == f"{root}/gen-01/bundle"
+    for own, again in zip(selections[:2], selections[2:], strict=True):
+        assert again["evaluation"] == own["evaluation"]
+        assert again["labeled_counts"] == (32, 28)
+    taught = fitted(fakes, "refit gen-02 train")
+    assert taught["pseudo"].path == f"{root}/gen-02/selection"
+    assert taught["teacher"].path == f"{root}/gen-01/bundle"
 
     assert result["best_generation"] == 2
-    assert result["refit"]["generation"] == 2
+    assert result["refit"]["generations"] == [0, 1, 2]
     assert result["refit"]["labeled"] == 60
     assert result["refit"]["test_top1"] is not None
-    assert result["best_bundle"].endswith("refit/bundle")
+    assert result["refit"]["seconds"] == {"train": 49.4, "label": 9.1, "test": 1.0}
+    assert result["best_bundle"] == f"{root}/gen-02/bundle"
     tests = [what for _, what in fakes.calls if what.endswith(" test")]
-    assert tests == ["gen-00 test", "gen-01 test", "gen-02 test", "refit test"]
+    assert tests == ["gen-00 test", "gen-01 test", "gen-02 test", "refit gen-02 test"]
 
 
 def test_it_repeats_an_earlier_student_where_that_is_the_best(tmp_path: Path) -> None:
     fakes = Fakes([20, 32, 12])
     result = run(tmp_path, fakes, refit=True)
-    assert result["refit"]["generation"] == result["best_generation"] == 1
-    assert fitted(fakes, "refit train")["pseudo"] == fitted(fakes, "gen-01 train")["pseudo"]
+    assert result["best_generation"] == 1
+    assert result["refit"]["generations"] == [0, 1]
+    assert fakes.titles("fit")[-1] == "refit gen-01 train"
 
 
-def test_it_takes_over_the_temperature(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_leaves_out_a_student_that_was_refused(tmp_path: Path) -> None:
+    fakes = Fakes([20, 15, 30])
+    result = run(tmp_path, fakes, refit=True)
+    assert result["refit"]["generations"] == [0, 2]
+    assert fakes.titles("fit")[-2:] == ["refit gen-00 train", "refit gen-02 train"]
+    assert fitted(fakes, "refit gen-02 train")["teacher"].path.endswith("refit/gen-00/bundle")
+
+
+def test_a_teacher_from_elsewhere_stays_as_it_is(tmp_path: Path) -> None:
+    fakes = Fakes([20, 30])
+    run(tmp_path, fakes, refit=True, teacher={"bundle": "/theirs"})
+    assert fakes.titles("fit") == ["gen-01 train", "refit gen-01 train"]
+    assert fakes.asked["pseudo_label"][-1]["teacher"].path == "/theirs"
+
+
+def test_it_takes_over_the_temperatures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fakes = Fakes([20, 25])
-    plain = fakes.fit
+    plain, fitted_to = fakes.fit, {"gen-00 train": 0.9, "gen-01 train": 0.8}
 
     def warm(step: Any, **asked: Any) -> Any:
-        asked["provenance"] = {**asked["provenance"], "temperature": 0.8}
+        temperature = step.temperature or fitted_to[step.title]
+        asked["provenance"] = {**asked["provenance"], "temperature": temperature}
         return plain(step, **asked)
 
     monkeypatch.setattr(fakes, "fit", warm)
     run(tmp_path, fakes, refit=True)
-    assert fitted(fakes, "refit train")["step"].temperature == 0.8
-    assert fitted(fakes, "gen-01 train")["step"].temperature is None
+    for title, temperature in fitted_to.items():
+        assert fitted(fakes, title)["step"].temperature is None
+        assert fitted(fakes, f"refit {title}")["step"].temperature == temperature
 
 
 def test_without_a_student_nothing_is_trained_again(tmp_path: Path) -> None:
@@ -141,10 +176,11 @@ def test_a_run_delivers_it_and_says_so(tmp_path: Path) -> None:
     (root,) = (tmp_path / "runs").iterdir()
     result = json.loads((root / "result.json").read_text())
     assert result["refit"]["labeled"] == 36
-    assert "trained once more on all 36 labels" in done.stdout
+    assert "made once more with all 36 labels" in done.stdout
+    name = f"gen-{result['best_generation']:02d}"
     delivered = (root / "model" / "model.safetensors").read_bytes()
-    assert delivered == (root / "refit" / "bundle" / "model.safetensors").read_bytes()
-    best = root / f"gen-{result['best_generation']:02d}" / "bundle" / "model.safetensors"
+    assert delivered == (root / "refit" / name / "bundle" / "model.safetensors").read_bytes()
+    best = root / name / "bundle" / "model.safetensors"
     assert delivered != best.read_bytes()
 
     (row,) = refit_rows(open_run(str(root)))
@@ -154,7 +190,7 @@ def test_a_run_delivers_it_and_says_so(tmp_path: Path) -> None:
     assert "On all 36 labels (delivered)" in (root / "report.html").read_text()
 
     status = start(["-m", "ns_ray", "status"], config)
-    assert "refit train" in status.stdout
+    assert f"refit {name} train" in status.stdout
     assert "missing" not in status.stdout
     (root / "result.json").unlink()
     assert start(["-m", "ns_ray.run"], config).returncode == 0

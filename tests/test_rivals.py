@@ -11,7 +11,7 @@ from tiny import flat_folder, folder_per_class, start, write_config
 
 from ns_ray.config.loading import load_recipe
 from ns_ray.config.training import TrainConfig
-from ns_ray.steps import steps
+from ns_ray.itinerary import steps
 from ns_ray.store.bundles import Bundle
 from ns_ray.store.evaluations import Evaluation
 from ns_ray.training.job import total_steps

@@ -76,7 +76,8 @@ class Fakes:
 
     def together(self, data: Corpora, out: str) -> Corpus:
         self.note("together", out)
-        return corpus("all", data.labeled.rows + data.validation.rows, classes=CLASSES)
+        rows = data.labeled.rows + data.validation.rows
+        return corpus("all", rows, classes=CLASSES, class_counts=(32, 28))
 
     def symmetric(self, data: Corpora) -> bool:
         self.note("symmetric", str(data.labeled.rows))

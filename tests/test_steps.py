@@ -12,11 +12,12 @@ from ns_ray.compute.resources import Machine
 from ns_ray.config.labeling import AcceptConfig
 from ns_ray.config.run import RunConfig
 from ns_ray.config.validation import validate
+from ns_ray.itinerary import steps
 from ns_ray.planning.costs import Counts
 from ns_ray.planning.plan import make_plan
 from ns_ray.planning.status import run_status
 from ns_ray.selftrain import self_train
-from ns_ray.steps import Label, Pack, Publish, Robustness, Score, Step, Train, steps, teachers
+from ns_ray.steps import Label, Pack, Publish, Robustness, Score, Step, Train, teachers
 from ns_ray.store.layout import RunLayout
 
 TUNED = {**MODEL, "finetune": {"lr": 0.01}}

@@ -21,9 +21,9 @@ from ns_ray.config.loading import load_recipe
 from ns_ray.config.scoring import EvaluateConfig
 from ns_ray.data.packing import pack
 from ns_ray.errors import DataError
+from ns_ray.itinerary import steps
 from ns_ray.selftrain import self_train
 from ns_ray.stages import RayStages
-from ns_ray.steps import steps
 from ns_ray.store.bundles import open_bundle
 from ns_ray.store.corpora import open_corpus
 from ns_ray.store.labels import PseudoLabels, open_labels

@@ -11,8 +11,8 @@ from ns_ray.commands.preparing import ray_running
 from ns_ray.compute import Machine
 from ns_ray.config import Images, RunConfig, load_either, settle
 from ns_ray.errors import ConfigError, NsRayError
+from ns_ray.itinerary import steps
 from ns_ray.log import say
-from ns_ray.steps import steps
 from ns_ray.store import Bundle as Model
 from ns_ray.store import RunLayout, Selection, open_bundle, open_labels, open_selection
 

@@ -46,10 +46,10 @@ def show(result: Mapping[str, Any], layout: RunLayout) -> None:
     refit = result.get("refit")
     if refit:
         top1, seconds = refit["test_top1"], sum(refit["seconds"].values())
-        name, right = f"{refit['generation']} refit", "-" if top1 is None else f"{top1:.4f}"
+        name, right = f"{refit['generations'][-1]} refit", "-" if top1 is None else f"{top1:.4f}"
         table.add_row(name, "", "", "-", right, "", "", "", "", f"{seconds:.0f}")
     console.print(table)
-    more = f", trained once more on all {refit['labeled']:,} labels" if refit else ""
+    more = f", made once more with all {refit['labeled']:,} labels" if refit else ""
     say(f"best: generation {result['best_generation']}{more}; model: {result['model']}")
     if refit and refit["test_top1"] is None:
         say("how good that model is, no image is left to say: none were given as data.test")

@@ -113,9 +113,9 @@ class RunConfig(Settings):
     """Also train the last student's architecture, steps and noise on labeled images only; in two
     parts where it has `finetune`."""
     refit: bool = False
-    """At the end, train the best student once more with the validation images among the labeled
-    ones, and deliver that model. Only test images can say how good it is; without an accepted
-    student nothing is trained again."""
+    """At the end, make the best student and the models that led to it once more with the validation
+    images among the labeled ones, and deliver that student: about twice the time. Only test images
+    can say how good it is; without an accepted student nothing is made again."""
     evaluate: EvaluateConfig = EvaluateConfig()
     resources: ResourcesConfig = ResourcesConfig()
 

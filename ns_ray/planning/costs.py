@@ -25,9 +25,10 @@ from ns_ray.config import (
     train_config,
 )
 from ns_ray.data import Augment, Listings, decode, seeded
+from ns_ray.itinerary import steps
 from ns_ray.model import Cost, Rate, forward_cost, load, measured_rate, model_name, training_cost
-from ns_ray.steps import Label, Part, Robustness, Score, Train, among_more, steps
-from ns_ray.store import REFIT, Corpora, Facts, open_bundle
+from ns_ray.steps import Label, Part, Robustness, Score, Train, among_more
+from ns_ray.store import Corpora, Facts, open_bundle
 from ns_ray.training import lane_sizes, total_steps
 
 MEASURED_MEMORY = 0.4
@@ -139,7 +140,7 @@ class Planner:
         for step in steps(settle(self._config, learnt, {BUDGET: fitted or {}})[0]):
             match step:
                 case Train():
-                    more = counts.validation if step.generation == REFIT else 0
+                    more = counts.validation if step.all_labels else 0
                     for part in among_more(step, counts.labeled, more).parts:
                         yield self._training(part, counts.labeled + more)
                 case Label():

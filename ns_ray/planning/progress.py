@@ -8,8 +8,9 @@ from typing import Any, Literal
 from ns_ray import store
 from ns_ray.config import Images, RunConfig, chosen_in, config_hash, settle
 from ns_ray.errors import DataError
-from ns_ray.steps import Label, Pack, Score, Select, Split, Train, steps
-from ns_ray.store import REFIT, REJECTED_PREFIX, Corpus, RunLayout, open_corpus
+from ns_ray.itinerary import steps
+from ns_ray.steps import Label, Pack, Score, Select, Split, Train
+from ns_ray.store import REJECTED_PREFIX, Corpus, RunLayout, open_corpus
 from ns_ray.training import total_steps
 
 State = Literal["done", "in progress", "missing"]
@@ -49,7 +50,8 @@ class Look:
         # A run may have ended before its last student.
         result = result_of(config, layout)
         students = len(result["generations"]) - 1 if result else None
-        if result and "refit" not in result:  # the first teacher stayed the best
+        again = result["refit"]["generations"] if result and "refit" in result else None
+        if result and not again:  # the first teacher stayed the best
             config = config.model_copy(update={"refit": False})
         self._layout = layout
         labeled, pile = self._open("labeled"), self._open("unlabeled")
@@ -58,7 +60,7 @@ class Look:
                 chosen_in(store.read_bytes(layout.config)) if store.exists(layout.config) else {}
             )
             config, _ = settle(config, Images(labeled.rows, pile.rows if pile else 0), before)
-        self._plan = steps(config, layout, students=students)
+        self._plan = steps(config, layout, students=students, again=again)
         self._told = _steps_told(layout.metrics)
 
     def lines(self) -> Iterator[Line]:
@@ -99,11 +101,14 @@ class Look:
     def _labels(self, step: Label) -> Line:
         """The labels that the student has been taught: those of an earlier step where its teacher
         had labeled already. They are found by their fingerprint, as a run's folder may be moved."""
-        chosen = self._plan.students[step.generation - 1].select
+        students = self._plan.students[: step.generation]
+        if step not in [student.label for student in students]:  # a refit's
+            return self._shards(step.title, step.out, self._open("unlabeled"))
+        chosen = students[-1].select
         path = store.join(chosen.out, store.DONE)
         if store.exists(path):
             taken = str(store.read_json(path)["inputs"]["labels"])
-            for student in self._plan.students[: step.generation]:
+            for student in students:
                 if student.label != step and store.already(student.label.out, taken):
                     return Line(step.title, "done", f"those of {student.name}")
         return self._shards(step.title, step.out, self._open("unlabeled"))
@@ -123,7 +128,7 @@ class Look:
             return _published(step.title, step.out, f"{done.facts['parameters']:,} parameters")
         told = self._told.get(step.id, 0)
         corpus, of = self._open("labeled"), ""
-        if corpus is not None and step.generation != REFIT:
+        if corpus is not None and not step.all_labels:
             of = f" of {sum(total_steps(part.train, corpus.rows) for part in step.parts):,}"
         saved = [
             name

@@ -36,7 +36,7 @@ def model_row(run: Run, model: Model) -> dict[str, Any]:
 
 
 def refit_rows(run: Run) -> list[dict[str, Any]]:
-    """The row of the model that the best student was trained once more for, where there is one:
+    """The row of the model that the best student was made once more for, where there is one:
     only test images were left to score it."""
     if not run.refit:
         return []

@@ -149,12 +149,12 @@ class Run:
 
     @property
     def best(self) -> Model:
-        """The best generation: the model that is served, or that was trained once more for it."""
+        """The best generation: the model that is served, or that was made once more for it."""
         return self.models[int(self.result["best_generation"])]
 
     @property
     def refit(self) -> dict[str, Any]:
-        """The best student trained once more on validation images too, which is served in its
+        """The best student made once more, with validation images too, which is served in its
         place: its row of result.json; empty where there is none."""
         return dict(self.result.get("refit") or {})
 

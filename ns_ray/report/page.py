@@ -104,7 +104,7 @@ def _delivered(run: Run) -> dict[str, str]:
     top1, name, scores = run.top1(run.best), run.best.name, run.best.of(run.split)
     if again := _scores_of_refit(run):
         top1, scores = again["top1"], again
-        name += f", trained once more on all {words.count(run.refit['labeled'])} labels"
+        name += f", made once more with all {words.count(run.refit['labeled'])} labels"
     low_high = words.interval(scores)
     interval = "" if low_high is None else f", 95% interval {words.span(low_high)}"
     return {
@@ -115,7 +115,7 @@ def _delivered(run: Run) -> dict[str, str]:
 
 
 def _scores_of_refit(run: Run) -> dict[str, Any]:
-    """Those on test of the model that the best student was trained once more for; empty without."""
+    """Those on test of the model that the best student was made once more for; empty without."""
     return dict(run.refit["scores"]["test"] or {}) if run.refit else {}
 
 

@@ -27,7 +27,6 @@ from .labels import Selection as Selection
 from .labels import open_labels as open_labels
 from .labels import open_selection as open_selection
 from .layout import CONTROL as CONTROL
-from .layout import REFIT as REFIT
 from .layout import RunLayout as RunLayout
 from .layout import arm_name as arm_name
 from .mirror import mirrored as mirrored

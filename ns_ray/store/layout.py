@@ -5,13 +5,13 @@ from dataclasses import dataclass
 from ns_ray.config import RunConfig
 from ns_ray.store.paths import absolute, join
 
-CONTROL, REFIT = -1, -2
-"""Places among the generations of the control arm, and of the best student trained once more."""
+CONTROL = -1
+"""Place of the control arm among the generations."""
 
 
 def arm_name(g: int) -> str:
-    """`gen-01`, `control` or `refit`: a model's folder, and how the names of its steps begin."""
-    return {CONTROL: "control", REFIT: "refit"}.get(g, f"gen-{g:02d}")
+    """`gen-01` or `control`: a model's folder, and how the names of its steps begin."""
+    return "control" if g == CONTROL else f"gen-{g:02d}"
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,11 @@ class RunLayout:
     def model(self) -> str:
         """The best bundle, the one that is served."""
         return join(self.root, "model")
+
+    @property
+    def refit(self) -> "RunLayout":
+        """Where models that led to the best one are made once more, with all labels."""
+        return RunLayout(join(self.root, "refit"))
 
     def corpus(self, name: str) -> str:
         """Packed labeled, unlabeled, validation or test images."""
