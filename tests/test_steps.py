@@ -124,3 +124,17 @@ def test_status_does_not_wait_for_what_an_ended_run_left_out(tmp_path: Path) -> 
 )
 def test_who_taught_whom(accepted: list[bool], otherwise: str, expected: list[int]) -> None:
     assert teachers(accepted, validate(AcceptConfig, {"otherwise": otherwise})) == expected
+
+
+def test_status_waits_for_no_student_that_a_refit_leaves_out(tmp_path: Path) -> None:
+    changes = {"students": [MODEL, MODEL, MODEL], "refit": True, "accept": {"max_p": 0.5}}
+    asked = config(tmp_path, changes)
+    layout = RunLayout.of(asked)
+    refused = self_train(asked, layout, Fakes([20, 15, 30, 35], has_test=False)).result
+    store.write_json(layout.result, refused)
+    again = [row.name for row in run_status(asked).lines if row.name.startswith("refit")]
+    assert [name for name in again if name.endswith("train")] == [
+        "refit gen-00 train",
+        "refit gen-02 train",
+        "refit gen-03 train",
+    ]

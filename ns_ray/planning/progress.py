@@ -50,7 +50,7 @@ class Look:
         # A run may have ended before its last student.
         result = result_of(config, layout)
         students = len(result["generations"]) - 1 if result else None
-        again = result["refit"]["generations"] if result and "refit" in result else None
+        again = result["refit"]["generations"][1:] if result and "refit" in result else None
         if result and not again:  # the first teacher stayed the best
             config = config.model_copy(update={"refit": False})
         self._layout = layout
