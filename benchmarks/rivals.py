@@ -140,7 +140,8 @@ def _of_run(seed: int, result: Mapping[str, Any], ground: Any) -> list[Line]:
         lines.append(Line(seed, arm, what, images, seconds, *scores))
     if "refit" in result:
         held_out, again = ground.data.validation.rows, result["refit"]
-        trained = [among_more(step, rows, held_out) for step in plan.refit.trainings]
+        line = [t for t in plan.refit.trainings if t.generation in again["generations"]]
+        trained = [among_more(step, rows, held_out) for step in line]
         images = ground.images + sum(seen(step, rows + held_out) for step in trained)
         what, tested = f"generation {again['generations'][-1]}", _scores(again["scores"]["test"])
         lines.append(

@@ -114,8 +114,9 @@ class RunConfig(Settings):
     parts where it has `finetune`."""
     refit: bool = False
     """At the end, make the best student and the models that led to it once more with the validation
-    images among the labeled ones, and deliver that student: about twice the time. Only test images
-    can say how good it is; without an accepted student nothing is made again."""
+    images among the labeled ones, and deliver that student. Steps grow with the labels: it takes
+    longer than the run so far. Only test images can say how good it is; without an accepted student
+    nothing is made again."""
     evaluate: EvaluateConfig = EvaluateConfig()
     resources: ResourcesConfig = ResourcesConfig()
 
