@@ -88,7 +88,7 @@ def made(
     labeled: Corpus, pile: Corpus, sizes: Sizes, noise: NoiseConfig, seed: int
 ) -> Iterator[Batch]:
     """The batches of all steps, made in a thread ahead of need, in the order of a run's loader."""
-    examples = [Examples(labeled), Examples(pile)]
+    examples = [Examples(labeled), Examples(pile, labeled=False)]
     load = [lru_cache(CHUNKS)(one.load) for one in examples]
     streams = [one.stream(1, seed + which) for which, one in enumerate(examples)]
     asked = batches(streams, sizes, lane=0, start=0, seed=seed)

@@ -129,7 +129,7 @@ def ours(
     from ns_ray.data import pack
     from ns_ray.labeling import pseudo_label
     from ns_ray.selection import select
-    from ns_ray.training import fit
+    from ns_ray.training import Limits, fit
 
     config = ResourcesConfig()
     train = validate(
@@ -149,7 +149,7 @@ def ours(
         workers, pool = resources.workers(config, found), resources.pool(config, found)
         seen = pack(labeled, out=f"{work}/labeled")
         unseen = pack(pile, out=f"{work}/pile", classes=())
-        settings: dict[str, Any] = {"workers": workers, "max_failures": 0, "seed": 0}
+        settings: dict[str, Any] = {"workers": workers, "limits": Limits(max_failures=0), "seed": 0}
         one_step = train.model_copy(update={"epochs": train.batch_size / seen.rows})
         start = time.perf_counter()
         teacher = fit(
