@@ -4,6 +4,7 @@
 #   make test     all tests                    make fast    those that take seconds
 #   make check    format, lint, types, architecture, packaging
 #   make coverage all tests, and the lines of ns_ray that they run
+#   make audit    known vulnerabilities of what is installed
 #   make bench    the short benchmarks      make schema  regenerate the configuration docs
 #
 # Another interpreter: make PYTHON=python3.12 demo
@@ -15,10 +16,12 @@ VENV ?= .venv
 PYTEST_ARGS ?=
 
 BIN := $(VENV)/bin
+# Two files of tests at a time: much of what they do is waiting for processes.
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test coverage fast check bench schema clean
+.PHONY: help install demo test coverage fast check audit bench schema clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -39,7 +42,7 @@ demo: $(INSTALLED)
 	$(BIN)/python -m ns_ray.run
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest --durations=15 $(PYTEST_ARGS)
+	$(PYTEST) --durations=15 $(PYTEST_ARGS)
 
 coverage: export PYTHONPATH := $(CURDIR)/tests
 coverage: $(INSTALLED)
@@ -49,7 +52,7 @@ coverage: $(INSTALLED)
 	$(BIN)/python -m coverage report --sort=cover
 
 fast: $(INSTALLED)
-	$(BIN)/python -m pytest -m 'not slow and not ray and not gpu' $(PYTEST_ARGS)
+	$(PYTEST) -m 'not slow and not ray and not gpu' $(PYTEST_ARGS)
 
 check: $(INSTALLED)
 	$(BIN)/python -m ruff format --check .
@@ -57,6 +60,18 @@ check: $(INSTALLED)
 	$(BIN)/python -m mypy
 	$(BIN)/python -m pytest -q tests/test_architecture.py tests/test_packaging.py \
 	  tests/test_schema_published.py
+
+# In an environment of its own, so that it does not judge itself. Exit code 1: something was found.
+AUDIT := build/audit
+audit: $(INSTALLED)
+	@mkdir -p $(AUDIT)
+	@test -x $(AUDIT)/bin/pip-audit || { $(PYTHON) -m venv $(AUDIT) && \
+	  $(AUDIT)/bin/pip install --disable-pip-version-check --quiet 'pip-audit>=2.7'; } || true
+	@$(BIN)/python -m pip freeze --exclude-editable > $(AUDIT)/installed.txt
+	@if $(BIN)/python -c 'import urllib.request as r; r.urlopen("https://pypi.org/pypi/pip/json", timeout=10)' \
+	  2>/dev/null && test -x $(AUDIT)/bin/pip-audit; then \
+	  $(AUDIT)/bin/pip-audit --no-deps --disable-pip -r $(AUDIT)/installed.txt; \
+	else echo 'pypi.org or pip-audit cannot be reached; what is installed:' && cat $(AUDIT)/installed.txt; fi
 
 bench: $(INSTALLED)
 	$(BIN)/python -m pip install --disable-pip-version-check --quiet --editable '.[bench]'

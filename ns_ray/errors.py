@@ -3,7 +3,9 @@
     NsRayError
     |-- ConfigError         exit 2: a setting is wrong; nothing was started
     |-- DataError           exit 3: the images or labels cannot be used
-    |   `-- ImageError      one image cannot be used (a row in rejected.parquet, not an exit)
+    |   |-- ImageError      one image cannot be used (a row in rejected.parquet, not an exit)
+    |   |-- MissingSourceError    there are no images where a setting says
+    |   `-- DamagedFileError  a file of ours is not as it was written
     |-- StageError          exit 4: a stage failed; running the same command again continues
     |   `-- StorageError    a disk, a permission or an object store failed it
     `-- FaultError          exit 70: a mistake of ours; the traceback is in a file
@@ -59,6 +61,26 @@ class ImageError(DataError):
         super().__init__(f"{reason}: {detail}" if detail else reason)
         self.reason = reason
         self.detail = detail
+
+
+class MissingSourceError(DataError):
+    """There are no images where a setting says. `source` names both: `data.test='photos'`."""
+
+    def __init__(self, source: str, message: str) -> None:
+        super().__init__(message)
+        self.source = source
+
+
+class DamagedFileError(DataError):
+    """A file of ours is not as it was written.
+
+    Attributes:
+        path: of the file.
+    """
+
+    def __init__(self, path: str, reason: str) -> None:
+        super().__init__(f"{path} is damaged: {reason}")
+        self.path = path
 
 
 class StageError(NsRayError):

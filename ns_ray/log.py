@@ -8,7 +8,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -31,6 +31,9 @@ PLAIN_SECONDS = 10.0
 FLUSH_SECONDS = 10.0
 """How far TensorBoard's file may be behind."""
 
+running: list["Meter"] = []
+"""Stages of this process that have begun and not ended."""
+
 console = Console(highlight=False, markup=False, emoji=False)
 if not console.is_terminal:
     console = Console(highlight=False, markup=False, emoji=False, width=PLAIN_WIDTH)
@@ -42,13 +45,24 @@ class _Rate(ProgressColumn):
 
 
 class Meter:
-    """Counts what a stage has done; the line on the screen follows."""
+    """Counts what a stage has done; the line on the screen follows.
+
+    Attributes:
+        name, total, unit: of the stage: `label gen-01`, 58_000, `images`.
+        done: units that are finished, those of earlier runs included.
+        skipped: of these, what earlier runs have done.
+        waited: seconds that went into waiting for input.
+        restarts: times that the stage began again because it had lost a worker.
+        images_rate: images/s, where the unit is another one and the stage knows it.
+    """
 
     def __init__(self, name: str, total: int, unit: str, progress: Progress | None) -> None:
         self.name, self.total, self.unit = name, total, unit
         self.done = 0
         self.waited = 0.0
         self.skipped = 0
+        self.restarts = 0
+        self.images_rate: float | None = None
         self._start = self._printed = time.monotonic()
         self._progress = progress
         self._task = progress.add_task(name, total=total, note="") if progress else None
@@ -79,31 +93,36 @@ class Meter:
         """Units per second, work of earlier runs not counted."""
         return (self.done - self.skipped) / max(self.seconds, 1e-9)
 
+    @property
+    def waiting(self) -> float:
+        """Share of the time since the stage began that went into waiting for input."""
+        return self.waited / max(self.seconds, 1e-9)
+
     def note(self) -> str:
         """Rate, and the share of time spent waiting for input when it matters."""
-        wait = self.waited / max(self.seconds, 1e-9)
-        waiting = f", {wait:.0%} waiting for input" if wait >= 0.05 else ""
+        waiting = f", {self.waiting:.0%} waiting for input" if self.waiting >= 0.05 else ""
         return f"{self.rate:,.0f} {self.unit}/s{waiting}"
 
 
 @contextmanager
 def progress(name: str, total: int, unit: str = "images") -> Iterator[Meter]:
     """A line for one stage: `with progress("label gen-01", 58_000) as meter: meter.add(64)`."""
-    if console.is_terminal:
-        columns = (
-            TextColumn("{task.description:<18}"),
-            BarColumn(bar_width=24),
-            TaskProgressColumn(),
-            TextColumn("{task.completed:,.0f}/{task.total:,.0f}"),
-            _Rate(),
-            TimeRemainingColumn(compact=True),
-        )
-        with Progress(*columns, console=console, transient=True) as bars:
-            meter = Meter(name, total, unit, bars)
+    columns = (
+        TextColumn("{task.description:<18}"),
+        BarColumn(bar_width=24),
+        TaskProgressColumn(),
+        TextColumn("{task.completed:,.0f}/{task.total:,.0f}"),
+        _Rate(),
+        TimeRemainingColumn(compact=True),
+    )
+    terminal = console.is_terminal
+    with Progress(*columns, console=console, transient=True) if terminal else nullcontext() as bars:
+        meter = Meter(name, total, unit, bars)
+        running.append(meter)
+        try:
             yield meter
-    else:
-        meter = Meter(name, total, unit, None)
-        yield meter
+        finally:
+            running.remove(meter)
     say(f"{name}: {meter.done:,} {unit} in {meter.seconds:.1f} s, {meter.note()}")
 
 

@@ -65,8 +65,10 @@ class Stages(Protocol):
         unlabeled: Corpus,
         *,
         noise: NoiseConfig | None,
+        known: tuple[Corpus, Corpus] | None = None,
     ) -> PseudoLabels:
-        """A model's probabilities for the pile, or the mean of several's: see labeling/stage.py."""
+        """A model's probabilities for the pile, or the mean of several's, and how foreign its
+        images are to labeled and held-out ones: see labeling/stage.py."""
 
     def select(
         self,

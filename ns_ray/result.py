@@ -149,7 +149,7 @@ class RefitEntry(TypedDict):
 
 
 class Result(TypedDict):
-    """All of result.json."""
+    """All of result.json; `model` is the folder of what is served, in that of the run."""
 
     name: str
     status: str
@@ -165,7 +165,6 @@ class Result(TypedDict):
 
 def result(
     config: RunConfig,
-    model: str,
     data: Corpora,
     models: Sequence[Generation],
     best: int,
@@ -175,7 +174,6 @@ def result(
 
     Args:
         config: the run.
-        model: folder of what is served.
         data: its images.
         models: the first teacher, the students, and the control arm where there is one.
         best: generation of what is served, or of the student that was made once more for it.
@@ -189,7 +187,7 @@ def result(
         "name": config.name,
         "status": "done" if accepted else "no_student_accepted",
         "best_generation": best,
-        "model": model,
+        "model": "model",
         "generations": [_entry(g) for g in generations],
         "control": _entry(control[0]) if control else None,
         "data": {

@@ -61,7 +61,7 @@ def self_train(config: RunConfig, layout: RunLayout, stages: Stages) -> Outcome:
     data = stages.ingest(config.data, seed=config.seed, out=layout)
     settled = settle_once(config, data, layout.config, stages.fit_budget, stages.symmetric)
     itinerary = steps(settled, layout)
-    run = _Run(config, layout, stages, data)
+    run = _Run(config, layout, stages, data, (data.labeled, data.validation))
 
     teacher = run.first_teacher(itinerary.teacher)
     generations = [teacher]
@@ -91,7 +91,7 @@ def self_train(config: RunConfig, layout: RunLayout, stages: Stages) -> Outcome:
         models = run.robustness(config.evaluate.robustness, models, shown)
     for model in models:
         run.write(model, models)
-    found = result(config, layout.model, data, models, best.generation, refit)
+    found = result(config, data, models, best.generation, refit)
     return Outcome(found, (refit or best).bundle)
 
 
@@ -154,6 +154,8 @@ class _Run:
     layout: RunLayout
     stages: Stages
     data: Corpora
+    known: tuple[Corpus, Corpus]
+    """Images that tell what is foreign; those of a refit stay apart, though it learns from both."""
 
     def first_teacher(self, arm: Teacher) -> Generation:
         """Step 1: a teacher trained on labeled images, or the user's; and others that label with
@@ -197,7 +199,12 @@ class _Run:
         say(f"{step.title}: {who} of {teacher.name}; noise: {live}")
         assert self.data.unlabeled is not None
         return self.stages.pseudo_label(
-            step, self.config.label, teacher.bundles, self.data.unlabeled, noise=noise
+            step,
+            self.config.label,
+            teacher.bundles,
+            self.data.unlabeled,
+            noise=noise,
+            known=self.known,
         )
 
     def select(

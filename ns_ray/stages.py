@@ -35,7 +35,7 @@ from ns_ray.store import (
     Selection,
     open_bundle,
 )
-from ns_ray.training import fit
+from ns_ray.training import Limits, fit
 
 
 def open_stages(config: RunConfig, machine: Machine, metrics: Metrics | None = None) -> Stages:
@@ -49,7 +49,7 @@ def open_stages(config: RunConfig, machine: Machine, metrics: Metrics | None = N
     return RayStages(
         pool=resources.pool(config.resources, machine),
         workers=resources.workers(config.resources, machine),
-        max_failures=config.resources.max_failures,
+        limits=Limits(config.resources.max_failures, config.resources.max_wait),
         predict=config.predict,
         metrics=metrics,
     )
@@ -62,7 +62,7 @@ class RayStages:
     Attributes:
         pool: actors that label and score.
         workers: that train.
-        max_failures: restarts of a training.
+        limits: what a training bears.
         predict: how images go through a model.
         metrics: where each training's metrics go.
         opened: when the run began, on the clock of `time.monotonic`.
@@ -70,7 +70,7 @@ class RayStages:
 
     pool: Pool
     workers: Workers
-    max_failures: int
+    limits: Limits
     predict: PredictConfig
     metrics: Metrics | None
     opened: float = field(default_factory=time.monotonic)
@@ -120,7 +120,7 @@ class RayStages:
             teacher=teacher,
             seed=seed,
             workers=self.workers,
-            max_failures=self.max_failures,
+            limits=self.limits,
             checkpoints=step.checkpoints,
             out=step.out,
             title=step.title,
@@ -136,6 +136,7 @@ class RayStages:
         unlabeled: Corpus,
         *,
         noise: NoiseConfig | None,
+        known: tuple[Corpus, Corpus] | None = None,
     ) -> PseudoLabels:
         """Probabilities for the pile."""
         return pseudo_label(
@@ -148,6 +149,7 @@ class RayStages:
             predict=self.predict,
             noise=noise,
             others=teachers[1:],
+            known=known,
         )
 
     def select(

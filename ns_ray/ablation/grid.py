@@ -16,10 +16,9 @@ from importlib import resources
 from pathlib import Path
 from typing import Literal
 
-import yaml
 from pydantic import Field, model_validator
 
-from ns_ray.config import AcceptConfig, RunConfig, Settings, validate
+from ns_ray.config import AcceptConfig, RunConfig, Settings, read_yaml, validate
 from ns_ray.errors import ConfigError, nearest
 
 
@@ -98,10 +97,7 @@ def load_grid(name: str) -> tuple[str, Grid]:
             f"ablation {name!r} does not exist{nearest(name, grid_names())}; give a YAML file, or "
             f"one of: {', '.join(grid_names())}"
         )
-    try:
-        raw = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{origin} is not valid YAML: {' '.join(str(error).split())}") from None
+    raw = read_yaml(text, origin)
     if not isinstance(raw, dict):
         raise ConfigError(f"{origin} must be a mapping, not {type(raw).__name__}")
     return slug(name), validate(Grid, raw, origin=origin)

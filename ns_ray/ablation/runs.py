@@ -13,8 +13,8 @@ from ns_ray.ablation.sharing import Shared, SharedStages
 from ns_ray.ablation.table import Measured
 from ns_ray.compute import Machine, resources
 from ns_ray.config import RunConfig, config_hash
-from ns_ray.errors import ConfigError, NsRayError
-from ns_ray.store import RunLayout, mirrored
+from ns_ray.errors import ConfigError, DamagedFileError, NsRayError
+from ns_ray.store import Mending, RunLayout, mirrored
 
 
 @dataclass(frozen=True)
@@ -32,8 +32,7 @@ def _layout(config: RunConfig, out: str) -> RunLayout:
 
 def result_of(config: RunConfig, out: str) -> dict[str, Any] | None:
     """The result of a run that has ended already, with just these settings."""
-    path = _layout(config, out).result
-    result = store.read_json(path) if store.exists(path) else {}
+    result = store.read_intact(_layout(config, out).result, store.read_result) or {}
     return result if result.get("config_hash") == config_hash(config) else None
 
 
@@ -63,7 +62,7 @@ def run_missing(missing: Sequence[Trial], out: str, parallel: int | None) -> lis
     from ns_ray.compute import cluster, prepare
 
     prepare()
-    from ns_ray.planning import check_models
+    from ns_ray.planning import check_models, check_shared
 
     config = missing[0].config.resources
     with (
@@ -71,8 +70,9 @@ def run_missing(missing: Sequence[Trial], out: str, parallel: int | None) -> lis
         cluster(config, f"{folder}/ray.log") as machine,
         log.to_file(f"{folder}/log.txt") as say,
     ):
+        check_shared(machine, out, "--out")
         parallel = _parallel(missing, machine, parallel)
-        share = Machine(machine.cpus // parallel, machine.gpus // parallel, machine.local)
+        share = machine.share(parallel)
         shared = Shared(store.join(out, "shared"))
         for name in dict.fromkeys(p.grid for p in missing):  # mistakes show before the first run
             for trial in {p.arm.name: p for p in missing if p.grid == name}.values():
@@ -125,7 +125,13 @@ def _run_one(
     log.say(f"== {config.name}")
     layout = _layout(config, out)
     stages = SharedStages(open_stages(config, share), shared, config.name)
-    store.write_json(layout.result, self_train(config, layout, stages).result)
+    mending, result = Mending(out), None
+    while result is None:
+        try:
+            result = self_train(config, layout, stages).result
+        except DamagedFileError as error:
+            mending.mend(error)
+    store.write_json(layout.result, result)
     got = measured_of(trial, out)
     score = f"validation {got.validation:.4f}"
     score += "" if got.test is None else f", test {got.test:.4f}"

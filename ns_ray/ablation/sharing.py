@@ -135,14 +135,20 @@ class SharedStages:
         unlabeled: Corpus,
         *,
         noise: NoiseConfig | None,
+        known: tuple[Corpus, Corpus] | None = None,
     ) -> PseudoLabels:
         """Probabilities for the pile."""
         settings = [c.model_dump(mode="json") if c else None for c in (config, noise)]
         first, *others = [teacher.fingerprint for teacher in teachers]
         made_of = (first, unlabeled.fingerprint, *others)
         with self.shared.place("labels", *settings, *made_of) as place:
+            made = store.published(place) is not None  # by a version that knew nothing of foreign
+        images = () if made else [corpus.fingerprint for corpus in known or ()]
+        with self.shared.place("labels", *settings, *made_of, *images) as place:
             step = replace(step, title=f"{self.run} {step.title}", out=place)
-            return self.own.pseudo_label(step, config, teachers, unlabeled, noise=noise)
+            return self.own.pseudo_label(
+                step, config, teachers, unlabeled, noise=noise, known=known
+            )
 
     def select(
         self,

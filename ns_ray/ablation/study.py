@@ -54,7 +54,10 @@ def ablate(
     if any(trial.config.budget for trial in trials):
         raise ConfigError("budget: an ablation compares runs of one length; leave it out")
     missing = [p for p in trials if result_of(p.config, out) is None]
-    failed = run_missing(missing, out, parallel) if missing else []
+    failed: list[Trial] = []
+    if missing:
+        with store.owned(out):
+            failed = run_missing(missing, out, parallel)
     for name, grid in grids.items():
         of_grid = [p for p in trials if p.grid == name and p not in failed]
         if of_grid:

@@ -11,7 +11,16 @@ from typing import Annotated
 import typer
 
 from ns_ray import __version__
-from ns_ray.commands import ablation, evaluating, looking, models, one_stage, training, whole
+from ns_ray.commands import (
+    ablation,
+    evaluating,
+    looking,
+    models,
+    one_stage,
+    reviewing,
+    training,
+    whole,
+)
 from ns_ray.commands.door import door
 from ns_ray.commands.whole import execute
 from ns_ray.log import say
@@ -29,6 +38,7 @@ GROUPS: dict[str, tuple[Callable[..., int | None], ...]] = {
     ),
     "A model": (models.predict, models.serve, models.swap, models.export, models.fetch),
     "Many runs": (ablation.ablate,),
+    "By hand": (reviewing.label_next, reviewing.suspects),
 }
 """The commands of `ns-ray`, in the order of its help."""
 

@@ -40,7 +40,7 @@ def ablate(
     compare(
         names,
         lambda more: load_either(config, recipe, [*(set_ or []), *more]),
-        out=store.absolute(out),
+        out=store.kept(out, "--out"),
         seeds=_seeds(seeds),
         parallel=parallel,
     )

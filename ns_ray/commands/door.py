@@ -6,7 +6,7 @@ import tempfile
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from functools import wraps
+from functools import partial, wraps
 from typing import ParamSpec
 
 import typer
@@ -14,7 +14,8 @@ from rich.console import Console
 from rich.text import Text
 
 from ns_ray import __version__, store
-from ns_ray.errors import FaultError, NsRayError, first_line
+from ns_ray.errors import DamagedFileError, FaultError, NsRayError, first_line
+from ns_ray.store import Mending
 
 INTERRUPTED = 130
 
@@ -31,7 +32,7 @@ def door(command: Callable[P, int | None]) -> Callable[P, None]:
     def opened(*args: P.args, **options: P.kwargs) -> None:
         try:
             with faults_go_to(None):
-                code = command(*args, **options) or 0
+                code = _mended(partial(command, *args, **options), options.get("out")) or 0
         except NsRayError as error:
             if options.get("debug"):
                 traceback.print_exception(error)
@@ -45,11 +46,24 @@ def door(command: Callable[P, int | None]) -> Callable[P, None]:
     return opened
 
 
+def _mended(work: Callable[[], int | None], out: object) -> int | None:
+    """Do the work of a command; again, where a file in the folder it makes turns out damaged."""
+    if not isinstance(out, str) or not out:
+        return work()
+    mending = Mending(store.absolute(out))
+    while True:
+        try:
+            return work()
+        except DamagedFileError as error:
+            mending.mend(error)
+
+
 @contextmanager
 def faults_go_to(folder: str | None) -> Iterator[None]:
     """Say where the traceback of a fault of ours goes: a run's folder; None: a temporary file.
 
     Raises:
+        StorageError: a disk is full; that is no fault, whoever met it.
         FaultError: for all but errors of ours, the end of the program, and a reader that has left.
     """
     try:
@@ -57,6 +71,8 @@ def faults_go_to(folder: str | None) -> Iterator[None]:
     except (NsRayError, typer.Exit, BrokenPipeError):
         raise
     except Exception as error:
+        if (full := store.full_disk(error)) is not None:
+            raise full from error
         name, says = type(error).__name__, first_line(error)
         what = name if says == name else f"{name}: {says}"
         place = _write(error, folder)

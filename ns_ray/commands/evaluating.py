@@ -11,7 +11,7 @@ from rich.table import Table
 
 from ns_ray import store
 from ns_ray.commands.options import Data, Debug, Out, set_of
-from ns_ray.commands.preparing import ready_to_infer
+from ns_ray.commands.preparing import owning, ready_to_infer
 from ns_ray.compute import Pool
 from ns_ray.config import (
     DataConfig,
@@ -57,18 +57,18 @@ def evaluate(
     """Score a model on labeled images. The scores are in evaluation.json of the result; those of
     several models in NAME/evaluation.json, and beside each other in report.html."""
     settings = parse_sections(EvaluateSettings, set_, data={"labeled": data})
-    models, place = [open_bundle(one) for one in bundle], store.absolute(out)
+    models, place = [open_bundle(one) for one in bundle], store.kept(out, "--out")
     _know_the_same(models)
     names = names_of(bundle) if len(models) > 1 else [models[0].path]
     folders = [store.join(place, name) for name in names] if len(models) > 1 else [place]
     robustness = settings.evaluate.robustness is not None
-    with ready_to_infer(settings.data, settings.resources, place, labeled=True, ray=robustness) as (
-        corpus,
-        pool,
-    ):
-        scores = _scores(settings, models, names, corpus, pool, place, folders)
-    for folder, found in zip(folders, scores, strict=True):
-        store.write_json(store.join(folder, "evaluation.json"), found)
+    with owning(place, "evaluation.json" if len(models) == 1 else "report.html"):
+        with ready_to_infer(
+            settings.data, settings.resources, place, labeled=True, ray=robustness
+        ) as (corpus, pool):
+            scores = _scores(settings, models, names, corpus, pool, place, folders)
+        for folder, found in zip(folders, scores, strict=True):
+            store.write_json(store.join(folder, "evaluation.json"), found)
     if len(models) == 1:
         say(f"{place}: top-1 {scores[0]['top1']:.4f} on {scores[0]['rows']:,} images")
         return

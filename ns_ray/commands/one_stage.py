@@ -7,7 +7,7 @@ import typer
 
 from ns_ray import store
 from ns_ray.commands.options import Data, Debug, Out, set_of
-from ns_ray.commands.preparing import packed, ray_running, ready_to_infer
+from ns_ray.commands.preparing import listed, owning, packed, ray_running, ready_to_infer
 from ns_ray.compute import done_here
 from ns_ray.config import (
     DataConfig,
@@ -54,8 +54,9 @@ def pack(
 ) -> None:
     """Pack images into a corpus: Parquet shards, a manifest, and rejected.parquet."""
     settings = parse_sections(PackSettings, set_, data={"labeled": data})
-    with ray_running(settings.resources):
-        corpus = packed(settings.data, data, store.absolute(out), labeled=True)
+    place = store.kept(out, "--out")
+    with owning(place), ray_running(settings.resources, place):
+        corpus = packed(settings.data, listed(settings.data), place, labeled=True)
     rejected = sum(corpus.rejected.values())
     say(f"{corpus.path}: {corpus.rows:,} images, {rejected:,} rejected")
 
@@ -81,11 +82,14 @@ def label(
             f"label.teachers={settings.label.teachers} is for whole runs, which train them; give a "
             "--bundle for each model that is to label"
         )
-    models, place = [open_bundle(one) for one in bundle], store.absolute(out)
+    models, place = [open_bundle(one) for one in bundle], store.kept(out, "--out")
     check_same_classes(models)
-    with ready_to_infer(
-        settings.data, settings.resources, place, labeled=False, models=len(models)
-    ) as (pile, pool):
+    with (
+        owning(place),
+        ready_to_infer(
+            settings.data, settings.resources, place, labeled=False, models=len(models)
+        ) as (pile, pool),
+    ):
         from ns_ray.labeling import pseudo_label
 
         labels = pseudo_label(
@@ -98,8 +102,8 @@ def label(
             predict=settings.predict,
             others=models[1:],
         )
-    rate = labels.facts["images_per_second"]
-    rejected = labels.facts["rejected"] + sum(pile.rejected.values())
+    rate = labels.images_per_second
+    rejected = labels.rejected + sum(pile.rejected.values())
     say(f"{place}: {labels.rows:,} images labeled, {rejected:,} rejected, {rate:,.0f} images/s")
 
 
@@ -112,10 +116,12 @@ def select(
 ) -> None:
     """Choose which pseudo-labeled images train a student, and how many copies of each."""
     settings = parse_sections(SelectSettings, set_)
-    found, place = open_labels(labels), store.absolute(out)
+    found, place = open_labels(labels), store.kept(out, "--out")
     from ns_ray.selection import seconds
     from ns_ray.selection import select as select_rows
 
-    with nullcontext() if done_here(seconds(found)) else ray_running(settings.resources):
+    here = done_here(seconds(found))
+    running = nullcontext() if here else ray_running(settings.resources, place)
+    with owning(place), running:
         chosen = select_rows(settings.select, found, seed=seed, out=place)
     say(f"{place}: {chosen.kept:,} images, {chosen.copies:,} with copies")

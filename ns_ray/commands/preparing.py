@@ -2,7 +2,7 @@
 
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING
 
 from ns_ray import store
@@ -15,8 +15,28 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def ray_running(config: ResourcesConfig) -> Iterator[Machine]:
-    """Ray, with its messages in a file among its own."""
+def owning(out: str, last: str = store.DONE) -> Iterator[None]:
+    """Own the output of a command that has not ended there before. One that has may find nothing
+    to do: where it does, its stages own what they make again.
+
+    Args:
+        out: the folder.
+        last: the file that the command writes last.
+
+    Raises:
+        StageError: another process works there.
+    """
+    with nullcontext() if store.exists(store.join(out, last)) else store.owned(out):
+        yield
+
+
+@contextmanager
+def ray_running(config: ResourcesConfig, out: str) -> Iterator[Machine]:
+    """Ray, with its messages in a file among its own, and an output that all of its nodes see.
+
+    Raises:
+        ConfigError: a node does not see it, or cannot write there.
+    """
     from ns_ray.compute import cluster, prepare
 
     prepare()
@@ -24,6 +44,9 @@ def ray_running(config: ResourcesConfig) -> Iterator[Machine]:
         tempfile.NamedTemporaryFile(prefix="ns-ray-", suffix=".log") as log,
         cluster(config, log.name) as machine,
     ):
+        from ns_ray.planning import check_shared
+
+        check_shared(machine, out, "--out")
         yield machine
 
 
@@ -43,11 +66,11 @@ def ready_to_infer(
     from ns_ray.compute import local_machine, prepare
 
     prepare()
-    from ns_ray.data import adopt, list_source
+    from ns_ray.data import adopt
     from ns_ray.labeling import seconds
 
     place = store.join(out, "corpus")
-    listing = list_source(data.labeled, setting="--data")
+    listing = listed(data)
     adopted = adopt(listing, out=place, classes=(), excluded=frozenset())
     here = local_machine()
     if adopted and here and not ray:
@@ -55,9 +78,17 @@ def ready_to_infer(
         if done_here(seconds(adopted.rows, models), pool):
             yield adopted, pool
             return
-    with ray_running(config) as machine:
+    with ray_running(config, out) as machine:
         corpus = adopted or packed(data, listing, place, labeled=labeled)
         yield corpus, resources.pool(config, machine)
+
+
+def listed(data: DataConfig) -> "Listing":
+    """What `--data` holds; see `data.id_column`."""
+    from ns_ray.data import list_sources, staying
+
+    listing = list_sources(data.labeled, setting="--data")
+    return listing if data.id_column is None else staying(listing, data.id_column)
 
 
 def packed(config: DataConfig, source: "str | Listing", out: str, *, labeled: bool) -> Corpus:

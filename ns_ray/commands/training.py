@@ -7,7 +7,7 @@ import typer
 
 from ns_ray import store
 from ns_ray.commands.options import Config, Debug, Out, Recipe, Set
-from ns_ray.commands.preparing import ray_running
+from ns_ray.commands.preparing import owning, ray_running
 from ns_ray.compute import Machine
 from ns_ray.config import Images, RunConfig, load_either, settle
 from ns_ray.errors import ConfigError, NsRayError
@@ -32,7 +32,7 @@ def train(
     debug: Debug = False,
 ) -> None:
     """Train one model on labeled images and, if given, on selected pseudo-labeled ones."""
-    settings = load_either(config, recipe, set_)
+    settings, place = load_either(config, recipe, set_), store.kept(out, "--out")
     chosen = None if selection is None else open_selection(selection)
     if chosen is None and settings.teacher.bundle is not None:
         raise ConfigError(
@@ -40,8 +40,8 @@ def train(
         )
     start = settings.students[0].init == "teacher" if chosen else False
     teacher = _teacher(chosen) if chosen and start else None
-    with ray_running(settings.resources) as machine:
-        trained = _fit(settings, chosen, teacher, machine, store.absolute(out))
+    with owning(place), ray_running(settings.resources, place) as machine:
+        trained = _fit(settings, chosen, teacher, machine, place)
     say(f"{trained.path}: {trained.parameters:,} parameters")
 
 

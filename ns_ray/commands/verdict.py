@@ -50,7 +50,7 @@ def show(result: Mapping[str, Any], layout: RunLayout) -> None:
         table.add_row(name, "", "", "-", right, "", "", "", "", f"{seconds:.0f}")
     console.print(table)
     more = f", made once more with all {refit['labeled']:,} labels" if refit else ""
-    say(f"best: generation {result['best_generation']}{more}; model: {result['model']}")
+    say(f"best: generation {result['best_generation']}{more}; model: {layout.model}")
     if refit and refit["test_top1"] is None:
         say("how good that model is, no image is left to say: none were given as data.test")
     if result["status"] != "done":
@@ -73,7 +73,7 @@ def _control_ahead(result: Mapping[str, Any], layout: RunLayout) -> str | None:
     if control[name] <= best[name]:
         return None
     path = store.join(layout.generation(CONTROL), "evaluation.json")
-    paired = store.read_json(path).get("paired", {}) if store.exists(path) else {}
+    paired = store.read_scores(path).get("paired", {}) if store.exists(path) else {}
     against = paired.get(arm_name(result["best_generation"]))
     p = "unknown" if against is None else f"{against['p']:.3f}"
     return (

@@ -1,11 +1,17 @@
 from . import resources as resources
 from . import tasks as tasks
+from .capacity import asked_for as asked_for
+from .capacity import left_for as left_for
+from .capacity import present as present
 from .environment import WORKER_ENVIRONMENT as WORKER_ENVIRONMENT
 from .environment import keep_memory as keep_memory
 from .environment import prepare as prepare
+from .failures import enough_memory as enough_memory
 from .failures import lost as lost
+from .failures import no_memory as no_memory
 from .failures import ours as ours
 from .failures import translated as translated
+from .nodes import on_other_nodes as on_other_nodes
 from .resources import Machine as Machine
 from .resources import Pool as Pool
 from .resources import Workers as Workers

@@ -1,17 +1,19 @@
 """Errors of Ray and of the storage as ours.
 
     translated      inside, such errors become ours
+    enough_memory   inside, a device without room is a wrong setting
     ours, lost      what is behind an error of Ray
 
 Ray is imported inside functions: who has none of its errors does without.
 """
 
 import contextlib
+import re
 import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from ns_ray.errors import NsRayError, StageError, first_line
+from ns_ray.errors import ConfigError, NsRayError, StageError, first_line
 
 if TYPE_CHECKING:
     pass
@@ -34,6 +36,33 @@ def translated(doing: str, *kinds: type[Exception]) -> Iterator[None]:
         raise found from error
 
 
+@contextlib.contextmanager
+def enough_memory(doing: str, advice: str) -> Iterator[None]:
+    """Inside, torch's errors of a device that has no more memory become a ConfigError: the same
+    command would meet them again.
+
+    Args:
+        doing: what needs it, for the message: `a batch of 64 images`.
+        advice: which setting to change.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not no_memory(error):
+            raise
+        asked = _ASKED.search(str(error))
+        more = f"{asked[1]} more" if asked else "it"
+        raise ConfigError(f"{doing}: the device has no memory for {more}; {advice}") from error
+
+
+_ASKED = re.compile(r"tried to allocate (\d[\d.]* \w+)", re.IGNORECASE)
+
+
+def no_memory(error: RuntimeError) -> bool:
+    """Whether a device of torch had no more memory: its own class for GPUs, a text on CPUs."""
+    return type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
+
+
 def ours(error: BaseException, doing: str) -> NsRayError:
     """The error of ours that is behind one of Ray, as it was raised; where there is none, a
     StageError that quotes what is behind it.
@@ -51,8 +80,21 @@ def ours(error: BaseException, doing: str) -> NsRayError:
     return StageError(f"{doing} failed: {reason}; the same command continues")
 
 
+_GONE = {
+    "CollectiveTimeoutError",
+    "PreemptionError",
+    "WorkerGroupStartupFailedError",
+    "WorkerGroupStartupTimeoutError",
+    "WorkerHealthCheckTimeoutError",
+}
+"""Ray Train's own for workers that do not answer, or could not be started. They are not public."""
+_SEVERED = re.compile(r"Connection (closed|reset|refused)|Broken pipe|Timed out waiting|NCCL|gloo")
+"""In what torch's collectives say where another worker has gone: plain RuntimeErrors, mostly."""
+
+
 def lost(error: BaseException) -> bool:
-    """Whether a process or a node went away, rather than that code failed on it."""
+    """Whether a process or a node went away, rather than that code failed on it. The others notice
+    first, often: their collectives fail."""
     from ray import exceptions
 
     gone = (
@@ -65,7 +107,15 @@ def lost(error: BaseException) -> bool:
         exceptions.ActorPlacementGroupRemoved,
         exceptions.TaskPlacementGroupRemoved,
     )
-    return any(isinstance(cause, gone) for cause in _behind(error))
+    causes = list(_behind(error))
+    if any(isinstance(cause, ConfigError) for cause in causes):
+        return False  # one worker's mistake, for which the others lost it
+    return any(
+        isinstance(cause, gone)
+        or any(kind.__name__ in _GONE for kind in type(cause).__mro__)
+        or (isinstance(cause, RuntimeError) and _SEVERED.search(str(cause)))
+        for cause in causes
+    )
 
 
 def _behind(error: BaseException) -> Iterator[BaseException]:

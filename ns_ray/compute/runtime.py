@@ -10,8 +10,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ns_ray.compute import resources
+from ns_ray.compute import capacity, resources
+from ns_ray.compute.address import INSTEAD, check_address
 from ns_ray.compute.environment import WORKER_ENVIRONMENT, stop_like_ctrl_c
+from ns_ray.compute.gauges import gauged
+from ns_ray.compute.gcs import joined
 from ns_ray.compute.quiet import quiet
 from ns_ray.compute.resources import Machine
 from ns_ray.config import ResourcesConfig
@@ -25,34 +28,51 @@ OBJECT_STORE = 2 * 2**30
 
 
 @contextmanager
-def cluster(config: ResourcesConfig, log_file: str | None = None) -> Iterator[Machine]:
+def cluster(
+    config: ResourcesConfig, log_file: str | None = None, run: str = ""
+) -> Iterator[Machine]:
     """The cluster named by RAY_ADDRESS (a Ray job has it), or a local one for the time being.
+
+    To a cluster that is joined the stages' progress is told as metrics; see gauges.py.
 
     A local one declares as many logical CPUs as the stages need, so that none waits on another.
 
     Args:
         config: what the stages were told to use.
         log_file: where Ray's own messages of this process go.
+        run: name of the run, a tag of its metrics.
+
+    Raises:
+        ConfigError: RAY_ADDRESS is no address of a cluster.
+        StageError: nobody answers there, or Ray does not start.
     """
     import ray
 
     if ray.is_initialized():
-        yield _machine()
+        yield capacity.enough(config)
         return
+    if address := os.environ.get("RAY_ADDRESS"):
+        check_address(address)
     with quiet(log_file):
-        yield from _started(config)
+        yield from _started(config, run)
 
 
 def machine() -> Machine:
-    """What a run would find: the cluster named by RAY_ADDRESS, or this machine. Starts nothing."""
+    """What a run would find: the cluster named by RAY_ADDRESS, or this machine. Starts nothing.
+
+    Raises:
+        ConfigError: RAY_ADDRESS is no address of a cluster.
+        StageError: nobody answers there.
+    """
     if (local := local_machine()) is not None:
         return local
+    check_address(os.environ["RAY_ADDRESS"])
     import ray
 
     with quiet(None):
         _init(f"RAY_ADDRESS={os.environ['RAY_ADDRESS']}")
         try:
-            return _machine()
+            return capacity.present()
         finally:
             ray.shutdown()
 
@@ -64,18 +84,15 @@ def local_machine() -> Machine | None:
     return Machine(resources.cpus(), _local_gpus(), local=True)
 
 
-def _started(config: ResourcesConfig) -> Iterator[Machine]:
-    import ray
+def _started(config: ResourcesConfig, run: str) -> Iterator[Machine]:
 
     local = local_machine()
     if local is None:
         _init(
             f"RAY_ADDRESS={os.environ['RAY_ADDRESS']}", runtime_env={"env_vars": WORKER_ENVIRONMENT}
         )
-        try:
-            yield _machine()
-        finally:
-            ray.shutdown()
+        with joined(), gauged(run):
+            yield capacity.enough(config)
         return
     workers, pool = resources.workers(config, local), resources.pool(config, local)
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
@@ -87,16 +104,13 @@ def _started(config: ResourcesConfig) -> Iterator[Machine]:
         object_store_memory=min(OBJECT_STORE, memory // 4),
         _node_ip_address="127.0.0.1",
     )
-    try:
+    with joined():
         yield local
-    finally:
-        ray.shutdown()
 
 
 @contextmanager
 def local_cluster(cpus: int, log_file: str) -> Iterator[None]:
     """A Ray of our own with so many logical CPUs, for the time being."""
-    import ray
 
     with quiet(log_file):
         _init(
@@ -107,10 +121,8 @@ def local_cluster(cpus: int, log_file: str) -> Iterator[None]:
             object_store_memory=128 * 2**20,
             _node_ip_address="127.0.0.1",
         )
-        try:
+        with joined():
             yield
-        finally:
-            ray.shutdown()
 
 
 def _init(what: str, **arguments: Any) -> None:
@@ -124,16 +136,11 @@ def _init(what: str, **arguments: Any) -> None:
     try:
         ray.init(log_to_driver=False, logging_level="ERROR", **arguments)
     except Exception as error:
-        raise StageError(f"{what} did not start or answer: {first_line(error)}") from error
+        instead = "" if "address" in arguments else f"; {INSTEAD}"
+        if "AF_UNIX path" in str(error):
+            instead = "; set RAY_TMPDIR to a folder with a short name, such as /tmp"
+        raise StageError(f"{what} did not start or answer: {first_line(error)}{instead}") from error
     stop_like_ctrl_c()  # Ray's handler ends the interpreter below running threads: it aborts
-
-
-def _machine() -> Machine:
-    """The running cluster's resources."""
-    import ray
-
-    found = ray.cluster_resources()
-    return Machine(int(found.get("CPU", 1)), int(found.get("GPU", 0)), local=False)
 
 
 def _local_gpus() -> int:

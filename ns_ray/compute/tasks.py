@@ -15,10 +15,11 @@ from itertools import count
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ns_ray.compute.resources import Pool
-from ns_ray.errors import NsRayError
+from ns_ray.errors import NsRayError, StageError
 
 if TYPE_CHECKING:
     from ray.data import Dataset
+from ns_ray.compute import capacity
 from ns_ray.compute.failures import translated
 
 RAY, TASK, ALONE = 5.0, 0.5, 60.0
@@ -31,6 +32,9 @@ it. Measured on two cores; see docs/decisions/0026-little-work-in-seconds.md."""
 
 QUEUED = 8
 """Tasks that wait beside the two for each CPU, so that no CPU waits for the driver."""
+
+LONGEST = 1800.0
+"""Seconds that tasks are waited for which no node has room for: as long as Ray Data waits."""
 
 WAITS = 0.2, 1.0, 3.0
 """Seconds before a call is made again that failed at a bad moment of the storage."""
@@ -100,7 +104,10 @@ def each(
         return
     import ray
 
-    with translated(doing, OSError, ray.exceptions.RayError):
+    with (
+        capacity.watched(doing, cpus, gpus),
+        translated(doing, OSError, ray.exceptions.RayError),
+    ):
         yield from _in_tasks(work, calls, cpus, gpus)
 
 
@@ -121,7 +128,13 @@ def _in_tasks(
             running[task.remote(shared, *call)] = number
         if not running:
             return
-        for done in ray.wait(list(running))[0]:
+        finished = ray.wait(list(running), timeout=LONGEST)[0]
+        if not finished and not capacity.present().holds(cpus, gpus):
+            raise StageError(
+                f"no node has room for a task with {cpus:g} CPUs and {gpus:g} GPUs; the same "
+                "command continues when there is one"
+            )
+        for done in finished:
             yield running.pop(done), ray.get(done)
 
 
@@ -142,8 +155,15 @@ def _passes(error: OSError) -> bool:
     return not isinstance(error, (NsRayError, *LASTING)) and error.errno not in FULL
 
 
-def stream(dataset: "Dataset", doing: str) -> Iterator[dict[str, Any]]:
-    """The rows of a Ray Data job, as they are made.
+def stream(
+    dataset: "Dataset", doing: str, *, cpus: float, gpus: float = 0
+) -> Iterator[dict[str, Any]]:
+    """The rows of a Ray Data job, as they are made. Without one for half an hour, it fails.
+
+    Args:
+        dataset: the job.
+        doing: what this is, for messages.
+        cpus, gpus: of each actor or task.
 
     Raises:
         NsRayError: of ours, as a task or an actor raised it.
@@ -151,5 +171,5 @@ def stream(dataset: "Dataset", doing: str) -> Iterator[dict[str, Any]]:
     """
     # Otherwise an error of Ray Data comes out, and the one that was raised stays in the worker.
     dataset.context.raise_original_map_exception = True
-    with translated(doing, Exception):
+    with capacity.watched(doing, cpus, gpus), translated(doing, Exception):
         yield from dataset.iter_rows()

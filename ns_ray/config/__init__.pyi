@@ -15,6 +15,8 @@ from .loading import in_words as in_words
 from .loading import load_either as load_either
 from .loading import load_recipe as load_recipe
 from .loading import parse_sections as parse_sections
+from .loading import read_yaml as read_yaml
+from .loading import recorded as recorded
 from .noise import NoiseConfig as NoiseConfig
 from .run import DataConfig as DataConfig
 from .run import ResourcesConfig as ResourcesConfig

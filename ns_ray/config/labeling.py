@@ -66,6 +66,10 @@ class SelectConfig(Settings):
     few are of the class, that of all classes together. null: `threshold` for all."""
     max_confidence: Fraction = 1.0
     """Keep images whose top probability is at most this; with `threshold` a band of confidence."""
+    max_foreign: float | None = None
+    """Keep images that are at most this foreign to the classes: 1 is what 95 of 100 validation
+    images don't exceed, 0 what half of them don't (docs/foreign.md). null: keep them, but never
+    as copies above 1."""
     share: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
     """Share of the pile that may be selected at all, drawn by a hash of key and seed; a smaller
     share is part of a larger one."""
@@ -102,6 +106,8 @@ class SelectConfig(Settings):
             values.pop("precision", None)
         if self.weights is None:
             values.pop("weights", None)
+        if self.max_foreign is None:
+            values.pop("max_foreign", None)
         return values
 
     @model_validator(mode="after")

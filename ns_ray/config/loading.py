@@ -21,6 +21,9 @@ from ns_ray.errors import ConfigError, nearest
 EXPONENT = r"[-+]?\d+(\.\d*)?[eE][-+]?\d+"
 """Numbers such as 1e-3, which YAML 1.1 reads as text."""
 
+MOST_VALUES = 1_000_000
+"""Values that the YAML of a file may stand for: with aliases, a few lines can be billions."""
+
 RECORDED = ("config_hash", "versions", "chosen")
 """What the config.yaml in the folder of a run says beside its settings."""
 
@@ -84,10 +87,7 @@ def load_either(config: str | None, recipe: str | None, overrides: list[str] | N
 
 def parse(text: str, overrides: Iterable[str] = (), *, origin: str = "config") -> RunConfig:
     """YAML text and `a.b=c` overrides, through one validation. The text may be what a run wrote."""
-    try:
-        raw = _unshared(yaml.safe_load(text))
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{origin} is not valid YAML: {' '.join(str(error).split())}") from None
+    raw = read_yaml(text, origin)
     if not isinstance(raw, dict):
         raise ConfigError(f"{origin} must be a mapping of settings, not {type(raw).__name__}")
     raw = {key: value for key, value in raw.items() if key not in RECORDED}
@@ -115,10 +115,57 @@ def parse_sections(
     return validate(model, raw, origin="--set")
 
 
+def read_yaml(text: str | bytes, origin: str) -> Any:
+    """Plain values of YAML, none of which is shared by several places: setting one leaves the
+    others alone.
+
+    Args:
+        text: as `yaml.safe_load` takes it.
+        origin: where it is from, for messages.
+
+    Raises:
+        ConfigError: it is not YAML, a key is no text, it contains itself, or its aliases stand for
+            more than MOST_VALUES values.
+    """
+    try:
+        loader = yaml.SafeLoader(text)
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        _values(node, {})
+        return _unshared(loader.construct_document(node))
+    except RecursionError:
+        raise ConfigError(f"{origin} is not valid YAML: it is nested too deeply") from None
+    except Exception as error:  # of all kinds: what Python says of a date, a number, a key
+        raise ConfigError(f"{origin} is not valid YAML: {' '.join(str(error).split())}") from None
+
+
+def _values(node: yaml.Node, known: dict[yaml.Node, int]) -> int:
+    """How many values a part of a YAML file stands for, those counted again that aliases repeat.
+
+    Args:
+        node: the part.
+        known: what was counted before; 0 for the parts around it.
+
+    Raises:
+        ValueError: they are too many, or endless.
+    """
+    if node not in known:
+        known[node] = 0
+        inner = node.value if isinstance(node, yaml.CollectionNode) else []
+        parts = [part for one in inner for part in (one if isinstance(one, tuple) else (one,))]
+        known[node] = 1 + sum(_values(part, known) for part in parts)
+    elif not known[node]:
+        raise ValueError("a value contains itself")
+    if known[node] > MOST_VALUES:
+        raise ValueError(f"its aliases stand for more than {MOST_VALUES:,} values")
+    return known[node]
+
+
 def _unshared(value: Any) -> Any:
-    """The same plain values without what YAML's anchors make several places share: setting one
-    of them leaves the others alone."""
     if isinstance(value, dict):
+        if odd := [key for key in value if not isinstance(key, str)]:
+            raise ValueError(f"the key {odd[0]!r} must be text; put it in quotes")
         return {key: _unshared(inner) for key, inner in value.items()}
     return [_unshared(inner) for inner in value] if isinstance(value, list) else value
 
@@ -128,10 +175,7 @@ def set_value(raw: dict[str, Any], override: str) -> None:
     path, equals, text = override.partition("=")
     if not equals or not path:
         raise ConfigError(f"--set {override!r} must look like train.epochs=20")
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise ConfigError(f"--set {override!r}: the value is not valid YAML") from None
+    value = read_yaml(text, f"--set {override!r}: the value")
     if isinstance(value, str) and re.fullmatch(EXPONENT, text.strip()):
         value = float(value)
     node: Any = raw
@@ -175,8 +219,18 @@ def dump_chosen(chosen: Mapping[str, Mapping[str, Any]]) -> str:
 
 def chosen_in(text: bytes) -> dict[str, dict[str, Any]]:
     """What the config.yaml of a run says was chosen; nothing before its images were counted."""
-    found = yaml.safe_load(text)
-    return dict(found.get("chosen", {})) if isinstance(found, dict) else {}
+    chosen = (recorded(text) or {}).get("chosen")
+    whole = isinstance(chosen, dict) and all(isinstance(part, dict) for part in chosen.values())
+    return dict(chosen) if chosen and whole else {}
+
+
+def recorded(text: bytes) -> dict[str, Any] | None:
+    """All that the config.yaml of a run says; None where it is damaged."""
+    try:
+        found = read_yaml(text, "config.yaml")
+    except ConfigError:
+        return None
+    return found if isinstance(found, dict) else None
 
 
 def in_words(values: Mapping[str, Any], prefix: str = "") -> str:

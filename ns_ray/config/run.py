@@ -5,9 +5,10 @@ other check lives beside the field it guards. How settings are read: loading.py.
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any, Literal
 
 from pydantic import (
+    BeforeValidator,
     Field,
     ModelWrapValidatorHandler,
     SerializerFunctionWrapHandler,
@@ -31,31 +32,67 @@ from ns_ray.config.validation import Duration, Fraction, Settings
 from ns_ray.errors import ConfigError
 
 
+def _sources(value: Any) -> Any:
+    """A list of one source is that source."""
+    if value is None or isinstance(value, str):
+        return value
+    if isinstance(value, list | tuple) and value and all(isinstance(v, str) for v in value):
+        return value[0] if len(value) == 1 else value
+    raise ValueError("must be a source, or a list of sources")
+
+
+Several = Annotated[tuple[str, ...], Field(min_length=1)]
+Sources = Annotated[str | Several, BeforeValidator(_sources)]
+"""One source, or several as one."""
+
+
 class DataConfig(Settings):
     """Which images. A source is a folder per class, a flat folder (unlabeled), a CSV or Parquet
-    table, WebDataset tars, a packed corpus, or a named set: digits, fashion-mnist, cifar10,
-    svhn."""
+    table, WebDataset tars (also .tar.gz), IDX files, a packed corpus, or a named set: digits,
+    fashion-mnist, cifar10, svhn. It may lie on s3://, gs:// or hf://datasets/OWNER/NAME; tables,
+    tars and IDX files may be URLs (https://), and so may the images that a table names."""
 
-    labeled: str
-    """Source of the labeled images."""
+    labeled: Sources
+    """Source of the labeled images, or a list of sources: then keys have the source's index in
+    front, and classes are those of all."""
     unlabeled: tuple[str, ...] = ("rest",)
     """Sources of the pile; labels in them are ignored. `rest` stands for the labeled images that
     `labels` and `validation_size` leave over."""
-    validation: str | None = None
-    """Source of the validation images. null: held out of the labeled images, stratified."""
-    test: str | None = None
-    """Source of the test images, scored once at the end. null: no test."""
+    validation: Sources | None = None
+    """Source of the validation images, or a list. null: held out of the labeled images,
+    stratified."""
+    test: Sources | None = None
+    """Source of the test images, or a list, scored once at the end. null: no test."""
     labels: int | None = Field(default=None, ge=2)
     """Train on this many labeled images only, drawn per class by seed. null: all."""
     validation_size: float = Field(default=0.1, gt=0)
     """How much to hold out when `validation` is null: a fraction below 1, else a number of images.
     """
     max_rejected: Fraction = 0.1
-    """Exit 3 when more than this fraction of a source cannot be read."""
+    """Exit 3 as soon as more than this fraction of a source cannot be read."""
     max_pixels: int = Field(default=178_956_970, ge=1, le=178_956_970)
     """Reject images with more pixels (Pillow's own limit against decompression bombs)."""
+    id_column: str | None = None
+    """Leave the pile's images in its Parquet tables, which hold them encoded, rather than copy
+    them. This column's values, which are unique, become keys. They are read and checked all the
+    same; the tables must stay as they are while the images are used. null: images are copied."""
     rows_per_shard: int = Field(default=1024, ge=1)
     """Images in one shard of a packed corpus: the unit of labeling, retry and resume."""
+    leaks: Literal["near", "exact"] = "near"
+    """What of the labeled images and the pile is left out as a copy of a validation or test image.
+    near: the same file, and the same picture encoded anew, resized, cropped by 5 %, brighter or
+    darker, or mirrored (docs/leaks.md); of files that are in the pile several times, one stays.
+    exact: the same file."""
+
+    @model_serializer(mode="wrap")
+    def _without_what_came_later(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """What is as it always was is not written: a run from before stays valid."""
+        values: dict[str, Any] = dump(self)
+        if self.id_column is None:
+            values.pop("id_column", None)
+        if self.leaks == "near":
+            values.pop("leaks", None)
+        return values
 
     @field_validator("unlabeled", mode="before", json_schema_input_type=str | tuple[str, ...])
     @classmethod
@@ -82,7 +119,11 @@ class ResourcesConfig(Settings):
     gpus_per_actor: float | None = Field(default=None, ge=0)
     """GPUs of a teacher actor; a fraction lets several share one."""
     max_failures: int = Field(default=3, ge=-1)
-    """Restarts of a training whose worker or node was lost. -1: no limit."""
+    """Restarts of a training whose worker or node was lost, without a step forward between them.
+    -1: no limit."""
+    max_wait: Duration = "15m"
+    """How long to wait for nodes of a cluster that are not there yet: those its autoscaler adds,
+    and those that take the place of lost ones."""
 
 
 class RunConfig(Settings):
@@ -91,7 +132,9 @@ class RunConfig(Settings):
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     """Folder of the run below `storage`: letters, digits, dot, dash and underscore."""
     storage: str = "runs"
-    """A folder, or an s3:// or gs:// URI."""
+    """A folder, or an s3:// or gs:// URI, which may end with options of pyarrow:
+    s3://bucket/runs?endpoint_override=https://HOST&region=eu-west-1. AWS_ENDPOINT_URL_S3 and
+    AWS_ENDPOINT_URL name the server too, to processes that have them."""
     seed: int = Field(default=0, ge=0)
     """Decides splits, weights, order, augmentation, and ties of the selection."""
     budget: Duration | None = None

@@ -13,6 +13,9 @@ from ns_ray.errors import ConfigError, nearest
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 
+SHOWN = 200
+"""Characters of a wrong value that are shown."""
+
 UNITS = {"h": 3600, "m": 60, "s": 1}
 """Seconds of what a duration is made of, in this order."""
 
@@ -45,7 +48,9 @@ Duration = Annotated[str, BeforeValidator(_duration)]
 class Settings(BaseModel):
     """Base of all settings: unknown keys are refused, values are immutable."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False
+    )
 
 
 S = TypeVar("S", bound=Settings)
@@ -82,7 +87,7 @@ def _explain(model: type[BaseModel], item: dict[str, Any]) -> str:
     message = str(item["msg"]).removeprefix("Value error, ")
     if not where or isinstance(item["input"], dict):
         return f"{where}: {message}" if where else message
-    return f"{where}={item['input']!r}: {message}"
+    return f"{where}={repr(item['input'])[:SHOWN]}: {message}"
 
 
 def _fields_at(model: type[BaseModel], loc: tuple[Any, ...]) -> list[str]:

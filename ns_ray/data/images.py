@@ -6,20 +6,41 @@ one of a few countable reasons: empty, not_an_image, truncated, too_many_pixels,
 
 import io
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError, features
 
 from ns_ray.errors import ImageError
 
 if TYPE_CHECKING:
     import torch
 
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+HEIC = find_spec("pillow_heif") is not None
+"""Whether photos of phones can be read: `pip install 'ns_ray[heic]'`."""
+
+FORMATS = (
+    *("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM"),
+    *(("AVIF",) if features.check("avif") else ()),  # Pillow 11.3, and not every build of it
+    *(("HEIF",) if HEIC else ()),
+)
 """What is opened. Pillow's other readers are never offered a byte."""
+
+PNG = b"\x89PNG\r\n\x1a\n"
+"""How every PNG file begins."""
+
+HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"mif1", b"msf1")
+"""Of ISO 23008-12, as phones write them."""
+
+ENDINGS = {"JPEG": ".jpg", "MPO": ".jpg", "TIFF": ".tif", "HEIF": ".heic"}
+"""Of names of files, by Pillow's name of their format, where they differ."""
+
+LARGE = 2**24
+"""Pixels of a whole resized image, 48 MiB, above which only its crop is made. A picture of one
+pixel by 60,000 would become one of 224 by 13 million."""
 
 MAX_PIXELS = 178_956_970
 """Pillow's own limit against decompression bombs; a larger `max_pixels` doesn't lift it."""
@@ -108,6 +129,10 @@ def decode(
     Raises:
         ImageError: empty, not_an_image, truncated, too_many_pixels or broken.
     """
+    return _without_metadata_at_last(data, lambda file: _decoded(file, max_pixels, shrink_to))
+
+
+def _decoded(data: bytes, max_pixels: int, shrink_to: int | None) -> Image.Image:
     image = _open(data, max_pixels)
     turn = _turn(image)
     try:
@@ -120,15 +145,34 @@ def decode(
     return rgb if turn is None else rgb.transpose(turn)
 
 
-def size(data: bytes, *, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
+def image_size(data: bytes, *, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
     """Width and height after EXIF orientation, from the header alone.
 
     Raises:
         ImageError: the header cannot be read, or names too many pixels.
     """
-    image = _open(data, max_pixels)
+    image = _without_metadata_at_last(data, lambda file: _open(file, max_pixels))
     sideways = _turn(image) in (_UPRIGHT[5], _UPRIGHT[6], _UPRIGHT[7], _UPRIGHT[8])
     return (image.height, image.width) if sideways else (image.width, image.height)
+
+
+def image_format(data: bytes, *, max_pixels: int = MAX_PIXELS) -> str:
+    """JPEG, PNG and so on, by the contents.
+
+    Raises:
+        ImageError: as `image_size`.
+    """
+    return str(_without_metadata_at_last(data, lambda file: _open(file, max_pixels)).format)
+
+
+def file_ending(data: bytes) -> str:
+    """How the name of such a file ends, such as `.jpg`, whatever its name was.
+
+    Raises:
+        ImageError: the header cannot be read.
+    """
+    kind = image_format(data)
+    return ENDINGS.get(kind, f".{kind.lower()}")
 
 
 def eval_pixels(
@@ -144,7 +188,7 @@ def eval_pixels(
         image: an RGB image, or an encoded file.
         spec: the model's preprocessing.
         fast: a faster resize, from a JPEG decoded at reduced size. False repeats timm's resize and
-            crop to the bit.
+            crop to the bit, but for very long images (above `LARGE`).
         max_pixels: see `decode`.
 
     Raises:
@@ -157,7 +201,7 @@ def eval_pixels(
     left, top = round((width - spec.size) / 2), round((height - spec.size) / 2)
     crop = (left, top, left + spec.size, top + spec.size)
     how = _RESAMPLING[spec.interpolation]
-    if not fast:
+    if not fast and width * height <= LARGE:
         return np.array(image.resize((width, height), how).crop(crop))
     if width < image.width and spec.interpolation in ("bilinear", "bicubic"):
         pixels = _shrunk(np.array(image), width, height, spec.interpolation)
@@ -202,9 +246,37 @@ def smooth_pixels(count: int, side: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
     return np.stack([np.array(Image.fromarray(i).resize((side, side), how)) for i in small])
 
 
+def _without_metadata_at_last(data: bytes, read: Callable[[bytes], Image.Image]) -> Image.Image:
+    """What `read` makes of a file, or else of a PNG without its texts and color profile: Pillow
+    refuses a whole image for megabytes of them, and no pixel depends on them."""
+    try:
+        return read(data)
+    except ImageError as error:
+        if error.reason != "broken" or (lean := _lean_png(data)) == data:
+            raise
+        return read(lean)
+
+
+def _lean_png(data: bytes) -> bytes:
+    """A PNG without the chunks that hold texts and the color profile; others as they are."""
+    if not data.startswith(PNG):
+        return data
+    kept, at = [PNG], len(PNG)
+    while at + 12 <= len(data):
+        end = at + 12 + int.from_bytes(data[at : at + 4], "big")  # length, type, content, checksum
+        if data[at + 4 : at + 8] not in (b"tEXt", b"zTXt", b"iTXt", b"iCCP"):
+            kept.append(data[at:end])
+        at = end
+    return b"".join(kept)
+
+
 def _open(data: bytes, max_pixels: int) -> Image.Image:
     if not data:
         raise ImageError("empty", "the file has no bytes")
+    if HEIC and "HEIF" not in Image.OPEN:
+        import pillow_heif
+
+        pillow_heif.register_heif_opener()
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
     except Exception as error:  # Pillow's readers raise almost anything on hostile bytes
@@ -263,6 +335,10 @@ def _failure(data: bytes, error: Exception) -> ImageError:
     detail = str(error) if not isinstance(error, UnidentifiedImageError) else ""
     if isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning):
         return ImageError("too_many_pixels", detail)
+    if data.startswith(b"version https://git-lfs.github.com/"):
+        return ImageError("not_an_image", "a pointer of Git LFS; `git lfs pull` fetches the image")
+    if _kind_of_boxes(data) in HEIC_BRANDS and not HEIC:
+        return ImageError("not_an_image", "HEIC; `pip install 'ns_ray[heic]'` reads it")
     if not _has_signature(data):
         return ImageError("not_an_image", f"no {', '.join(FORMATS)} signature")
     if "truncated" in detail.lower() or _cut_short(data):
@@ -271,8 +347,16 @@ def _failure(data: bytes, error: Exception) -> ImageError:
 
 
 def _has_signature(data: bytes) -> bool:
-    starts = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF8", b"BM", b"II*\0", b"MM\0*")
-    return data.startswith(starts) or (data[:4] == b"RIFF" and data[8:12] == b"WEBP")
+    starts = (b"\xff\xd8\xff", PNG, b"GIF8", b"BM", b"II*\0", b"MM\0*")
+    if data[:1] == b"P" and data[1:2] in b"123456" and data[2:3].isspace():  # PPM, PGM, PBM
+        return True
+    known = _kind_of_boxes(data) in (b"avif", b"avis", *HEIC_BRANDS)
+    return known or data.startswith(starts) or (data[:4] == b"RIFF" and data[8:12] == b"WEBP")
+
+
+def _kind_of_boxes(data: bytes) -> bytes | None:
+    """The brand of a file of boxes (ISO 14496-12), as AVIF and HEIC are."""
+    return data[8:12] if data[4:8] == b"ftyp" else None
 
 
 def _cut_short(data: bytes) -> bool:
@@ -284,6 +368,14 @@ def _cut_short(data: bytes) -> bool:
         return b"IEND" not in body
     if data.startswith(b"GIF8"):
         return not body.endswith(b";")
+    if data[4:8] == b"ftyp":
+        at, size = 0, 1
+        while at + 8 <= len(data) and size:
+            size = int.from_bytes(data[at : at + 4], "big")
+            at += size
+        return at > len(data)
+    if data.startswith(b"P"):
+        return False  # Pillow says it
     if data.startswith((b"RIFF", b"BM")):
         at, extra = (4, 8) if data.startswith(b"RIFF") else (2, 0)
         return len(data) < int.from_bytes(data[at : at + 4], "little") + extra

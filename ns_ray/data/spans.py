@@ -7,13 +7,11 @@ To find a part of a corpus takes some 40 bytes of memory a row; a whole one take
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from ns_ray import store
 from ns_ray.data.sources.items import Item
@@ -91,14 +89,6 @@ def columns(file: str, names: list[str]) -> pa.Table:
     return store.read_table(file, names)
 
 
-@contextmanager
-def _readable(file: str) -> Iterator[None]:
-    try:
-        yield
-    except pa.ArrowInvalid as error:
-        raise DataError(f"{file} is no shard of a packed corpus: {error}") from None
-
-
 def _ranked(table: pa.Table, seed: int) -> tuple[Array, Array]:
     labels = table.column("label").fill_null(-1).to_numpy().astype(np.int32, copy=False)
     return labels, schema.hash_keys(table.column("key"), seed)
@@ -174,22 +164,20 @@ def read(span: Span, cut: Cut) -> Iterator[tuple[Item, bytes]]:
         DataError: a file is no shard of a corpus.
     """
     for file in span.files:
-        with _readable(file):
-            yield from _read_file(file, cut)
+        yield from _read_file(file, cut)
 
 
 def _read_file(file: str, cut: Cut) -> Iterator[tuple[Item, bytes]]:
-    fs, inner = store.filesystem(file)
-    with pq.ParquetFile(inner, filesystem=fs) as parquet:
+    with store.open_table(file) as parquet:
         for group in range(parquet.num_row_groups):
-            names = parquet.read_row_group(group, columns=["key", "label", "uri"])
+            names = store.read_group(parquet, group, ["key", "label", "uri"])
             mask = None
             if cut.bounds is not None:
                 mask = cut.inside(*_ranked(names, cut.seed))
                 if not mask.any():
                     continue
                 names = names.filter(pa.array(mask))
-            images = parquet.read_row_group(group, columns=["image"])
+            images = store.read_group(parquet, group, ["image"])
             if mask is not None:
                 images = images.filter(pa.array(mask))
             for row, image in zip(names.to_pylist(), images.column("image"), strict=True):

@@ -2,9 +2,12 @@
 
     list the sources -> check the classes -> draw and split by hash -> pack, leaks left out
 
+Images that a run has packed are not packed again because their files were copied (recognizing.py).
+
 One class list, the labeled source's, gives every corpus its indices.
 """
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -12,26 +15,36 @@ from functools import partial
 from ns_ray import store
 from ns_ray.config import DataConfig
 from ns_ray.data.adopting import adopt, digests_of
-from ns_ray.data.packing import pack, reasons_text
+from ns_ray.data.contradictions import contradictions
+from ns_ray.data.packing import Near, pack, reasons_text
+from ns_ray.data.recognizing import looks_for, recognized, remember, still_packed
+from ns_ray.data.signatures import near
 from ns_ray.data.sources import list_source
+from ns_ray.data.sources.files import PARTS
 from ns_ray.data.sources.items import allocate
 from ns_ray.data.sources.listing import Listing, Packed, Ranks
-from ns_ray.errors import DataError
+from ns_ray.data.sources.staying import staying
+from ns_ray.data.sources.uniting import united
+from ns_ray.errors import DamagedFileError, DataError, MissingSourceError
 from ns_ray.log import say
 from ns_ray.store import Corpora, Corpus, RunLayout
 
+LONG = 2.0
+"""Seconds of listing from which on a line tells how many it took."""
+
 __all__ = ["adopt", "ingest", "pack", "split", "together"]
-
-
-SPLIT_NAMES = frozenset({"train", "val", "valid", "validation", "dev", "test", "unlabeled"})
 
 
 def ingest(config: DataConfig, *, seed: int, out: RunLayout, pile: bool = True) -> Corpora:
     """Pack the labeled, unlabeled, validation and test images of a run.
 
     Validation images are held out of the labeled ones first, then `labels` are drawn; both by a
-    hash of key and seed, stratified. Images of the pile and of the labeled set that are, byte for
-    byte, validation or test images are left out and listed as `leak` in `rejected.parquet`.
+    hash of key and seed, stratified. Images of the pile and of the labeled set that are validation
+    or test images, or copies of them, are left out and listed as `leak` or `near_leak` in
+    `rejected.parquet`; see `config.leaks`. What an earlier version has packed stays.
+
+    Of a run that exists, changed images are named before they are packed again. Where a source is
+    gone, the run goes on with what it has packed, if that is whole.
 
     Args:
         config: the `data` settings.
@@ -44,16 +57,33 @@ def ingest(config: DataConfig, *, seed: int, out: RunLayout, pile: bool = True) 
             it doesn't have.
         StageError: packing was interrupted by a fault of the machine or the store.
     """
-    found = list_all(config, seed=seed, pile=pile)
+    settings = store.fingerprint(config.model_dump(mode="json"), seed, pile)
+    try:
+        listed = list_all(config, seed=seed, pile=pile)
+    except MissingSourceError as error:
+        corpora = still_packed(out, settings)
+        if corpora is None:
+            raise
+        say(f"{error.source} is gone: goes on with the images packed in {out.root}/corpora")
+        return corpora
+    found = replace(listed, **recognized(listed.by_name, out, settings, config.max_pixels))
     pack_it = partial(_adopt_or_pack, config, classes=found.labeled.classes, seed=seed, out=out)
     validation = pack_it("validation", found.validation)
     test = None if found.test is None else pack_it("test", found.test)
     leaks = digests_of([corpus for corpus in (validation, test) if corpus is not None])
-    labeled = pack_it("labeled", found.labeled, excluded=leaks)
-    _check_classes(labeled, config)
+    alike = None
+    if looks_for(config.leaks, out, settings) == "near":
+        alike = near({"validation": validation, "test": test}, out.signatures)
+    labeled = pack_it("labeled", found.labeled, excluded=leaks, alike=alike)
+    _check_classes(labeled, found.labeled)
+    if not isinstance(config.labeled, str) and (told := contradictions(labeled)):
+        say(f"data.labeled: {told}")
+        noted = replace(listed.labeled, notes=(*listed.labeled.notes, told))
+        listed = replace(listed, labeled=noted)
     unlabeled = None
     if found.unlabeled is not None:
-        unlabeled = pack_it("unlabeled", found.unlabeled, classes=(), excluded=leaks)
+        unlabeled = pack_it("unlabeled", found.unlabeled, classes=(), excluded=leaks, alike=alike)
+    remember(listed.by_name, out, settings, "exact" if alike is None else "near")
     return Corpora(labeled, unlabeled, validation, test)
 
 
@@ -83,6 +113,11 @@ class Listings:
     validation: Listing
     test: Listing | None
 
+    @property
+    def by_name(self) -> dict[str, Listing]:
+        """Those that there are."""
+        return {name: found for name, found in vars(self).items() if found is not None}
+
 
 def list_all(config: DataConfig, *, seed: int, pile: bool = True) -> Listings:
     """List the sources, check their classes, draw and split.
@@ -90,10 +125,11 @@ def list_all(config: DataConfig, *, seed: int, pile: bool = True) -> Listings:
     Raises:
         DataError: as `ingest`, as far as it shows without reading an image.
     """
+    start = time.monotonic()
     labeled = _labeled(config.labeled, "data.labeled")
     if len(labeled.classes) < 2:
         raise DataError(
-            f"data.labeled={config.labeled!r} has one class only, {labeled.classes[0]!r}; "
+            f"data.labeled={labeled.name!r} has one class only, {labeled.classes[0]!r}; "
             f"a classifier needs two or more"
         )
     size = config.validation_size if config.validation is None else None
@@ -104,7 +140,11 @@ def list_all(config: DataConfig, *, seed: int, pile: bool = True) -> Listings:
         validation = _scored(config.validation, "data.validation", labeled.classes)
     test = _scored(config.test, "data.test", labeled.classes) if config.test else None
     unlabeled = _pile(config, rest) if pile else None
-    return Listings(train, unlabeled, validation, test)
+    found = Listings(train, unlabeled, validation, test)
+    if (seconds := time.monotonic() - start) >= LONG:
+        rows = sum(listing.rows for listing in found.by_name.values())
+        say(f"list: {rows:,} images in {seconds:.1f} s, {rows / seconds:,.0f} images/s")
+    return found
 
 
 def split(
@@ -141,7 +181,7 @@ def split(
     train: Ranks = tuple(zip(held, starts, strict=True))
     rest: Ranks = tuple(zip(starts, sizes, strict=True))
     parts = listing.taken([train, validation, rest], seed)
-    return parts[0], parts[1], parts[2]
+    return parts[0], replace(parts[1], notes=()), replace(parts[2], notes=())
 
 
 def _held_out(listing: Listing, sizes: list[int], validation_size: float) -> list[int]:
@@ -164,13 +204,29 @@ def _held_out(listing: Listing, sizes: list[int], validation_size: float) -> lis
     return allocate(sizes, total, 1 if enough else 0, most)
 
 
-def _labeled(source: str, setting: str) -> Listing:
+def _labeled(sources: str | Sequence[str], setting: str) -> Listing:
+    """One source whose images have labels, or several as one."""
+    if isinstance(sources, str):
+        return _labeled_one(sources, setting)
+    parts = [_labeled_one(source, f"{setting}.{i}") for i, source in enumerate(sources)]
+    whole = united(parts, labeled=True)
+    for note in whole.notes[sum(len(part.notes) for part in parts) :]:
+        say(f"{setting}: {note}")
+    return whole
+
+
+def _labeled_one(source: str, setting: str) -> Listing:
     """A source whose images have labels; those without are left out, and said so."""
     listing = list_source(source, setting=setting)
     for note in listing.notes:
         say(f"{setting}: {note}")
     count = sum(listing.counts.values())
-    if "train" in listing.classes and {*listing.classes} <= SPLIT_NAMES:
+    if len(listing.parts) > 1:
+        raise DataError(
+            f"{setting}={source!r} holds files of {' and '.join(listing.parts)}, which are parts "
+            f"of a set; name those of one, such as {setting}='{source}/{listing.parts[0]}*'"
+        )
+    if "train" in listing.classes and {*listing.classes} <= PARTS:
         raise DataError(
             f"{setting}={source!r} holds the folders {', '.join(listing.classes)}, which are parts "
             f"of a set rather than classes; name one of them, such as {setting}={source}/train"
@@ -182,19 +238,20 @@ def _labeled(source: str, setting: str) -> Listing:
         )
     if count == listing.rows:
         return listing
-    say(f"{setting}: {listing.rows - count:,} images of {source} have no label, left out")
+    told = f"{listing.rows - count:,} images of {source} have no label, left out"
+    say(f"{setting}: {told}")
     every: Ranks = tuple((0, listing.counts[name]) for name in listing.classes)
-    return listing.taken([every], 0)[0]
+    return replace(listing.taken([every], 0)[0], notes=(*listing.notes, told))
 
 
-def _scored(source: str, setting: str, classes: tuple[str, ...]) -> Listing:
+def _scored(sources: str | Sequence[str], setting: str, classes: tuple[str, ...]) -> Listing:
     """Validation or test images, checked against the classes of the labeled set."""
-    listing = _labeled(source, setting)
+    listing = _labeled(sources, setting)
     present = {name for name, count in listing.counts.items() if count}
     unknown = [name for name in listing.classes if name in present and name not in classes]
     if unknown:
         raise DataError(
-            f"{setting}={source!r} has {_some(unknown)}, which data.labeled lacks; it has "
+            f"{setting}={listing.name!r} has {_some(unknown)}, which data.labeled lacks; it has "
             f"{_some(classes)}"
         )
     absent = [name for name in classes if name not in present]
@@ -211,10 +268,20 @@ def _some(names: Sequence[str]) -> str:
 
 def _pile(config: DataConfig, rest: Listing) -> Listing:
     """All unlabeled sources as one listing; keys of several get the source's index in front."""
+    if config.id_column is not None and {*config.unlabeled} == {"rest"}:
+        raise DataError(
+            f"data.id_column={config.id_column!r} is of Parquet tables of the pile, and "
+            "data.unlabeled names none; name them, or leave data.id_column out"
+        )
     parts: list[Listing] = []
     for i, source in enumerate(config.unlabeled):
         if source != "rest":
             parts.append(list_source(source, setting=f"data.unlabeled.{i}"))
+            if config.id_column is not None:
+                parts[-1] = staying(parts[-1], config.id_column)
+            if len(parts[-1].parts) > 1:
+                told = f"takes the files of {' and '.join(parts[-1].parts)}"
+                parts[-1] = replace(parts[-1], notes=(*parts[-1].notes, told))
             for note in parts[-1].notes:
                 say(f"data.unlabeled.{i}: {note}")
         elif rest.rows:
@@ -226,25 +293,16 @@ def _pile(config: DataConfig, rest: Listing) -> Listing:
             f"data.unlabeled={list(config.unlabeled)} gives no unlabeled images: name a source of "
             f"them, or set data.labels below the number of labeled images, so that a rest is left"
         )
-    return parts[0] if len(parts) == 1 else _together(parts)
+    return parts[0] if len(parts) == 1 else united(parts, labeled=False)
 
 
-def _together(parts: Sequence[Listing]) -> Listing:
-    named = list(enumerate(parts))
-    return Listing(
-        name=", ".join(part.name for part in parts),
-        items=[replace(item, key=f"{i}/{item.key}") for i, part in named for item in part.items],
-        classes=(),
-        fingerprint=store.fingerprint(*(part.fingerprint for part in parts)),
-        packed=tuple(replace(rows, prefix=f"{i}/") for i, part in named for rows in part.packed),
-    )
-
-
-def _check_classes(corpus: Corpus, config: DataConfig) -> None:
+def _check_classes(corpus: Corpus, listing: Listing) -> None:
+    if len(corpus.class_counts) != len(corpus.classes):
+        raise DamagedFileError(store.join(corpus.path, store.DONE), "its images are not counted")
     lost = [n for n, c in zip(corpus.classes, corpus.class_counts, strict=True) if c == 0]
     if lost:
         raise DataError(
-            f"data.labeled={config.labeled!r} has no usable training image of {_some(lost)} "
+            f"data.labeled={listing.name!r} has no usable training image of {_some(lost)} "
             f"({reasons_text(corpus.rejected)}); see {corpus.path}/rejected.parquet"
         )
 
@@ -258,9 +316,10 @@ def _adopt_or_pack(
     seed: int,
     out: RunLayout,
     excluded: frozenset[str] = frozenset(),
+    alike: Near | None = None,
 ) -> Corpus:
     path = out.corpus(name)
-    adopted = adopt(listing, out=path, classes=classes, excluded=excluded)
+    adopted = adopt(listing, out=path, classes=classes, excluded=excluded, near=alike)
     if adopted is not None:
         return adopted
     return pack(
@@ -272,5 +331,6 @@ def _adopt_or_pack(
         max_pixels=config.max_pixels,
         max_rejected=config.max_rejected,
         excluded=excluded,
+        near=alike,
         setting=f"data.{name}",
     )

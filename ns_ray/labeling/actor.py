@@ -17,6 +17,7 @@ import pyarrow as pa
 from ns_ray import store
 from ns_ray.compute import tasks
 from ns_ray.errors import ImageError
+from ns_ray.labeling.foreign import HELD_OUT, LABELED, Scale, images_of, scale_of
 from ns_ray.labeling.job import InferenceJob
 from ns_ray.store import (
     REJECTED,
@@ -40,6 +41,7 @@ class ShardPredictor:
         """
         from ns_ray.model import NoisedPredictor, Predictor
 
+        known = tasks.patiently(images_of, job.known[0], LABELED) if job.known else []
         kind = Predictor if job.noise is None else partial(NoisedPredictor, job.noise)
         self._predictors = [
             kind(
@@ -49,41 +51,58 @@ class ShardPredictor:
                 threads=threads,
                 batch_size=job.batch_size,
                 images=images,
+                known=known,
             )
             for bundle in job.bundles
         ]
+        self._scale = self._scaled(job.known[1]) if job.known else None
         self._job = job
         self._corpus = open_corpus(job.corpus)
         self._shards = {shard.name: shard for shard in self._corpus.shards}
 
+    def _scaled(self, held_out: str) -> Scale | None:
+        """What foreign means to these models; None where they cannot tell."""
+        if not all(predictor.knows for predictor in self._predictors):
+            return None
+        answers = self._answers(tasks.patiently(images_of, held_out, HELD_OUT))
+        return scale_of(np.array([a[-1] for a in answers if not isinstance(a, ImageError)]))
+
+    def _answers(self, images: Sequence[bytes]) -> list[np.ndarray[Any, Any] | ImageError]:
+        """The mean of what the models say of each image."""
+        answers = [predictor.predict(images) for predictor in self._predictors]
+        return [averaged(one) for one in zip(*answers, strict=True)]
+
     def __call__(self, batch: dict[str, np.ndarray[Any, Any]]) -> dict[str, list[Any]]:
-        """The rows that `each` gives, as columns."""
+        """The rows that `each` gives, as columns; `now` is when all of them have been made."""
         columns: dict[str, list[Any]] = {}
         for row in self.each([str(name) for name in batch["shard"]]):
             for column, value in row.items():
                 columns.setdefault(column, []).append(value)
+        columns["now"] = [time.monotonic()] * len(columns["shard"])
         return columns
 
     def each(self, names: list[str]) -> Iterator[dict[str, Any]]:
-        """One row per shard: shard, rows, rejected, waited (seconds), began and ended (seconds
-        since the epoch), engine (JSON). The next shard is read while one is predicted."""
+        """One row per shard: shard, rows, rejected, waited (seconds), began, ended and now (seconds
+        of a clock that others don't have), engine (JSON). The next shard is read while one is
+        predicted."""
         with ThreadPoolExecutor(1, thread_name_prefix="read") as reader:
             coming = [reader.submit(tasks.patiently, self._read, names[0])]
             for index, name in enumerate(names):
-                began, waited_before = time.time(), self._waited()
+                began, waited_before = time.monotonic(), self._waited()
                 table = coming.pop().result()
-                waited = time.time() - began
+                waited = time.monotonic() - began
                 if index + 1 < len(names):
                     coming.append(reader.submit(tasks.patiently, self._read, names[index + 1]))
                 rows, rejected = self._label(name, table)
-                choice = self._predictors[0].choice
+                choice, ended = self._predictors[0].choice, time.monotonic()
                 yield {
                     "shard": name,
                     "rows": rows,
                     "rejected": rejected,
                     "waited": waited + self._waited() - waited_before,
                     "began": began,
-                    "ended": time.time(),
+                    "ended": ended,
+                    "now": ended,
                     "engine": json.dumps(choice.facts() if choice else {}),
                 }
 
@@ -97,19 +116,21 @@ class ShardPredictor:
     def _label(self, name: str, table: pa.Table) -> tuple[int, int]:
         """Predict a shard and write its files; the number of good and of bad images."""
         images = [image.as_buffer().to_pybytes() for image in table["image"]]
-        answers = [predictor.predict(images) for predictor in self._predictors]
-        results = [averaged(one) for one in zip(*answers, strict=True)]
+        results = self._answers(images)
         good = np.array([not isinstance(result, ImageError) for result in results], dtype=bool)
         kept = table.filter(pa.array(good))
+        classes = len(self._predictors[0].classes)
         probs = (
             np.stack([r for r in results if not isinstance(r, ImageError)])
             if good.any()
-            else (np.zeros((0, len(self._predictors[0].classes)), np.float32))
+            else (np.zeros((0, classes + 1), np.float32))
         )
+        foreign = self._scale.foreign(probs[:, -1]) if self._scale else None
+        probs = probs[:, :classes]
         if self._job.among is not None:
             probs = among_classes(probs, np.array(self._job.among))
         keys = kept["key"].combine_chunks()
-        labels = labels_table(keys, probs, name, self._job.top_k)
+        labels = labels_table(keys, probs, name, self._job.top_k, foreign)
         bad = [r for r in results if isinstance(r, ImageError)]
         if bad:
             rows = table.filter(pa.array(~good)).select(["key", "uri"]).to_pylist()

@@ -5,7 +5,7 @@ import io
 import itertools
 import json
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any, Literal, TextIO
 
 import pyarrow as pa
@@ -47,9 +47,8 @@ def write(rows: Iterable[dict[str, Any]], format: Format, out: TextIO) -> None:
 def _write_json(rows: Iterable[dict[str, Any]], out: TextIO) -> None:
     """A list with one object per image, in the words of the server."""
     separator = "[\n"
-    for name, group in itertools.groupby(rows, key=lambda row: row["filename"]):
-        entries = list(group)
-        value: dict[str, Any] = {"filename": name}
+    for entries in _of_each_image(rows):
+        value: dict[str, Any] = {"filename": entries[0]["filename"]}
         if entries[0]["error"] is not None:
             value["error"] = entries[0]["error"]
         else:
@@ -57,6 +56,19 @@ def _write_json(rows: Iterable[dict[str, Any]], out: TextIO) -> None:
         out.write(separator + json.dumps(value, ensure_ascii=False))
         separator = ",\n"
     out.write("\n]\n")
+
+
+def _of_each_image(rows: Iterable[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+    """The rows of one image after the other. An image begins with rank 1, or has no rank: two of
+    the same name are two."""
+    entries: list[dict[str, Any]] = []
+    for row in rows:
+        if entries and row["rank"] in (None, 1):
+            yield entries
+            entries = []
+        entries.append(row)
+    if entries:
+        yield entries
 
 
 def _write_table(rows: Iterable[dict[str, Any]], out: TextIO) -> None:

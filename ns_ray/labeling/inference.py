@@ -8,7 +8,7 @@ moment and rerun, the job does what is missing, and no row is lost or written tw
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,7 +66,7 @@ def infer(job: InferenceJob, *, pool: Pool, title: str) -> Inferred:
     Raises:
         StageError: actors kept failing; what was written is kept.
     """
-    start, called = time.monotonic(), time.time()
+    start = time.monotonic()
     corpus = open_corpus(job.corpus)
     names = {shard.name: part_name(shard.name, job.fingerprint) for shard in corpus.shards}
     present = set(store.list_files(job.out))
@@ -80,7 +80,7 @@ def infer(job: InferenceJob, *, pool: Pool, title: str) -> Inferred:
             for row in _run(job, missing, pool, title):
                 done = int(row["rows"]) + int(row["rejected"])
                 fresh, waited = fresh + done, waited + float(row["waited"])
-                spans.append((float(row["began"]), float(row["ended"]), done))
+                spans.append(span(row, time.monotonic()))
                 if not engine:
                     engine = json.loads(str(row["engine"]))
                     if engine.get("note"):
@@ -100,9 +100,22 @@ def infer(job: InferenceJob, *, pool: Pool, title: str) -> Inferred:
         seconds=time.monotonic() - start,
         waited=waited,
         engine=engine,
-        start_seconds=min((began for began, _, _ in spans), default=called) - called,
+        start_seconds=max(0.0, min((began for began, _, _ in spans), default=start) - start),
         steady_rate=steady_rate(spans, pool.actors),
     )
+
+
+def span(row: Mapping[str, Any], now: float) -> tuple[float, float, int]:
+    """When a shard began and ended by the clock of this process, and its images. The actors' clocks
+    tell how long ago that was: those of two machines may be hours apart.
+
+    Args:
+        row: of `ShardPredictor.each`.
+        now: seconds, when the row has come: a moment after it was sent.
+    """
+    ahead = float(row["now"]) - now
+    images = int(row["rows"]) + int(row["rejected"])
+    return float(row["began"]) - ahead, float(row["ended"]) - ahead, images
 
 
 def steady_rate(spans: list[tuple[float, float, int]], actors: int) -> float | None:
@@ -164,4 +177,4 @@ def _run(
         num_cpus=pool.cpus,
         num_gpus=pool.gpus or None,
     )
-    yield from tasks.stream(labeled, title)
+    yield from tasks.stream(labeled, title, cpus=pool.cpus, gpus=pool.gpus)

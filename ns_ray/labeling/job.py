@@ -20,6 +20,8 @@ class InferenceJob:
         among: write probabilities among these classes only. None: all.
         others: folders of further models of the same classes; the mean of the probabilities of all
             is written.
+        known: folders of labeled images of the model's classes, those it has learnt and those that
+            were held out: write how foreign each row is to them.
     """
 
     bundle: str
@@ -32,6 +34,7 @@ class InferenceJob:
     noise: NoiseConfig | None = None
     among: tuple[int, ...] | None = None
     others: tuple[str, ...] = ()
+    known: tuple[str, str] | None = None
 
     @property
     def bundles(self) -> tuple[str, ...]:

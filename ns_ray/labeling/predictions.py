@@ -14,7 +14,7 @@ import numpy as np
 
 from ns_ray import store
 from ns_ray.config import PredictConfig
-from ns_ray.data import Item, Row, list_source, read_rows
+from ns_ray.data import Item, Row, Stream, list_source, read_rows
 from ns_ray.errors import ConfigError, DataError, ImageError
 from ns_ray.labeling.formats import Format, write, write_parquet
 from ns_ray.log import progress, say
@@ -88,17 +88,18 @@ class _Counted:
 def _rows(
     predictor: "Predictor", items: Iterator[Item], total: int, top_k: int, shown: bool
 ) -> Iterator[dict[str, Any]]:
+    stream = Stream()
     with progress("predict", total) if shown else nullcontext() as meter:
         while chunk := list(itertools.islice(items, CHUNK)):
-            yield from _chunk_rows(predictor, chunk, top_k)
+            yield from _chunk_rows(predictor, chunk, stream, top_k)
             if meter is not None:
                 meter.add(len(chunk))
 
 
 def _chunk_rows(
-    predictor: "Predictor", items: Sequence[Item], top_k: int
+    predictor: "Predictor", items: Sequence[Item], stream: Stream, top_k: int
 ) -> Iterator[dict[str, Any]]:
-    files = list(_read(items))
+    files = list(_read(items, stream))
     good = [data for data in files if isinstance(data, bytes)]
     answers = iter(predictor.predict(good))
     for item, data in zip(items, files, strict=True):
@@ -119,7 +120,7 @@ def _chunk_rows(
             }
 
 
-def _read(items: Sequence[Item]) -> Iterator[bytes | ImageError]:
+def _read(items: Sequence[Item], stream: Stream) -> Iterator[bytes | ImageError]:
     """The encoded files; images of one row group of a Parquet file are read together."""
 
     def group(item: Item) -> Any:
@@ -133,6 +134,6 @@ def _read(items: Sequence[Item]) -> Iterator[bytes | ImageError]:
             if places:
                 yield from read_rows(places)
             else:
-                yield some[0].read()
+                yield some[0].read(stream)
         except OSError as error:
             yield from (ImageError("unreadable", error.strerror or str(error)) for _ in some)

@@ -1,6 +1,7 @@
 """The teacher labels the pile: every image, with its whole probability vector."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from ns_ray import store
@@ -23,12 +24,12 @@ def pseudo_label(
     predict: PredictConfig | None = None,
     noise: NoiseConfig | None = None,
     others: Sequence[Bundle] = (),
+    known: tuple[Corpus, Corpus] | None = None,
 ) -> PseudoLabels:
     """Label every image of a corpus with a teacher: averaged weights, eval mode, clean center
     crop at the teacher's own resolution.
 
-    What selection later drops is written too. Interrupted and run again, it labels the shards
-    that are missing.
+    What selection later drops is written too. Run again, it labels the shards that are missing.
 
     Args:
         config: batch size, and how many probabilities to keep.
@@ -39,8 +40,9 @@ def pseudo_label(
         out: folder of the pseudo-labels.
         title: name of the progress line.
         noise: for teacher and images, where `config.noised` asks for it.
-        others: further teachers; the labels are the mean of the probabilities of all. Each
-            decodes the images for itself, and an actor holds all of them.
+        others: further teachers; the labels are the mean of the probabilities of all. Each decodes
+            for itself, and an actor holds all.
+        known: labeled and held-out images, to say how foreign each row is; see foreign.py.
 
     Raises:
         ConfigError: `config.noised` without a noise.
@@ -52,25 +54,33 @@ def pseudo_label(
     check_same_classes([teacher, *others])
     noise = noise if config.noised else None
     job = _job(config, teacher, others, unlabeled, out, predict or PredictConfig(), noise)
-    if store.already(out, job.fingerprint) is not None:
-        return open_labels(out)
-    done = infer(job, pool=pool, title=title)
-    if not done.rows:
-        raise DataError(f"none of the {unlabeled.rows} images of {unlabeled.path} can be decoded")
-    store.publish(
-        out,
-        stage="label",
-        fingerprint=job.fingerprint,
-        files=done.files,
-        facts=_facts(job, teacher, done),
-        inputs={
-            "teacher": teacher.fingerprint,
-            "corpus": unlabeled.fingerprint,
-            **({"others": [other.fingerprint for other in others]} if others else {}),
-        },
-        seconds=done.seconds,
-    )
+    job = _knowing(job, known)
+    with store.claimed(out, job.fingerprint) as there:
+        if there is not None:
+            return open_labels(out)
+        done = infer(job, pool=pool, title=title)
+        if not done.rows:
+            raise DataError(
+                f"none of the {unlabeled.rows} images of {unlabeled.path} can be decoded"
+            )
+        store.publish(
+            out,
+            stage="label",
+            fingerprint=job.fingerprint,
+            files=done.files,
+            facts=_facts(job, teacher, done) | _foreign(job, done),
+            inputs=_inputs(teacher, others, unlabeled),
+            seconds=done.seconds,
+        )
     return open_labels(out)
+
+
+def _inputs(teacher: Bundle, others: Sequence[Bundle], unlabeled: Corpus) -> dict[str, Any]:
+    return {
+        "teacher": teacher.fingerprint,
+        "corpus": unlabeled.fingerprint,
+        **({"others": [other.fingerprint for other in others]} if others else {}),
+    }
 
 
 def _job(
@@ -103,6 +113,26 @@ def _job(
         noise=noise,
         others=tuple(other.path for other in others),
     )
+
+
+def _knowing(job: InferenceJob, known: tuple[Corpus, Corpus] | None) -> InferenceJob:
+    """The same job, which also says how foreign each row is, where that is wanted, and not done
+    already without, by an earlier version."""
+    if known is None or job.noise is not None or store.already(job.out, job.fingerprint):
+        return job
+    labeled, held_out = known
+    made_of = (job.fingerprint, labeled.fingerprint, held_out.fingerprint)
+    return replace(
+        job,
+        known=(labeled.path, held_out.path),
+        fingerprint=store.fingerprint("label foreign", *made_of),
+    )
+
+
+def _foreign(job: InferenceJob, done: Inferred) -> dict[str, Any]:
+    """Whether the files say how foreign each row is."""
+    first = store.read_labels(store.join(job.out, done.files[0]))
+    return {"foreign": True} if "foreign" in first.column_names else {}
 
 
 def _facts(job: InferenceJob, teacher: Bundle, done: Inferred) -> dict[str, Any]:

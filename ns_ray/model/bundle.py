@@ -21,8 +21,8 @@ from torch import nn
 
 from ns_ray import store
 from ns_ray.config import ModelConfig
-from ns_ray.data import Preprocess
-from ns_ray.errors import ConfigError, DataError, first_line
+from ns_ray.data import Preprocess, resampling
+from ns_ray.errors import ConfigError, DamagedFileError, DataError, first_line
 from ns_ray.model.networks import build, model_name, parameter_count
 from ns_ray.model.pretrained import imagenet_synsets, pretrained_classes
 from ns_ray.store import CONFIG, PROVENANCE, WEIGHTS, Bundle, open_bundle
@@ -234,7 +234,8 @@ def load(bundle: Bundle, **model_args: Any) -> tuple[nn.Module, Preprocess]:
         model_args: further arguments of timm.create_model.
 
     Raises:
-        DataError: the weights don't match the provenance, or timm cannot load them.
+        DataError: the weights don't match the provenance (DamagedFileError), or timm cannot load
+            them.
     """
     with tempfile.TemporaryDirectory() as folder:
         local = bundle.path
@@ -247,26 +248,41 @@ def load(bundle: Bundle, **model_args: Any) -> tuple[nn.Module, Preprocess]:
         if expected:
             with open(Path(local) / WEIGHTS, "rb") as file:
                 if hashlib.file_digest(file, "sha256").hexdigest() != expected:
-                    raise DataError(f"{bundle.path}/{WEIGHTS} is not the file {PROVENANCE} names")
+                    reason = f"{WEIGHTS} is not the file {PROVENANCE} names"
+                    raise DamagedFileError(store.join(bundle.path, WEIGHTS), reason)
         try:
             model: nn.Module = timm.create_model(
                 f"local-dir:{local}", pretrained=True, **model_args
             )
+            spec, count = preprocessing(model), int(model.num_classes)  # type: ignore[arg-type]
         except Exception as error:  # timm raises almost anything on somebody's odd config
-            raise DataError(f"timm cannot load {bundle.path}: {first_line(error)}") from None
-    return model.eval(), preprocessing(model)
+            said = first_line(error)[:300]
+            raise DataError(f"timm cannot load {bundle.path}: {said}") from None
+    if bundle.classes and count != len(bundle.classes):
+        named = len(bundle.classes)
+        raise DataError(f"{bundle.path} has a model of {count} classes, {named} by its {CONFIG}")
+    return model.eval(), spec
 
 
 def preprocessing(model: nn.Module) -> Preprocess:
-    """How images must look for a timm model."""
+    """How images must look for a timm model.
+
+    Raises:
+        ValueError: nothing can look so.
+    """
     data = resolve_model_data_config(model)
-    return Preprocess(
+    spec = Preprocess(
         size=int(data["input_size"][-1]),
         crop_pct=float(data["crop_pct"]),
         interpolation=data["interpolation"],
         mean=tuple(data["mean"]),
         std=tuple(data["std"]),
     )
+    numbers = np.array([spec.mean, spec.std, (spec.size, spec.crop_pct, 1.0)], np.float64)
+    if numbers.shape != (3, 3) or not np.isfinite(numbers).all() or (numbers[1:] <= 0).any():
+        raise ValueError(f"images cannot be prepared as its pretrained_cfg says: {spec}")
+    resampling(spec.interpolation)
+    return spec
 
 
 def load_weights(model: nn.Module, path: str) -> None:

@@ -24,7 +24,8 @@ from ns_ray.model.networks import Precision, cpu_has_bf16, precision_for
 
 Runtime = Literal["auto", "torch", "openvino"]
 Forward = Callable[[np.ndarray[Any, Any]], np.ndarray[Any, Any]]
-"""uint8 pixels [n, size, size, 3] -> float32 probabilities [n, classes]."""
+"""uint8 pixels [n, size, size, 3] -> float32 probabilities [n, classes], with one more column where
+the model is `Known`."""
 Finish = Callable[[], np.ndarray[Any, Any]]
 """Waits for a forward pass that was begun, and returns its probabilities."""
 
@@ -193,7 +194,7 @@ class TorchForward:
         self._device, self._bf16, self._rows = device, bf16, compiled_for
         model = model.to(device).to(memory_format=torch.channels_last)
         self._model: Any = torch.compile(model, mode="reduce-overhead") if compiled_for else model
-        self._normalize = Normalize(preprocess, device)
+        self._normalize, self._probabilities = Normalize(preprocess, device), Probabilities()
 
     def __call__(self, pixels: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         """uint8 [n, size, size, 3] -> float32 probabilities [n, classes]."""
@@ -219,8 +220,8 @@ class TorchForward:
                 batch = batch.pin_memory().to(self._device, non_blocking=True)
             images = self._normalize(batch)
             with torch.autocast(self._device.type, torch.bfloat16, enabled=self._bf16):
-                logits = self._model(images)
-            probs = logits.float().softmax(dim=1)[:rows]
+                answer = self._model(images)
+            probs = self._probabilities(answer)[:rows]
             if not cuda:
                 on_cpu: np.ndarray[Any, Any] = probs.numpy()
                 return lambda: on_cpu
@@ -234,6 +235,17 @@ class TorchForward:
             return np.asarray(there.numpy())
 
         return finish
+
+
+class Probabilities(nn.Module):
+    """Of a model's logits: float32 [n, classes]; and what `Known` (known.py) says beside them as
+    one more column, which is never the highest of a row."""
+
+    def forward(self, answer: torch.Tensor | tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+        if isinstance(answer, torch.Tensor):
+            return answer.float().softmax(dim=1)
+        logits, nearness = answer
+        return torch.cat([logits.float().softmax(dim=1), nearness.float()], dim=1)
 
 
 def _filled_up(pixels: np.ndarray[Any, Any], rows: int) -> np.ndarray[Any, Any]:
@@ -265,7 +277,7 @@ class OpenVINOForward:
         from openvino.preprocess import PrePostProcessor
 
         size = preprocess.size
-        whole = nn.Sequential(model, nn.Softmax(dim=1)).eval()
+        whole = nn.Sequential(model, Probabilities()).eval()
         with torch.inference_mode(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch's advice on tracing, which OpenVINO does
             graph = ov.convert_model(whole, example_input=torch.zeros(2, 3, size, size))

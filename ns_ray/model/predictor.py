@@ -9,18 +9,19 @@ import zlib
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from typing import Any
 
 import numpy as np
 import torch
 
-from ns_ray.compute import cpus
+from ns_ray.compute import cpus, enough_memory, no_memory
 from ns_ray.config import NoiseConfig, PredictConfig
-from ns_ray.data import MAX_PIXELS, Augment, decode, eval_pixels, seeded
-from ns_ray.errors import DataError, ImageError
+from ns_ray.data import MAX_PIXELS, Augment, Normalize, decode, eval_pixels, seeded
+from ns_ray.errors import DataError, ImageError, first_line
 from ns_ray.model.bundle import load
 from ns_ray.model.engines import Choice, Finish, choose
+from ns_ray.model.known import Known, has_pooled_features, pooled_features
 from ns_ray.model.networks import add_noise, noise_in_eval
 from ns_ray.store import Bundle, open_bundle
 
@@ -37,6 +38,8 @@ class Predictor:
         device: where the forward pass runs.
         waited: seconds spent waiting for decoded images so far.
         choice: what runs the model; None before the first images.
+        knows: whether answers have one more number than there are classes: how near the image is to
+            the known ones (see known.py).
     """
 
     def __init__(
@@ -49,6 +52,7 @@ class Predictor:
         batch_size: int = 64,
         images: int | None = None,
         max_pixels: int = MAX_PIXELS,
+        known: Sequence[bytes] = (),
     ) -> None:
         """
         Args:
@@ -61,6 +65,7 @@ class Predictor:
             images: how many are coming; None if there is no end to them. A short job starts with
                 what is ready at once.
             max_pixels: larger images are an ImageError.
+            known: encoded images to compare others with, where the model has pooled features.
 
         Raises:
             ConfigError: there is no such bundle.
@@ -85,6 +90,26 @@ class Predictor:
         self._pool = ThreadPoolExecutor(
             self.threads, thread_name_prefix="decode", initializer=_yield_to_the_model
         )
+        with self._enough_memory():
+            features = self._features(known)
+        self.knows = features is not None
+        if features is not None:
+            self._model = Known(self._model, features).eval()
+
+    def _features(self, known: Sequence[bytes]) -> torch.Tensor | None:
+        """Pooled features, float32 [n, features] on the CPU, of those images that can be decoded;
+        None where there are none, or the model has no such features."""
+        found: list[torch.Tensor] = []
+        for batch in self._decoded(known):
+            good = [item for item in batch if not isinstance(item, ImageError)]
+            if good:
+                model = self._model.to(self.device)
+                normalize = Normalize(self.preprocess, self.device)
+                images = normalize(torch.from_numpy(np.stack(good)).to(self.device))
+                if not found and not has_pooled_features(model, images):
+                    return None
+                found.append(pooled_features(model, images).cpu())
+        return torch.cat(found) if found else None
 
     def pixels(self, data: bytes) -> np.ndarray[Any, np.dtype[np.uint8]]:
         """An encoded image as the model sees it: uint8 [size, size, 3].
@@ -105,23 +130,49 @@ class Predictor:
         return self._chosen(pixels).start(pixels)
 
     def _chosen(self, pixels: np.ndarray[Any, np.dtype[np.uint8]]) -> Choice:
-        """What runs the model, chosen with the first images."""
+        """What runs the model, chosen with the first images.
+
+        Raises:
+            DataError: its layers do not fit each other, or the images.
+        """
         if self.choice is None:
-            self.choice = choose(
-                self._model,
-                self.preprocess,
-                self.device,
-                pixels,
-                threads=self.threads,
-                batch_size=self.batch_size,
-                images=self._images,
-                runtime=self.config.runtime,
-                precision=self.config.precision,
-            )
+            try:
+                self.choice = choose(
+                    self._model,
+                    self.preprocess,
+                    self.device,
+                    pixels,
+                    threads=self.threads,
+                    batch_size=self.batch_size,
+                    images=self._images,
+                    runtime=self.config.runtime,
+                    precision=self.config.precision,
+                )
+            except RuntimeError as error:
+                if self.device.type != "cpu" or no_memory(error):
+                    raise
+                size, said = self.preprocess.size, first_line(error)[:300]
+                raise DataError(
+                    f"the model in {self.bundle.path} cannot take images of {size} px: {said}"
+                ) from error
         return self.choice
 
     def predict(self, images: Sequence[bytes]) -> list[np.ndarray[Any, Any] | ImageError]:
-        """Probabilities, float32 [classes], of each image, or why it has none."""
+        """Probabilities, float32 [classes], of each image, or why it has none; with one more number
+        where the model `knows`.
+
+        Raises:
+            ConfigError: the device has no room for a batch.
+            DataError: the model cannot take them.
+        """
+        with self._enough_memory():
+            return self._predict(images)
+
+    def _enough_memory(self) -> AbstractContextManager[None]:
+        batch = f"a batch of {self.batch_size:,} images of {self.preprocess.size} px"
+        return enough_memory(batch, "lower batch_size (of `label` and `evaluate`)")
+
+    def _predict(self, images: Sequence[bytes]) -> list[np.ndarray[Any, Any] | ImageError]:
         results: list[np.ndarray[Any, Any] | ImageError] = []
         running: deque[tuple[list[Any], Finish]] = deque()
         for batch in self._decoded(images):

@@ -7,5 +7,6 @@ from .models import smaller_students as smaller_students
 from .plan import make_plan as make_plan
 from .plan import plan_lines as plan_lines
 from .plan import plan_table as plan_table
+from .shared import check_shared as check_shared
 from .status import run_status as run_status
 from .status import status_table as status_table

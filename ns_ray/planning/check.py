@@ -3,25 +3,22 @@
 Nothing is packed or trained, and Ray isn't started.
 """
 
-import math
 import uuid
 from collections.abc import Iterator
 
 from ns_ray import store
 from ns_ray.compute import Machine, resources
 from ns_ray.config import Images, RunConfig, config_hash, settle
-from ns_ray.data import Listing, decode, list_all
-from ns_ray.errors import ConfigError, DataError, ImageError, StorageError
+from ns_ray.data import list_all
+from ns_ray.errors import ConfigError, StorageError
 from ns_ray.planning.findings import Finding, tried
+from ns_ray.planning.images import try_images
 from ns_ray.planning.models import smaller_students, try_model
 from ns_ray.store import RunLayout
 
 SOME = Images(labeled=1000, pile=10_000)
 """Stand for a run's images where settings are chosen that are only tried: whether a batch can be
 shared, and which noise a model has, does not depend on how many there are."""
-
-SAMPLED = 20
-"""Images of each source that are decoded."""
 
 
 def check_run(config: RunConfig, machine: Machine) -> list[Finding]:
@@ -50,44 +47,7 @@ def check_run(config: RunConfig, machine: Machine) -> list[Finding]:
 
 
 def _data(config: RunConfig) -> Iterator[Finding]:
-    found = list_all(config.data, seed=config.seed)
-    for name, listing in [
-        ("labeled", found.labeled),
-        ("unlabeled", found.unlabeled),
-        ("validation", found.validation),
-        ("test", found.test),
-    ]:
-        if listing is not None:
-            yield from tried(f"data.{name}", lambda n=name, f=listing: _images(config, n, f))  # type: ignore[misc]
-
-
-def _images(config: RunConfig, name: str, listing: Listing) -> Iterator[Finding]:
-    """Counts, and a few images decoded.
-
-    Raises:
-        DataError: more of them than `data.max_rejected` cannot be.
-    """
-    sample = listing.sample(SAMPLED, config.seed)
-    reasons: list[str] = []
-    for item in sample:
-        try:
-            decode(item.read(), max_pixels=config.data.max_pixels)
-        except ImageError as error:
-            reasons.append(f"{item.uri}: {error}")
-        except OSError as error:
-            reasons.append(f"{item.uri}: {error.strerror or error}")
-    if len(reasons) > max(1, math.ceil(config.data.max_rejected * len(sample))):
-        raise DataError(
-            f"{len(reasons)} of {len(sample)} images tried cannot be read, such as {reasons[0]}; "
-            f"data.max_rejected={config.data.max_rejected:g}"
-        )
-    labeled = name != "unlabeled"
-    classes = f" in {len(listing.classes):,} classes" if labeled else ""
-    bad = f", {len(reasons)} cannot be read ({reasons[0]})" if reasons else ", all can be read"
-    yield Finding(
-        f"data.{name}",
-        f"{listing.rows:,} images{classes}; {len(sample)} tried{bad}",
-    )
+    yield from try_images(config, list_all(config.data, seed=config.seed))
 
 
 def _resources(config: RunConfig, machine: Machine) -> Iterator[Finding]:
@@ -102,7 +62,7 @@ def _resources(config: RunConfig, machine: Machine) -> Iterator[Finding]:
 
 
 def _storage(config: RunConfig) -> Iterator[Finding]:
-    """Write a file, read it, remove it."""
+    """Write a file, read it, remove it; room for the images, and what is free."""
     layout = RunLayout.of(config)
     folder = store.absolute(config.storage)
     name = f".check-{uuid.uuid4().hex[:8]}"

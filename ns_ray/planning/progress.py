@@ -37,10 +37,8 @@ class Line:
 
 def result_of(config: RunConfig, layout: RunLayout) -> dict[str, Any] | None:
     """What a run with just these settings has ended with."""
-    if not store.exists(layout.result):
-        return None
-    found = store.read_json(layout.result)
-    return found if found.get("config_hash") == config_hash(config) else None
+    found = store.read_intact(layout.result, store.read_result)
+    return found if found is not None and found.get("config_hash") == config_hash(config) else None
 
 
 class Look:
@@ -50,7 +48,7 @@ class Look:
         # A run may have ended before its last student.
         result = result_of(config, layout)
         students = len(result["generations"]) - 1 if result else None
-        again = result["refit"]["generations"][1:] if result and "refit" in result else None
+        again = result["refit"]["generations"][1:] if result and result.get("refit") else None
         if result and not again:  # the first teacher stayed the best
             config = config.model_copy(update={"refit": False})
         self._layout = layout
@@ -75,7 +73,7 @@ class Look:
                     yield self._labels(step)
                 case Select():
                     done = store.published(step.out)
-                    kept = "" if done is None else f"{done.facts['kept']:,} images kept"
+                    kept = "" if done is None else _count(done, "kept", "images kept")
                     yield _published(step.title, step.out, kept)
                 case Score():
                     yield self._shards(step.title, step.out, self._open(step.split))
@@ -105,9 +103,9 @@ class Look:
         if step not in [student.label for student in students]:  # a refit's
             return self._shards(step.title, step.out, self._open("unlabeled"))
         chosen = students[-1].select
-        path = store.join(chosen.out, store.DONE)
-        if store.exists(path):
-            taken = str(store.read_json(path)["inputs"]["labels"])
+        done = store.published(chosen.out)
+        if done is not None:
+            taken = str(done.inputs.get("labels"))
             for student in students:
                 if student.label != step and store.already(student.label.out, taken):
                     return Line(step.title, "done", f"those of {student.name}")
@@ -125,7 +123,7 @@ class Look:
     def _training(self, step: Train) -> Line:
         done = store.published(step.out)
         if done is not None:
-            return _published(step.title, step.out, f"{done.facts['parameters']:,} parameters")
+            return _published(step.title, step.out, _count(done, "parameters", "parameters"))
         told = self._told.get(step.id, 0)
         corpus, of = self._open("labeled"), ""
         if corpus is not None and not step.all_labels:
@@ -143,11 +141,16 @@ class Look:
 
 def _published(title: str, place: str, detail: str) -> Line:
     """A folder that has its `_DONE.json`, or hasn't."""
-    path = store.join(place, store.DONE)
-    if not store.exists(path):
+    done = store.published(place)
+    if done is None:
         return _unfinished(title, place, "")
-    done: dict[str, Any] = store.read_json(path)
-    return Line(title, "done", detail, float(done.get("seconds", 0)), str(done.get("finished", "")))
+    return Line(title, "done", detail, done.seconds, done.finished)
+
+
+def _count(done: store.Done, name: str, of: str) -> str:
+    """A count among the facts of a stage, for people; empty where it isn't there."""
+    count = done.facts.get(name)
+    return f"{count:,} {of}" if isinstance(count, int) else ""
 
 
 def _unfinished(title: str, place: str, detail: str) -> Line:

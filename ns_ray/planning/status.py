@@ -6,13 +6,12 @@ Works while the run does, and after it was killed; reads a few small files.
 import time
 from dataclasses import dataclass
 
-import yaml
 from rich import box
 from rich.table import Table
 from rich.text import Text
 
 from ns_ray import store
-from ns_ray.config import RunConfig, config_hash
+from ns_ray.config import RunConfig, config_hash, recorded
 from ns_ray.planning.progress import Line, Look, State, result_of
 from ns_ray.store import RunLayout
 
@@ -51,7 +50,10 @@ def run_status(config: RunConfig) -> Status:
 def _verdict(config: RunConfig, layout: RunLayout, lines: tuple[Line, ...]) -> str:
     if not store.exists(layout.config):
         return f"{layout.root}: not started"
-    found = yaml.safe_load(store.read_bytes(layout.config)).get("config_hash")
+    old = recorded(store.read_bytes(layout.config))
+    if old is None:
+        return f"{layout.config} is damaged; the command that started the run writes it again"
+    found = old.get("config_hash")
     if found != config_hash(config):
         return (
             f"{layout.root} was made with other settings (hash {found}, these are "
@@ -61,11 +63,11 @@ def _verdict(config: RunConfig, layout: RunLayout, lines: tuple[Line, ...]) -> s
     if result is not None:
         return (
             f"finished: {result['status']}, best generation {result['best_generation']}, "
-            f"model in {result['model']}"
+            f"model in {layout.model}"
         )
     done = sum(line.state == "done" for line in lines)
     written = store.changed(layout.root)
-    ago = f", last written {time.time() - written:,.0f} s ago" if written else ""
+    ago = f", last written {max(0.0, time.time() - written):,.0f} s ago" if written else ""
     return f"{done} of {len(lines)} done{ago}; the command that started the run continues it"
 
 

@@ -11,9 +11,12 @@ Knows nothing about torch, Ray or the driver.
 
 import logging
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ns_ray import store
+
+if TYPE_CHECKING:
+    from ns_ray.report.pictures import Thumbnail
 
 
 def write(root: str) -> str:
@@ -49,9 +52,9 @@ def up_to_date(root: str) -> str:
 
     run = open_run(root)
     mark = f'<meta name="run" content="{run.mark}">'.encode()
-    if store.exists(run.layout.report) and mark in store.read_bytes(run.layout.report):
-        return run.layout.report
-    return write(root)
+    page = store.read_bytes(run.layout.report) if store.exists(run.layout.report) else b""
+    whole = page.rstrip().endswith(b"</html>")
+    return run.layout.report if mark in page and whole else write(root)
 
 
 def beside(
@@ -107,3 +110,26 @@ def compare(first: str, second: str, out: str | None = None) -> str:
     path = store.absolute(out) if out else store.join(b.layout.root, f"compare-{a.name}.html")
     store.write_bytes(path, comparison_page(a, b).encode())
     return path
+
+
+def render(template: str, **values: Any) -> str:
+    """A page in the look of the report, for rooms that have their own: from one of `templates/`, in
+    which everything is escaped but what is marked as HTML."""
+    from ns_ray.report.rendering import render as rendered
+
+    return rendered(template, **values)
+
+
+def picture(data: bytes, side: int) -> "Thumbnail":
+    """A picture for a page.
+
+    Args:
+        data: an encoded image.
+        side: its longest side is at most so many pixels.
+
+    Raises:
+        ImageError: it cannot be decoded.
+    """
+    from ns_ray.report.pictures import thumbnail
+
+    return thumbnail(data, side)

@@ -1,7 +1,9 @@
 """How often each model is right, and how often it thinks so."""
 
+from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 from markupsafe import Markup
 
 from ns_ray.report import charts, words
@@ -63,14 +65,28 @@ def refit_rows(run: Run) -> list[dict[str, Any]]:
 
 
 def _of_probabilities(scores: dict[str, Any]) -> dict[str, Any]:
-    """Top-k, log loss and calibration error."""
+    """Top-k, log loss, calibration error, and balanced accuracy where it tells more."""
     names = (k for k in scores if k.startswith("top") and k[3:].isdigit() and k != "top1")
     topk = next(names, None)
     return {
         "topk": (topk, scores.get(topk)) if topk else None,
         "nll": scores.get("nll"),
         "ece": scores.get("ece"),
+        "balanced": balanced(scores),
     }
+
+
+UNEVEN = 2
+"""Times that the largest class has the images of the smallest, from which it is shown."""
+
+
+def balanced(scores: Mapping[str, Any]) -> float | None:
+    """The mean over classes of the share of their images that is right; None where the classes
+    have about as many images each, and it says what top-1 does."""
+    rows = [row["rows"] for row in scores.get("classes", ()) if row["rows"]]
+    if not rows or max(rows) < UNEVEN * min(rows):
+        return None
+    return float(np.mean([row["recall"] for row in scores["classes"] if row["rows"]]))
 
 
 def scores_of(run: Run, split: str) -> dict[str, Score | None]:

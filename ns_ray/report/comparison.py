@@ -9,8 +9,8 @@ from ns_ray.config import CHOSEN, CHOSEN_NOISE, differences
 from ns_ray.errors import DataError
 from ns_ray.report import accuracy, charts, findings, gallery, words
 from ns_ray.report.facts import Run
-from ns_ray.report.page import render
 from ns_ray.report.pictures import thumbnails
+from ns_ray.report.rendering import render
 from ns_ray.report.robustness import robustness
 from ns_ray.report.timing import stages
 from ns_ray.store import Predictions
@@ -110,6 +110,7 @@ def _figures(runs: tuple[Run, Run], split: str) -> list[tuple[str, list[str]]]:
     rows = [
         (f"Accuracy, {split}", [_of(r.best.of(split), "top1", _top1(r, split)) for r in runs]),
         ("Accuracy, validation", [words.percent(run.best.row["val_top1"]) for run in runs]),
+        ("Balanced accuracy", [words.percent(accuracy.balanced(s)) for s in scores]),
         ("NLL", [words.number(s.get("nll")) for s in scores]),
         ("Calibration error (ECE)", [words.percent(s.get("ece")) for s in scores]),
         ("Mean corruption error", [_of(r, "mean_corruption_error") for r in robust]),

@@ -44,11 +44,20 @@ def unreadable(run: Run) -> list[dict[str, Any]]:
             {
                 "corpus": "unlabeled",
                 "reason": f"unreadable when labeled: {', '.join(by_reason)}",
-                "rows": int(labels.facts["rejected"]),
+                "rows": labels.rejected,
                 "examples": [uri for uris in by_reason.values() for uri in uris][:3],
             }
         )
     return sorted(found, key=lambda row: -int(row["rows"]))
+
+
+def left_out(run: Run) -> list[tuple[str, str]]:
+    """Corpus, and what its source held besides in words: other files, links, images without a
+    label."""
+    if not store.exists(run.layout.sources):
+        return []
+    notes = store.read_json(run.layout.sources).get("notes", {})
+    return [(split, note) for split in SPLITS for note in notes.get(split, [])]
 
 
 def _examples(paths: list[str]) -> dict[str, list[str]]:

@@ -4,11 +4,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-import yaml
-
 from ns_ray import store
-from ns_ray.config import AcceptConfig, validate
-from ns_ray.errors import ConfigError, DataError
+from ns_ray.config import AcceptConfig, recorded, validate
+from ns_ray.errors import ConfigError, DamagedFileError, DataError
 from ns_ray.steps import teachers
 from ns_ray.store import (
     PROVENANCE,
@@ -125,7 +123,7 @@ class Run:
 
     def _scores(self, g: int) -> dict[str, Any]:
         path = store.join(self.layout.generation(g), "evaluation.json")
-        return store.read_json(path) if store.exists(path) else {}
+        return store.read_scores(path) if store.exists(path) else {}
 
     @property
     def commit(self) -> str | None:
@@ -180,7 +178,7 @@ class Run:
         accept = validate(AcceptConfig, self.config["accept"])
         students = self.result["generations"][1:]
         taught_by = teachers([bool(row["accepted"]) for row in students], accept)
-        return [
+        lessons = [
             Lesson(
                 generation=g,
                 teacher=teacher,
@@ -189,6 +187,10 @@ class Run:
             )
             for g, teacher in enumerate(taught_by, start=1)
         ]
+        if any(list(lesson.labels.classes) != self.classes for lesson in lessons):
+            said = "its classes are not those of the pseudo-labels"
+            raise DamagedFileError(self.layout.result, said)
+        return lessons
 
     @property
     def teachers(self) -> dict[str, Any]:
@@ -235,5 +237,7 @@ def open_run(path: str) -> Run:
         raise DataError(
             f"{layout.root} has no result.json: the run has not finished; start it again"
         )
-    config = yaml.safe_load(store.read_bytes(layout.config))
-    return Run(layout, store.read_json(layout.result), config)
+    config = recorded(store.read_bytes(layout.config))
+    if config is None:
+        raise DamagedFileError(layout.config, "it is not what a run writes; start the run again")
+    return Run(layout, store.read_result(layout.result), config)

@@ -6,6 +6,7 @@ from ns_ray.report.facts import Model, Run
 from ns_ray.report.predictions import matched
 from ns_ray.report.words import count, p_value, percent
 from ns_ray.scoring import better_p
+from ns_ray.selection import MOST_FOREIGN, foreign_words
 from ns_ray.store import Predictions
 
 PROVEN = 0.05
@@ -104,7 +105,18 @@ def outcome(run: Run) -> str:
 
 
 def warnings(run: Run) -> list[str]:
-    """What else the headline must say: that a rival of the delivered model is ahead of it."""
+    """What else the headline must say: that a rival of the delivered model is ahead of it, or that
+    most of the pile is of no class."""
+    found = [lesson.selection.facts.get("foreign") for lesson in run.lessons[-1:]]
+    foreign = [
+        f"Most of the pile is foreign: {foreign_words(facts)}. select.max_foreign=1 leaves it out."
+        for facts in found
+        if facts and facts["least"] > MOST_FOREIGN
+    ]
+    return [*_rival_ahead(run), *foreign]
+
+
+def _rival_ahead(run: Run) -> list[str]:
     best, rival = run.best, run.control
     against = within(run, best, rival) if rival is not None else None
     if rival is None or against is None or round(1000 * against.difference) <= 0:

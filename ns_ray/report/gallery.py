@@ -4,7 +4,7 @@ import numpy as np
 
 from ns_ray.report.facts import Lesson, Model, Run
 from ns_ray.report.pictures import SHOWN, Gallery, Wanted
-from ns_ray.report.pile import changed_labels, kept_and_left, pile_of
+from ns_ray.report.pile import changed_labels, kept_and_left, most_foreign, pile_of
 from ns_ray.report.predictions import matched
 from ns_ray.store import Predictions
 
@@ -14,7 +14,7 @@ def of_run(run: Run) -> tuple[list[Gallery], list[Gallery]]:
     pile: list[Gallery] = []
     if run.lessons:
         drawn = pile_of(run, _lesson_of(run, run.student))
-        pile += kept_and_left(drawn) if drawn else []
+        pile += [*kept_and_left(drawn), *most_foreign(drawn)] if drawn else []
         pairs = zip(run.lessons, run.lessons[1:], strict=False)
         pile += [g for before, after in pairs if (g := changed_labels(run, before, after))]
     old, new = (run.predictions(model, run.split) for model in (run.teacher, run.student))

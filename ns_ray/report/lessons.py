@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from ns_ray.report.facts import Lesson, Run
+from ns_ray.selection import foreign_words
 
 MAX_ROWS = 60
 """Most classes that are listed one by one; of more, the rarest and the most common half of it."""
@@ -37,7 +38,15 @@ def lesson_facts(run: Run, lesson: Lesson) -> dict[str, Any]:
         "rows": rows,
         "rest": rest,
         "precision": total,
+        "foreign": foreign_facts(facts),
     }
+
+
+def foreign_facts(facts: dict[str, Any]) -> dict[str, Any]:
+    """How much of the pile is foreign: a sentence, and bars of which the right half is; empty where
+    that is not known."""
+    found = facts.get("foreign")
+    return {"words": foreign_words(found), "bars": bars(found["histogram"], 0.5)} if found else {}
 
 
 def bars(histogram: Sequence[int], cut: float) -> list[dict[str, float | bool]]:

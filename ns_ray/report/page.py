@@ -2,39 +2,26 @@
 
 from typing import Any
 
-import jinja2
-
-from ns_ray import __version__, store
+from ns_ray import store
 from ns_ray.report import findings, gallery, words
 from ns_ray.report.accuracy import accuracy_chart, model_row, refit_rows, reliability_of
-from ns_ray.report.corpora import corpora, unreadable
+from ns_ray.report.copies import copies
+from ns_ray.report.corpora import corpora, left_out, unreadable
 from ns_ray.report.damaged import damaged
 from ns_ray.report.facts import Model, Run
 from ns_ray.report.lessons import lesson_facts
 from ns_ray.report.mistakes import confusions
 from ns_ray.report.pictures import thumbnails
+from ns_ray.report.rendering import render
 from ns_ray.report.robustness import robustness
 from ns_ray.report.timing import finished, stages
-
-
-def render(template: str, **values: Any) -> str:
-    """A page from its template; everything is escaped but what is marked as HTML."""
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("ns_ray.report"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    names = ("percent", "points", "count", "number", "seconds", "p_value")
-    environment.filters |= {name: getattr(words, name) for name in names}
-    return environment.get_template(template).render(version=__version__, **values)
 
 
 def run_page(run: Run) -> str:
     """The report of a run, as HTML."""
     pile, labeled = gallery.of_run(run)
     corrupted, corrupted_thumbnails = damaged(run)
+    left, left_thumbnails = copies(run)
     return render(
         "report.html",
         run=run,
@@ -54,10 +41,12 @@ def run_page(run: Run) -> str:
         pile_galleries=pile,
         labeled_galleries=labeled,
         damaged_galleries=[corrupted] if corrupted else [],
-        thumbnails=thumbnails(run, [*pile, *labeled]) | corrupted_thumbnails,
+        copy_galleries=left,
+        thumbnails=thumbnails(run, [*pile, *labeled]) | corrupted_thumbnails | left_thumbnails,
         stages=stages(run),
         corpora=corpora(run),
         unreadable=unreadable(run),
+        left_out=left_out(run),
         config=store.read_bytes(run.layout.config).decode(),
         versions=run.result["versions"],
         commit=run.commit,

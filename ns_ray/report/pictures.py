@@ -30,7 +30,8 @@ class Wanted:
     """An image to show.
 
     Attributes:
-        corpus: `unlabeled`, `validation` or `test`; `corruptions` of a corrupted one.
+        corpus: `unlabeled`, `validation` or `test`; `corruptions` of a corrupted one, `copies` of
+            one that was left out.
         caption: lines below the picture; the first one stands out.
         words: what is said about it where the picture can't be seen.
     """
@@ -48,12 +49,14 @@ class Gallery:
 
     Attributes:
         total: images that the shown ones were chosen from.
+        each: pictures that one of these images has.
     """
 
     title: str
     note: str
     pictures: tuple[Wanted, ...]
     total: int
+    each: int = 1
 
 
 @dataclass(frozen=True)
@@ -98,14 +101,14 @@ def _read_shard(wanted: tuple[str, Corpus, str, list[str]]) -> tuple[str, dict[s
     return name, found
 
 
-def thumbnail(data: bytes) -> Thumbnail:
-    """A small picture of an encoded image.
+def thumbnail(data: bytes, side: int = SIDE) -> Thumbnail:
+    """A small picture of an encoded image, its longest side at most so many pixels.
 
     Raises:
         ImageError: it cannot be decoded.
     """
-    image = decode(data, shrink_to=SIDE)
-    image.thumbnail((SIDE, SIDE))
+    image = decode(data, shrink_to=side)
+    image.thumbnail((side, side))
     buffer = io.BytesIO()
     if max(image.size) <= LOSSLESS_SIDE:
         kind = "png"

@@ -29,10 +29,11 @@ class Pile:
 
     @cached_property
     def columns(self) -> dict[str, Array]:
-        """key, shard, label, confidence, copies (0: not kept)."""
+        """key, shard, label, confidence, copies (0: not kept), and foreign where that is known."""
+        names = ["key", "label", "confidence", "shard"] + ["foreign"] * self.lesson.labels.foreign
         parts: dict[str, list[Array]] = {}
         for shard in self.shards:
-            table = self.lesson.labels.read(shard, ["key", "label", "confidence", "shard"])
+            table = self.lesson.labels.read(shard, names)
             copies = np.zeros(table.num_rows, np.int64)
             if shard in self.lesson.selection.files:
                 kept = self.lesson.selection.read(shard, ["key", "copies"])
@@ -70,6 +71,17 @@ def sample(shards: Sequence[Shard]) -> list[Shard]:
     size = sum(shard.bytes for shard in shards)
     count = max(1, len(shards) * SCANNED_BYTES // size) if size > SCANNED_BYTES else len(shards)
     return [shards[i * len(shards) // count] for i in range(count)] if shards else []
+
+
+def most_foreign(pile: Pile) -> list[Gallery]:
+    """What is farthest from all labeled images; empty where that is not known."""
+    column = pile.columns
+    if "foreign" not in column:
+        return []
+    rows = np.flatnonzero(column["foreign"] > 1)
+    order = np.argsort(-column["foreign"][rows], kind="stable")[:SHOWN]
+    note = "Farther from all labeled images than 95% of the validation images, the farthest first."
+    return [pile.gallery("Most foreign", note, rows[order], len(rows))]
 
 
 def kept_and_left(pile: Pile) -> list[Gallery]:

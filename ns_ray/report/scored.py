@@ -5,8 +5,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ns_ray.report import words
+from ns_ray.report.accuracy import balanced
 from ns_ray.report.findings import PROVEN, Versus
-from ns_ray.report.page import render
+from ns_ray.report.rendering import render
 from ns_ray.report.robustness import tables
 from ns_ray.store import Bundle
 
@@ -57,6 +58,7 @@ def _row(name: str, model: Bundle, scores: Mapping[str, Any]) -> dict[str, Any]:
         "topk": (f"Top-{k[3:]}", scores[k]) if k else None,
         "nll": scores["nll"],
         "ece": scores["ece"],
+        "balanced": balanced(scores),
     }
 
 

@@ -50,8 +50,8 @@ def finished(run: Run) -> str:
     """When the last model was scored, `2026-11-25 01:54 UTC`."""
     times = []
     for model in run.models:
-        path = store.join(run.layout.evaluation(model.generation), run.split, store.DONE)
-        if store.exists(path):
-            times.append(str(store.read_json(path).get("finished", "")))
+        done = store.published(store.join(run.layout.evaluation(model.generation), run.split))
+        if done is not None:
+            times.append(done.finished)
     last = max(times, default="")
     return f"{last[:10]} {last[11:16]} UTC" if len(last) >= 16 else ""

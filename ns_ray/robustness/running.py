@@ -82,7 +82,7 @@ def _rows(job: Job, todo: list[int], pool: Pool, title: str, total: int) -> Iter
     # Rows of a unit come in any order from several actors: its end waits for all of them.
     seen: dict[int, int] = defaultdict(int)
     ends: dict[int, Row] = {}
-    for row in tasks.stream(counted, title):
+    for row in tasks.stream(counted, title, cpus=pool.cpus, gpus=pool.gpus):
         i = int(row["unit"])
         if row["name"] == END:
             ends[i] = row

@@ -8,6 +8,7 @@ each unit is finished: killed and rerun, the job does what is missing.
 
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from typing import Any
 
 from ns_ray import store
@@ -58,12 +59,15 @@ def evaluate_robustness(
     check_suites(config)
     predict = predict or PredictConfig()
     job, prints, rows = whole_job(config, models, corpus, outs, predict, batch_size, pool)
-    if any(job.missing):
-        run_job(job, outs, prints, pool, title)
-    results = [
-        _published(job, out, fingerprint, rows, corpus, start)
-        for out, fingerprint in zip(outs, prints, strict=True)
-    ]
+    with ExitStack() as claims:
+        for out, fingerprint in zip(outs, prints, strict=True):
+            claims.enter_context(store.claimed(out, fingerprint))
+        if any(job.missing):
+            run_job(job, outs, prints, pool, title)
+        results = [
+            _published(job, out, fingerprint, rows, corpus, start)
+            for out, fingerprint in zip(outs, prints, strict=True)
+        ]
     imagenet = job.constants == "imagenet" or config.released_corruptions is not None
     return [
         related(result, results[0], names[0] if i else None, imagenet and len(m.classes) == 1000)

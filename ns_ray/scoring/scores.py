@@ -28,7 +28,8 @@ def score(
         top_k: the k of top-k accuracy, at most the number of classes.
 
     Returns:
-        top1, topk, nll, ece, all fractions but nll (nats); `top1_interval`, its 95 % Wilson
+        top1, topk, nll, ece, all fractions but nll (nats); `balanced_accuracy`, the mean over
+        classes of the share of their images that is right; `top1_interval`, its 95 % Wilson
         interval; `confusion`, counts by true class (row) and predicted class (column), None above
         MAX_CONFUSION classes; `reliability`, a row per confidence bin; `classes`, one per class.
     """
@@ -45,6 +46,7 @@ def score(
         "rows": len(labels),
         "top1": float((predicted == labels).mean()),
         "top1_interval": interval(predicted == labels),
+        "balanced_accuracy": float(recall[support > 0].mean()) if len(labels) else 0.0,
         f"top{k}": float((best == labels[:, None]).any(axis=1).mean()),
         "nll": float(log_loss(labels, clipped, labels=index)),
         "ece": expected_calibration_error(probs, labels),

@@ -4,14 +4,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import pyarrow.compute as pc
 
 from ns_ray import store
 from ns_ray.compute import Pool
 from ns_ray.config import EvaluateConfig, PredictConfig
 from ns_ray.labeling import InferenceJob, Inferred, infer
 from ns_ray.scoring.scores import score
-from ns_ray.store import Bundle, Corpus, Evaluation, dense_probs, part_name
+from ns_ray.store import Bundle, Corpus, Evaluation, dense_probs, part_name, rows_of
 
 
 def evaluate(
@@ -48,14 +47,14 @@ def evaluate(
     classes_of = np.arange(len(classes)) if config.subset else classes
     among = tuple(classes.tolist()) if config.subset else None
     job = _job(config, model, others, corpus, out, predict or PredictConfig(), among)
-    done = store.already(out, job.fingerprint)
-    if done is None:
-        inferred = infer(job, pool=pool, title=title)
-        keys, probs, labels = _read(job, corpus, len(names))
-        scores = score(probs, classes_of[labels], names, config.top_k)
-        done = _publish(job, model, corpus, inferred, scores)
-    else:
-        keys, probs, labels = _read(job, corpus, len(names))
+    with store.claimed(out, job.fingerprint) as done:
+        if done is None:
+            inferred = infer(job, pool=pool, title=title)
+            keys, probs, labels = _read(job, corpus, len(names))
+            scores = score(probs, classes_of[labels], names, config.top_k)
+            done = _publish(job, model, corpus, inferred, scores)
+        else:
+            keys, probs, labels = _read(job, corpus, len(names))
     order = np.argsort(keys)
     correct = probs.argmax(axis=1) == classes_of[labels]
     return Evaluation(
@@ -122,9 +121,10 @@ def _read(
     keys: list[str] = []
     probs, labels = [], []
     for shard, truth in corpus.scan(["key", "label"]):
-        table = store.read_table(store.join(job.out, part_name(shard.name, job.fingerprint)))
-        rows = pc.index_in(table["key"], value_set=truth["key"].combine_chunks())
+        path = store.join(job.out, part_name(shard.name, job.fingerprint))
+        table = store.read_labels(path)
+        rows = rows_of(table, truth, path)
         keys += table["key"].to_pylist()
-        probs.append(dense_probs(table, num_classes))
+        probs.append(dense_probs(table, num_classes, path))
         labels.append(truth["label"].take(rows).to_numpy())
     return keys, np.concatenate(probs), np.concatenate(labels)

@@ -5,7 +5,7 @@ comes back is counts, never rows. Knows nothing about Ray.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
@@ -33,7 +33,8 @@ class LabelFile:
 
 LabelFiles = Sequence[LabelFile]
 Write = Callable[[pa.Table, LabelFile], pa.Table]
-"""Pseudo-labels of a corpus shard (key, label, confidence) -> its rows of the selection."""
+"""Pseudo-labels of a corpus shard (key, label, confidence, and foreign where it is known) -> its
+rows of the selection."""
 
 
 @dataclass(frozen=True)
@@ -54,29 +55,35 @@ class Written:
 
 
 def count(
-    config: SelectConfig, least: policy.Floats, seed: int, files: LabelFiles
+    config: SelectConfig, least: policy.Floats, foreign: bool, seed: int, files: LabelFiles
 ) -> policy.Counted:
-    """Statistics per predicted class."""
-    table = _read(files, ["key"] * (config.share < 1) + ["label", "confidence"])
-    return policy.count(*_columns(_candidates(config, seed, table), len(least)), least)
+    """Statistics per predicted class, and of how foreign all rows are if that is known."""
+    columns = ["key"] * (config.share < 1) + ["label", "confidence"] + ["foreign"] * foreign
+    table = _read(files, columns)
+    counted = policy.count(*_columns(_candidates(config, seed, table), len(least), files), least)
+    if foreign:
+        counted = replace(counted, foreign=policy.count_foreign(_foreign(table, files)))
+    return counted
 
 
 def count_cut(
     config: SelectConfig, cut: policy.Cut, classes: int, seed: int, files: LabelFiles
 ) -> policy.Tally:
     """A narrower histogram of the rows around the cuts."""
-    table = _read(files, ["key"] * (cut.needs_hashes or config.share < 1) + ["label", "confidence"])
+    columns = ["key"] * (cut.needs_hashes or config.share < 1) + ["label", "confidence"]
+    table = _read(files, columns + ["foreign"] * (config.max_foreign is not None))
     table = _candidates(config, seed, table)
-    labels, confidence = _columns(table, classes)
+    labels, confidence = _columns(table, classes, files)
     rows = cut.rows(labels, confidence)
     hashes = _hashes(table, rows, seed)[rows] if cut.needs_hashes else None
     return cut.count(labels[rows], policy.rank(confidence[rows], hashes))
 
 
 def write(
-    write_file: Write, classes: int, out: str, fingerprint: str, files: LabelFiles
+    write_file: Write, classes: int, foreign: bool, out: str, fingerprint: str, files: LabelFiles
 ) -> Written:
     """A file of the selection for each label file."""
+    columns = ["key", "label", "confidence"] + ["foreign"] * foreign
     done = Written({}, [], np.zeros(classes, np.int64), np.zeros(classes, np.int64))
     for file in files:
         name = part_name(file.shard, fingerprint)
@@ -84,7 +91,7 @@ def write(
         if store.exists(path):  # by an earlier, interrupted run: a file is whole or not there
             table = store.read_table(path, ["label", "copies"])
         else:
-            table = write_file(_read([file], ["key", "label", "confidence"]), file)
+            table = write_file(_read([file], columns), file)
             store.write_table(path, table, ROW_GROUP)
         labels, copies = _numpy(table, "label"), _numpy(table, "copies").astype(np.int64)
         done.files.append(name)
@@ -103,11 +110,13 @@ def selected(
     file: LabelFile,
 ) -> pa.Table:
     """The rows within the quotas of their classes, their copies, and their weights if they have
-    any."""
+    any. What is foreign is there once: copies would multiply what is of no class."""
     table = _candidates(config, seed, table)
-    labels, confidence = _columns(table, len(quotas.lowest))
+    labels, confidence = _columns(table, len(quotas.lowest), [file])
     hashes = _hashes(table, quotas.needs_hash(labels, confidence), seed)
     copies = quotas.apply(labels, confidence, hashes)
+    if "foreign" in table.column_names:
+        copies = np.where(_foreign(table, [file]) > 1, np.minimum(copies, 1), copies)
     return _selection(table.filter(pa.array(copies > 0)), copies[copies > 0], gaussian, file)
 
 
@@ -147,7 +156,9 @@ def _selection(
 
 
 def _candidates(config: SelectConfig, seed: int, table: pa.Table) -> pa.Table:
-    """Rows that are not too confident, and in the drawn share of the pile."""
+    """Rows that are not too confident or too foreign, and in the drawn share of the pile."""
+    if config.max_foreign is not None:
+        table = table.filter(pc.less_equal(table["foreign"], np.float32(config.max_foreign)))
     if config.max_confidence < 1:
         table = table.filter(pc.less_equal(table["confidence"], np.float32(config.max_confidence)))
     if config.share < 1:
@@ -161,15 +172,15 @@ def _read(files: LabelFiles, columns: list[str]) -> pa.Table:
     for file in files:
         try:
             tables.append(store.read_table(file.path, columns))
-        except (DataError, FileNotFoundError) as error:
+        except FileNotFoundError as error:
             raise DataError(
                 f"pseudo-labels {file.path} cannot be read ({error}); label again"
             ) from None
-    return pa.concat_tables(tables)
+    return pa.concat_tables(tables, promote_options="default")
 
 
-def _columns(table: pa.Table, classes: int) -> tuple[policy.Array, policy.Array]:
-    """Labels int32 [n] and confidences float32 [n].
+def _columns(table: pa.Table, classes: int, files: LabelFiles) -> tuple[policy.Array, policy.Array]:
+    """Labels int32 [n] and confidences float32 [n] of some files.
 
     Raises:
         DataError: a label is no class, or a confidence is not a number.
@@ -178,11 +189,33 @@ def _columns(table: pa.Table, classes: int) -> tuple[policy.Array, policy.Array]
     if len(labels) and not (labels.min() >= 0 and labels.max() < classes):
         raise DataError(
             f"pseudo-labels hold class {labels.max()} or {labels.min()}; there are {classes}, "
-            f"from 0 to {classes - 1}; label again"
+            f"from 0 to {classes - 1}; label again ({_where(files)})"
         )
     if not np.isfinite(confidence).all():
-        raise DataError("a pseudo-label has a confidence that is not a number; check the teacher")
+        raise DataError(
+            "a pseudo-label has a confidence that is not a number; check the teacher "
+            f"({_where(files)})"
+        )
     return labels, confidence
+
+
+def _foreign(table: pa.Table, files: LabelFiles) -> policy.Array:
+    """How foreign the rows of some files are, float32 [n].
+
+    Raises:
+        DataError: of one it is not a number.
+    """
+    foreign = _numpy(table, "foreign")
+    if not np.isfinite(foreign).all():
+        raise DataError(
+            "of a pseudo-label it is not known how foreign it is; check the teacher "
+            f"({_where(files)})"
+        )
+    return foreign
+
+
+def _where(files: LabelFiles) -> str:
+    return files[0].path + (f" to {files[-1].path}" if len(files) > 1 else "")
 
 
 def _numpy(table: pa.Table, column: str) -> policy.Array:

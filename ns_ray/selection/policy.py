@@ -34,6 +34,9 @@ STEPS = 2**16
 """Confidences are added up in steps of this part of 1: whole numbers, the same sum in any order."""
 COARSE_BINS = 20
 """Bins of the confidence histogram that people look at."""
+FOREIGN_BINS, FOREIGN_FIRST = 40, -1.0
+"""Bins of the histogram of how foreign rows are, and where it begins; each is 0.1 wide, so that one
+begins just above 1. The outer ones hold what lies beyond."""
 
 _SHIFTS = (51, 40, 30, 19, 8, 0)
 """Lowest rank bit that a level looks at; 2 ** 11 = BINS values at most are between two of them."""
@@ -77,6 +80,7 @@ class Counted:
         coarse: cells of COARSE_BINS per class, all rows.
         highest: highest confidence, 0 without rows.
         total, squares: sums of all confidences and of their squares, in STEPS and their squares.
+        foreign: int64 [FOREIGN_BINS], all rows by how foreign they are; None where it isn't known.
     """
 
     eligible: Tally
@@ -84,6 +88,7 @@ class Counted:
     highest: float
     total: int
     squares: int
+    foreign: Ints | None = None
 
 
 class Statistics:
@@ -94,11 +99,13 @@ class Statistics:
         coarse: int64 [classes, COARSE_BINS], all rows by confidence.
         highest: highest confidence, 0 without rows.
         total, squares: sums of all confidences and of their squares, in STEPS and their squares.
+        foreign: int64 [FOREIGN_BINS], all rows of the pile by how foreign they are.
     """
 
     def __init__(self, num_classes: int) -> None:
         self.eligible: Ints = np.zeros((num_classes, BINS), np.int64)
         self.coarse: Ints = np.zeros((num_classes, COARSE_BINS), np.int64)
+        self.foreign: Ints = np.zeros(FOREIGN_BINS, np.int64)
         self.highest = 0.0
         self.total = self.squares = 0
 
@@ -109,6 +116,8 @@ class Statistics:
         self.highest = max(self.highest, part.highest)
         self.total += part.total
         self.squares += part.squares
+        if part.foreign is not None:
+            self.foreign += part.foreign
 
 
 def count(labels: Array, confidence: Array, least: Floats) -> Counted:
@@ -131,6 +140,13 @@ def count(labels: Array, confidence: Array, least: Floats) -> Counted:
         total=int(steps.sum()),
         squares=int((steps**2).sum()),
     )
+
+
+def count_foreign(foreign: Array) -> Ints:
+    """int64 [FOREIGN_BINS] of float32 [n]; a row at the upper edge of a bin belongs to it."""
+    bins = np.ceil((foreign.astype(np.float64) - FOREIGN_FIRST) * 10) - 1
+    counts = np.bincount(np.clip(bins, 0, FOREIGN_BINS - 1).astype(np.int64), None, FOREIGN_BINS)
+    return counts.astype(np.int64)
 
 
 def eligible(labels: Array, confidence: Array, least: Floats) -> Mask:

@@ -7,6 +7,8 @@ from rich.table import Table
 from ns_ray import log
 from ns_ray.store import Selection
 
+MOST_FOREIGN = 0.5
+"""Share of the pile from which on foreign images are most of it."""
 SHOWN_CLASSES = 30
 """Most classes that are printed one by one."""
 
@@ -53,11 +55,28 @@ def say(selection: Selection) -> None:
         log.say(
             f"select: weight 1 from confidence {mean:.4f} on, less below (deviation {spread:.4f})"
         )
+    if "foreign" in facts:
+        log.say(f"select: {foreign_words(facts['foreign'])}")
+        if facts["foreign"]["least"] > MOST_FOREIGN:
+            log.say(
+                "select: WARNING: most of the pile is foreign: look at the images in the report; "
+                "select.max_foreign=1 leaves them out"
+            )
     above = "their class's threshold" if "precision" in facts else facts["threshold"]
     log.say(
         f"select: kept {selection.kept:,} of {facts['rows']:,} rows "
         f"({facts['eligible']:,} above {above}), {how}; "
         f"{selection.copies:,} with copies" + (f"; {empty:,} classes got none" if empty else "")
+    )
+
+
+def foreign_words(found: dict[str, Any]) -> str:
+    """How much of the pile is foreign, in a sentence without its end."""
+    share = found["rows"] / max(found["of"], 1)
+    return (
+        f"{share:.1%} of the pile is foreign, farther from all labeled images than "
+        f"{1 - found['expected']:.0%} of the validation images; of images of the classes alone it "
+        f"would be {found['expected']:.0%}"
     )
 
 

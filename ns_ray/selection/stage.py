@@ -20,13 +20,21 @@ import numpy as np
 from ns_ray import log, store
 from ns_ray.compute import tasks
 from ns_ray.config import SelectConfig
-from ns_ray.errors import DataError
+from ns_ray.errors import ConfigError, DataError
 from ns_ray.selection import passes, policy
 from ns_ray.selection.passes import LabelFile, LabelFiles, Write, Written
 from ns_ray.selection.printing import say
 from ns_ray.selection.validation import Validated, validated
 from ns_ray.selection.weighting import gaussian_of
-from ns_ray.store import FORMAT, Corpus, Evaluation, PseudoLabels, Selection, open_selection
+from ns_ray.store import (
+    FOREIGN_LEVEL,
+    FORMAT,
+    Corpus,
+    Evaluation,
+    PseudoLabels,
+    Selection,
+    open_selection,
+)
 
 SECONDS_PER_FILE, SECONDS_PER_ROW = 5e-3, 6e-7
 """What the passes over label files take in one process (measured: 489 files of 1,024 rows in 2.4 s,
@@ -61,7 +69,7 @@ def select(
         out: folder or URI of the selection. Run again with the same inputs, it is returned as is.
 
     Raises:
-        ConfigError: the settings need validation images (`config.needs_validation`) and have none.
+        ConfigError: the settings need validation images or what is foreign, which isn't known.
         DataError: no row is selected, or the labels cannot be used.
         StageError: a task failed; running again continues.
     """
@@ -71,32 +79,45 @@ def select(
     inputs = _inputs(config, labels, kept_from, evaluation)
     made_of = [value for name, value in inputs.items() if name != "config"]
     fingerprint = store.fingerprint("select", FORMAT, inputs["config"], seed, *made_of)
-    if store.already(out, fingerprint):
-        return open_selection(out)
-
-    found = validated(config, labels, evaluation, validation, anew=kept_from is None)
-    statistics = _statistics(config, found, labels, seed)
-    gaussian = gaussian_of(statistics) if config.weights else None
-    quotas = None
-    if kept_from is None:
-        quotas = _quotas(config, found, labels, statistics, seed)
-        write = partial(passes.selected, config, quotas, gaussian, seed)
-    else:
-        write = partial(passes.reassigned, _same_corpus(kept_from, labels), gaussian)
-    written = _write(labels, write, out, fingerprint)
-    facts = _facts(config, found, labels, statistics, quotas, written, labeled_counts)
-    facts |= {"seed": seed, "reassigned": kept_from.path if kept_from else None}
-    store.publish(
-        out,
-        stage="select",
-        fingerprint=fingerprint,
-        files=written.files,
-        facts=facts,
-        inputs=inputs,
-        seconds=time.monotonic() - start,
-    )
+    with store.claimed(out, fingerprint) as done:
+        if done is not None:
+            return open_selection(out)
+        found = validated(config, labels, evaluation, validation, anew=kept_from is None)
+        statistics = _statistics(config, found, labels, seed)
+        gaussian = gaussian_of(statistics) if config.weights else None
+        quotas = None
+        if kept_from is None:
+            quotas = _quotas(config, found, labels, statistics, seed)
+            write = partial(passes.selected, config, quotas, gaussian, seed)
+        else:
+            write = partial(passes.reassigned, _same_corpus(kept_from, labels), gaussian)
+        written = _write(labels, write, out, fingerprint)
+        facts = _facts(config, found, labels, statistics, quotas, written, labeled_counts)
+        facts |= {"seed": seed, "reassigned": kept_from.path if kept_from else None}
+        store.publish(
+            out,
+            stage="select",
+            fingerprint=fingerprint,
+            files=written.files,
+            facts=facts,
+            inputs=inputs,
+            seconds=time.monotonic() - start,
+        )
     say(selection := open_selection(out))
     return selection
+
+
+def _check_foreign(config: SelectConfig, labels: PseudoLabels) -> None:
+    """
+    Raises:
+        ConfigError: `select.max_foreign` is set, and the labels don't say.
+    """
+    if config.max_foreign is not None and not labels.foreign:
+        raise ConfigError(
+            f"select.max_foreign={config.max_foreign}: {labels.path} does not say how foreign its "
+            "images are, which the labels of a run do with 20 validation images or more and a "
+            "teacher that has pooled features; label again, or set select.max_foreign=null"
+        )
 
 
 def _inputs(
@@ -105,7 +126,12 @@ def _inputs(
     kept_from: Selection | None,
     evaluation: Evaluation | None,
 ) -> dict[str, Any]:
-    """What a selection is made from."""
+    """What a selection is made from.
+
+    Raises:
+        ConfigError: `select.max_foreign` is set, and the labels don't say what is foreign.
+    """
+    _check_foreign(config, labels)
     inputs = {
         "labels": labels.fingerprint,
         "previous": kept_from.fingerprint if kept_from else None,
@@ -124,7 +150,8 @@ def _statistics(
 ) -> policy.Statistics:
     """Pass 1."""
     statistics = policy.Statistics(len(labels.classes))
-    for part in _each(partial(passes.count, config, found.least, seed), labels, "select: count"):
+    work = partial(passes.count, config, found.least, labels.foreign, seed)
+    for part in _each(work, labels, "select: count"):
         statistics.add(part)
     return statistics
 
@@ -172,7 +199,7 @@ def _write(
 ) -> Written:
     """The last pass: a file per corpus shard."""
     classes = len(labels.classes)
-    work = partial(passes.write, write, classes, out, fingerprint)
+    work = partial(passes.write, write, classes, labels.foreign, out, fingerprint)
     total = Written({}, [], np.zeros(classes, np.int64), np.zeros(classes, np.int64))
     for part in _each(work, labels, "select: write"):
         total.copies.update(part.copies)
@@ -233,7 +260,26 @@ def _facts(
         "histogram": statistics.coarse.tolist(),
         "counts": dict(sorted(written.copies.items())),
         **found.facts(),
+        **(_foreign(statistics) if labels.foreign else {}),
         **(gaussian_of(statistics).facts() if config.weights else {}),
+    }
+
+
+def _foreign(statistics: policy.Statistics) -> dict[str, Any]:
+    """How much of the pile is foreign: `rows` are above 1, as is the share `expected` of images of
+    the classes. `least` is the share of the pile that is then of no class: more, where the score
+    tells not all of it."""
+    total, expected = int(statistics.foreign.sum()), 1 - FOREIGN_LEVEL
+    above = int(statistics.foreign[round(-10 * policy.FOREIGN_FIRST) + 10 :].sum())
+    least = max(0.0, (above / max(total, 1) - expected) / (1 - expected))
+    return {
+        "foreign": {
+            "rows": above,
+            "of": total,
+            "expected": round(expected, 6),
+            "least": round(least, 6),
+            "histogram": statistics.foreign.tolist(),
+        }
     }
 
 

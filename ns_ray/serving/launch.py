@@ -1,5 +1,6 @@
 """`ns-ray serve`: a model on this machine, from the command line to a graceful stop."""
 
+import math
 import os
 import signal
 import socket
@@ -23,12 +24,21 @@ Ingress = Literal["auto", "haproxy", "proxy"]
 APP = "ns-ray"
 DRAIN_SECONDS = "1"
 """How long HAProxy's replicas stay up after they were told to go; Ray's default is 30."""
+HEADER_SECONDS = 10
+"""In which the headers of a request must be there. Ray sets no limit, and has no setting for it."""
+IDLE_SECONDS = 60
+"""Longest silence of a client in mid-request; Ray's default is an hour."""
+LATE_SECONDS = 10
+"""How long after the deadline of a request, which the replica keeps, the proxy gives it up."""
 
 WRAPPER = """#!/bin/sh
-# Ray Serve binds HAProxy's own statistics to all interfaces; here they stay on this machine.
+# Ray Serve binds HAProxy's own statistics to all interfaces; here they stay on this machine. And
+# it lets a client take as long for its headers as it likes.
 for file; do
   case $file in
-    *.cfg) sed -i -e 's/^\\( *bind\\) \\*\\{{0,1\\}}:\\({ports}\\)$/\\1 127.0.0.1:\\2/' "$file" ;;
+    *.cfg) sed -i -e 's/^\\( *bind\\) \\*\\{{0,1\\}}:\\({ports}\\)$/\\1 127.0.0.1:\\2/' \\
+      -e '/^ *timeout http-request /d' \\
+      -e 's/^defaults.*$/&\\n    timeout http-request {headers}s/' "$file" ;;
   esac
 done
 exec {binary} "$@"
@@ -56,7 +66,7 @@ def serve_model(config: ServeConfig, host: str, port: int, ingress: Ingress) -> 
     _check_port(host, port)
     with tempfile.TemporaryDirectory(prefix="ns-ray-") as folder:
         chosen = _chosen(ingress)
-        os.environ.update(environment(chosen, folder))
+        os.environ.update(environment(chosen, folder, config.deadline))
         from ns_ray.compute import local_cluster, prepare
 
         prepare()
@@ -74,9 +84,10 @@ def serve_model(config: ServeConfig, host: str, port: int, ingress: Ingress) -> 
             ray_serve.shutdown()
 
 
-def environment(ingress: str, folder: str) -> dict[str, str]:
+def environment(ingress: str, folder: str, deadline: float) -> dict[str, str]:
     """What Ray Serve reads when it is imported. With HAProxy: no detours between a request and the
-    model, a shorter wait at the end, files where only we can write, and ports that are free."""
+    model, an end for slow clients and hung replicas, a shorter wait when it stops, files where only
+    we can write, and ports that are free."""
     if ingress == "proxy":
         return {"RAY_SERVE_LOG_TO_STDERR": "0"}
     stats, metrics = _free_ports(2)
@@ -84,7 +95,9 @@ def environment(ingress: str, folder: str) -> dict[str, str]:
 
     wrapper = Path(folder) / "haproxy"
     ports = f"{stats}\\|{metrics}"
-    wrapper.write_text(WRAPPER.format(ports=ports, binary=get_haproxy_binary()))
+    wrapper.write_text(
+        WRAPPER.format(ports=ports, headers=HEADER_SECONDS, binary=get_haproxy_binary())
+    )
     wrapper.chmod(0o700)
     return {
         "RAY_SERVE_LOG_TO_STDERR": "0",
@@ -92,6 +105,8 @@ def environment(ingress: str, folder: str) -> dict[str, str]:
         "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": DRAIN_SECONDS,
         "RAY_SERVE_PROXY_MIN_DRAINING_PERIOD_S": DRAIN_SECONDS,
+        "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S": str(IDLE_SECONDS),
+        "RAY_SERVE_HAPROXY_TIMEOUT_SERVER_S": str(math.ceil(deadline) + 2 * LATE_SECONDS),
         "RAY_SERVE_HAPROXY_BINARY_PATH": str(wrapper),
         "RAY_SERVE_HAPROXY_STATS_PORT": str(stats),
         "RAY_SERVE_HAPROXY_METRICS_PORT": str(metrics),
@@ -136,7 +151,9 @@ def _start(config: ServeConfig, host: str, port: int) -> None:
     from ray import serve as ray_serve
 
     try:
-        ray_serve.start(http_options={"host": host, "port": port}, proxy_location="HeadOnly")
+        late = config.deadline + LATE_SECONDS
+        options = {"host": host, "port": port, "request_timeout_s": late}
+        ray_serve.start(http_options=options, proxy_location="HeadOnly")
         from ns_ray.serving.deployment import build_app
 
         ray_serve.run(build_app(config), name=APP, route_prefix="/")

@@ -12,6 +12,7 @@ import yaml
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
@@ -53,9 +54,28 @@ def create_app(
     front = Middleware(
         Front, routes=routes, totals=replica.totals, keys=keys, names_requests=names_requests
     )
+    middleware = [*_other_origins(replica.config.allow_origins), front]
     return Starlette(
-        routes=routes, middleware=[front], exception_handlers={HTTPException: _refused}
+        routes=routes, middleware=middleware, exception_handlers={HTTPException: _refused}
     )
+
+
+def _other_origins(allowed: Sequence[str]) -> list[Middleware]:
+    """What lets scripts of other pages ask and read answers; before the key, which a browser does
+    not send when it asks whether it may."""
+    if not allowed:
+        return []
+    named = ["Content-Type", "Authorization", "X-API-Key", "X-Request-ID"]
+    shown = ["X-Request-ID", "X-Model-Version", "Retry-After"]
+    return [
+        Middleware(
+            CORSMiddleware,
+            allow_origins=allowed,
+            allow_methods=["GET", "POST"],
+            allow_headers=named,
+            expose_headers=shown,
+        )
+    ]
 
 
 async def _refused(request: Request, error: Exception) -> Response:
@@ -95,7 +115,9 @@ def _models(replica: Replica) -> list[Route]:
     """What the Open Inference Protocol says of the server and its model."""
 
     async def server(request: Request) -> Response:
-        return JSONResponse({"name": "ns-ray", "version": __version__, "extensions": []})
+        return JSONResponse(
+            {"name": "ns-ray", "version": __version__, "extensions": ["binary_tensor_data"]}
+        )
 
     async def ready(request: Request) -> Response:
         name = named_model(replica, request)

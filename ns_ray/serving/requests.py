@@ -4,27 +4,35 @@ Nothing here trusts a header: bytes are counted as they come. No URL is ever fet
 """
 
 import asyncio
-import base64
-import binascii
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from pydantic_core import from_json
-from python_multipart.exceptions import FormParserError
-from python_multipart.multipart import Field, File, FormParser, parse_options_header
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
 from ns_ray.errors import ImageError, nearest
+from ns_ray.serving.encodings import HEADER, binary_files, from_base64, header_of
+from ns_ray.serving.forms import boundary_of, read_form
 from ns_ray.serving.settings import ServeConfig
 from ns_ray.serving.totals import Totals
 
-RAW = ("application/octet-stream", "application/x-image", "binary/octet-stream")
+CURL = "application/x-www-form-urlencoded"  # what curl says of any body
+RAW = ("application/octet-stream", "application/x-image", "binary/octet-stream", CURL)
 """Content types, beside image/*, whose body is the file itself."""
-INLINE_JSON = 256 * 1024
-"""JSON bodies up to this many bytes are parsed on the event loop; larger ones in a thread."""
+JSON, FORM = "application/json", "multipart/form-data"
+INLINE = 256 * 1024
+"""JSON and forms up to this many bytes are parsed on the event loop; larger ones in a thread."""
+VALUES, PARTS = 1000, 16
+"""Commas of a JSON body beside two per image, lists and objects in it (a few microseconds each),
+and parts of a form beside its images."""
+ESCAPED = 32
+"""Beside VALUES backslashes a JSON body may have one in so many bytes of `max_bytes`; where every /
+of a base64 text is written as \\/, one in 64 is. White space costs its parser little."""
+GRACE = 5.0
+"""Seconds for a body beside those that `min_rate` gives it."""
 RETRY_SECONDS = 1
 """What a 429 says: a full queue of default size is worked off in about a second."""
 INPUT, OUTPUTS = "image", ("label", "score")
@@ -94,6 +102,52 @@ class _Held:
         self._totals.body_bytes += size
 
 
+class _Count:
+    """How often a body holds a text, counted while it comes. A parser takes up to a thousand times
+    as long for these as for an image, and lets no other thread run meanwhile."""
+
+    def __init__(self, text: bytes, most: int, what: str) -> None:
+        self._text, self._most, self._what = text, most, what
+        self._found = 0
+        self._end = b""
+
+    def add(self, chunk: bytes) -> None:
+        """
+        Raises:
+            HTTPException: 413 when there are too many by now.
+        """
+        if len(self._text) > 1:
+            chunk = self._end + chunk
+            self._end = chunk[1 - len(self._text) :]
+        # Images hold none, and looking is much faster than counting.
+        if self._text in chunk:
+            self._found += chunk.count(self._text)
+        if self._found > self._most:
+            text = f"more than {self._most:,} {self._what}"
+            raise HTTPException(413, text, {"Connection": "close"})
+
+
+def _counts(kind: str, content_type: str, config: ServeConfig) -> list[_Count]:
+    """What is counted of a body of this kind."""
+    if kind == JSON:
+        base64_only = "in the JSON body; send images as base64 text, not as lists of numbers"
+        escapes = VALUES + config.max_bytes // ESCAPED
+        return [
+            _Count(b",", 2 * config.max_images + VALUES, f"commas {base64_only}"),
+            _Count(b"[", VALUES, f"lists {base64_only}"),
+            _Count(b"{", VALUES, f"objects {base64_only}"),
+            _Count(b"\\", escapes, "backslashes in the JSON body; base64 text needs none"),
+        ]
+    boundary = boundary_of(content_type) if kind == FORM else b""
+    parts = _Count(b"\r\n--" + boundary, config.max_images + PARTS, "parts in a form; send fewer")
+    return [parts] if boundary else []
+
+
+def _kind(request: Request) -> str:
+    """The content type without its parameters, in lower case."""
+    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
+
+
 @asynccontextmanager
 async def held(
     request: Request, read: Reader, config: ServeConfig, totals: Totals
@@ -109,7 +163,9 @@ async def held(
     arrived = False
     try:
         async with asyncio.timeout(config.deadline):
-            body = await _body(request, config, own)
+            infers = read is infer_question and HEADER not in request.headers
+            kind = JSON if infers else _kind(request)
+            body = await _body(request, kind, config, own)
             arrived = True
             question = await read(request, body, config)
             own.take(images=len(question.images))
@@ -126,8 +182,8 @@ async def held(
         own.give_back()
 
 
-async def _body(request: Request, config: ServeConfig, own: _Held) -> bytes:
-    """The whole body, counted while it comes."""
+async def _body(request: Request, kind: str, config: ServeConfig, own: _Held) -> bytes:
+    """The whole body, counted while it comes, and given up when it comes too slowly."""
     limit = config.max_bytes
     too_large = HTTPException(
         413,
@@ -143,14 +199,24 @@ async def _body(request: Request, config: ServeConfig, own: _Held) -> bytes:
     if length > limit:
         raise too_large
     own.check(1, length)
+    counts = _counts(kind, request.headers.get("content-type", ""), config)
     chunks: list[bytes] = []
     size = 0
-    async for chunk in request.stream():
-        chunks.append(chunk)
-        size += len(chunk)
-        if size > limit:
-            raise too_large
-        own.take(size=len(chunk))
+    patience = asyncio.get_running_loop().time() + GRACE
+    try:
+        async with asyncio.timeout_at(patience) as timeout:
+            async for chunk in request.stream():
+                chunks.append(chunk)
+                size += len(chunk)
+                if size > limit:
+                    raise too_large
+                own.take(size=len(chunk))
+                for count in counts:
+                    count.add(chunk)
+                timeout.reschedule(patience + size / config.min_rate)
+    except TimeoutError:
+        text = f"the body comes at less than min_rate={config.min_rate:g} bytes/s"
+        raise HTTPException(408, text, {"Connection": "close"}) from None
     return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
 
@@ -160,11 +226,11 @@ async def predict_question(request: Request, body: bytes, config: ServeConfig) -
     Raises:
         HTTPException: 400, 413, 415 or 422.
     """
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind == "application/json":
+    kind = _kind(request)
+    if kind == JSON:
         return await _from_json(request, body, config)
-    if kind == "multipart/form-data":
-        return _from_form(request, body, config)
+    if kind == FORM:
+        return await _from_form(request, body, config)
     if kind and kind not in RAW and not kind.startswith("image/"):
         raise HTTPException(
             415,
@@ -195,64 +261,28 @@ async def _from_json(request: Request, body: bytes, config: ServeConfig) -> Ques
     return Question(await _files(inputs, "inputs", config), top_k)
 
 
-def _from_form(request: Request, body: bytes, config: ServeConfig) -> Question:
-    boundary = parse_options_header(request.headers["content-type"])[1].get(b"boundary", b"")
+async def _from_form(request: Request, body: bytes, config: ServeConfig) -> Question:
+    boundary = boundary_of(request.headers["content-type"])
     if not boundary:
         raise HTTPException(400, "multipart/form-data without a boundary in its Content-Type")
-    files: list[bytes] = []
-    given: list[str] = []
-    ends: list[bool] = []
-
-    def add(part: Field | File) -> None:
-        if isinstance(part, File):
-            part.file_object.seek(0)
-            value = part.file_object.read()
-        else:
-            value = part.value or b""
-        name = (part.field_name or b"").decode("utf-8", "replace")
-        if name == "file":
-            if len(files) == config.max_images:
-                raise HTTPException(
-                    413, f"more than {config.max_images} files in one form; send fewer"
-                )
-            files.append(value)
-        elif name == "top_k":
-            given.append(value[:50].decode("utf-8", "replace"))
-        else:
-            raise HTTPException(
-                422, f"unknown field {name[:100]!r} in the form; known: file, top_k"
-            )
-
-    try:
-        parser = FormParser(
-            "multipart/form-data",
-            on_field=add,
-            on_file=add,
-            on_end=lambda: ends.append(True),
-            boundary=boundary,
-            # The body is in memory already, and within its limit: nothing goes to disk.
-            config={"MAX_MEMORY_FILE_SIZE": float("inf")},
-        )
-        parser.write(body)
-        parser.finalize()
-    except FormParserError as error:
-        raise HTTPException(400, f"the form cannot be read: {str(error)[:200]}") from None
-    if not ends:
-        raise HTTPException(400, "the form ends early: its closing boundary is missing")
-    if not files:
-        raise HTTPException(422, 'the form has no field "file" with an image')
-    top_k = _top_k(given[-1] if given else None, request, config)
-    return Question(files, top_k, several=len(files) > 1)
+    if len(body) <= INLINE:
+        files, given = read_form(body, boundary, config.max_images)
+    else:
+        files, given = await asyncio.to_thread(read_form, body, boundary, config.max_images)
+    return Question(files, _top_k(given, request, config), several=len(files) > 1)
 
 
 async def infer_question(request: Request, body: bytes, config: ServeConfig) -> Question:
     """What a request in the Open Inference Protocol asks: one BYTES input of shape [N], image files
-    in base64, as the protocol writes bytes in JSON.
+    in base64, as the protocol writes bytes in JSON, or as bytes behind the JSON (Triton's binary
+    tensors).
 
     Raises:
         HTTPException: 400, 413 or 422.
     """
-    parsed = await _json_object(body)
+    declared = request.headers.get(HEADER)
+    end = len(body) if declared is None else header_of(declared, body)
+    parsed = await _json_object(body[:end])
     outputs = _outputs(parsed.get("outputs"))
     top_k = _top_k(_parameters(parsed).get("top_k"), None, config)
     inputs = parsed.get("inputs")
@@ -265,14 +295,11 @@ async def infer_question(request: Request, body: bytes, config: ServeConfig) -> 
         raise HTTPException(
             422, f"datatype {str(tensor.get('datatype'))[:50]!r} of {INPUT!r} must be BYTES"
         )
-    data = tensor.get("data")
-    if not isinstance(data, list) or not data:
-        raise HTTPException(422, "inputs[0].data must be a list of base64 strings, at least one")
-    images = await _files(data, "inputs[0].data", config)
-    if tensor.get("shape") not in ([len(data)], [len(data), 1]):
+    images = await _tensor_files(tensor, body[end:], declared is not None, config)
+    if tensor.get("shape") not in ([len(images)], [len(images), 1]):
         raise HTTPException(
             422,
-            f"inputs[0].shape must be [{len(data)}], the number of its data, "
+            f"inputs[0].shape must be [{len(images)}], the number of its data, "
             f"not {str(tensor.get('shape'))[:100]}",
         )
     name = parsed.get("id")
@@ -283,6 +310,18 @@ async def infer_question(request: Request, body: bytes, config: ServeConfig) -> 
         id=name if isinstance(name, str) else None,
         outputs=outputs,
     )
+
+
+async def _tensor_files(
+    tensor: dict[str, Any], behind: bytes, binary: bool, config: ServeConfig
+) -> Sequence[bytes | ImageError]:
+    data = tensor.get("data")
+    if binary and data is None:
+        size = _parameters(tensor).get("binary_data_size")
+        return binary_files(size, behind, config.max_images)
+    if not isinstance(data, list) or not data:
+        raise HTTPException(422, "inputs[0].data must be a list of base64 strings, at least one")
+    return await _files(data, "inputs[0].data", config)
 
 
 def _outputs(wanted: Any) -> list[str]:
@@ -301,7 +340,7 @@ def _outputs(wanted: Any) -> list[str]:
 
 async def _json_object(body: bytes) -> dict[str, Any]:
     try:
-        if len(body) <= INLINE_JSON:
+        if len(body) <= INLINE:
             parsed = from_json(body)
         else:
             parsed = await asyncio.to_thread(from_json, body)
@@ -327,7 +366,7 @@ def _parameters(parsed: Mapping[str, Any]) -> dict[str, Any]:
     if parameters is None:
         return {}
     if not isinstance(parameters, dict):
-        raise HTTPException(422, f"parameters must be an object, not {_kind(parameters)}")
+        raise HTTPException(422, f"parameters must be an object, not {_name(parameters)}")
     return parameters
 
 
@@ -349,20 +388,13 @@ async def _files(texts: Sequence[Any], where: str, config: ServeConfig) -> list[
         )
     for i, text in enumerate(texts):
         if not isinstance(text, str):
-            raise HTTPException(422, f"{where}[{i}] must be a base64 string, not {_kind(text)}")
-    if sum(len(text) for text in texts) <= INLINE_JSON:
-        return [_file(text) for text in texts]
-    return await asyncio.to_thread(lambda: [_file(text) for text in texts])
+            raise HTTPException(422, f"{where}[{i}] must be a base64 string, not {_name(text)}")
+    if sum(len(text) for text in texts) <= INLINE:
+        return [from_base64(text) for text in texts]
+    return await asyncio.to_thread(lambda: [from_base64(text) for text in texts])
 
 
-def _file(text: str) -> bytes | ImageError:
-    try:
-        return base64.b64decode(text.encode("ascii"), validate=True)
-    except (binascii.Error, ValueError):
-        return ImageError("bad_base64", "the text is not base64")
-
-
-def _kind(value: Any) -> str:
+def _name(value: Any) -> str:
     """The JSON name of a value's type."""
     names = {dict: "an object", list: "a list", str: "a string", bool: "true or false"}
     return "null" if value is None else names.get(type(value), "a number")

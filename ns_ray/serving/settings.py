@@ -18,6 +18,9 @@ class ServeConfig(Settings):
     """Name of the model in the paths of the Open Inference Protocol, /v2/models/{model_name}."""
     api_key_file: str | None = None
     """File with one API key per line; every replica reads it when it starts. null: no key asked."""
+    allow_origins: tuple[Annotated[str, Field(pattern=r"^(\*|https?://[^/\s]+)$")], ...] = ()
+    """Origins, such as https://shop.example, whose pages may ask and read answers in a browser; *
+    for all. Empty: only the page of the server itself."""
     top_k: int = Field(default=5, ge=1)
     """Classes in an answer when the request doesn't say how many."""
     max_bytes: int = Field(default=20 * 2**20, ge=1024)
@@ -35,6 +38,8 @@ class ServeConfig(Settings):
     deadline: float = Field(default=30.0, gt=0)
     """Seconds from a request's first byte to its answer; after that a 504, or a 408 when it was
     the body that didn't come."""
+    min_rate: float = Field(default=1024, gt=0)
+    """Least bytes per second of a body, on average and after 5 s of grace; less is a 408."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: a GPU where the replica has one."""
     cpus: int | None = Field(default=None, ge=1)

@@ -1,18 +1,25 @@
 """Model folders, as light frozen values: what is known of them without loading a weight."""
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
-from ns_ray.errors import ConfigError, DataError
-from ns_ray.store.files import exists, read_json
-from ns_ray.store.paths import absolute, filesystem, join
-from ns_ray.store.publication import already, fingerprint
+from pydantic import Field
+
+from ns_ray.errors import ConfigError, DamagedFileError, DataError
+from ns_ray.store.contents import Count, Seconds, holding
+from ns_ray.store.files import exists, read_bytes, read_ends, read_json
+from ns_ray.store.paths import absolute, join
+from ns_ray.store.publication import check_listed, fingerprint, published
 
 PROVENANCE = "ns_ray.json"
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
 """Files of a bundle."""
+
+END = 2**20
+"""Bytes of each end of foreign weights that tell them from others: the header and some layers."""
 
 
 @dataclass(frozen=True)
@@ -57,31 +64,80 @@ def resolve(path: str) -> str:
     )
 
 
+MOST_CLASSES = 10_000_000
+"""Most classes of a model without names for them: some hundred times those of ImageNet-21k."""
+
+
+@dataclass(frozen=True)
+class _Pretrained:
+    label_names: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True)
+class _Config:
+    """What is needed of a bundle's config.json, which may be anybody's."""
+
+    architecture: str = ""
+    num_classes: Annotated[int, Field(ge=0, le=MOST_CLASSES)] | None = None
+    label_names: tuple[str, ...] | None = None
+    pretrained_cfg: _Pretrained | None = None
+
+
+@dataclass(frozen=True)
+class _Provenance:
+    """What is needed of a bundle's ns_ray.json."""
+
+    fingerprint: str = ""
+    parameters: Count = 0
+    seconds: Seconds = 0.0
+    images_per_second: Seconds = 0.0
+    weights_sha256: str | None = None
+
+
 def open_bundle(path: str) -> Bundle:
     """What is known of a bundle, a run's best bundle, or a timm local-dir.
 
     Raises:
         ConfigError: there is none.
-        DataError: it is half-written.
+        DataError: it is half-written, or damaged.
     """
     path = resolve(path)
+    done = published(path)
     config = read_json(join(path, CONFIG))
+    known = holding(_Config, config, join(path, CONFIG))
     provenance: dict[str, Any] = {}
     if exists(join(path, PROVENANCE)):
         provenance = read_json(join(path, PROVENANCE))
-        if already(path, str(provenance.get("fingerprint"))) is None:
-            raise DataError(f"{path} is half-written: {PROVENANCE} and _DONE.json disagree")
+        holding(_Provenance, provenance, join(path, PROVENANCE))
+        if done is None or done.fingerprint != provenance.get("fingerprint"):
+            reason = f"{path} is half-written: {PROVENANCE} and _DONE.json disagree"
+            raise DamagedFileError(join(path, PROVENANCE), reason)
+    if done is not None:
+        check_listed(path, done, [CONFIG, PROVENANCE])
     if not exists(join(path, WEIGHTS)):
-        raise DataError(f"{path} has no {WEIGHTS}; pickled weights are not read")
-    names = config.get("label_names") or config.get("pretrained_cfg", {}).get("label_names")
-    count = int(config.get("num_classes") or len(names or ()))
+        reason = f"{path} has no {WEIGHTS}; pickled weights are not read"
+        raise DamagedFileError(join(path, WEIGHTS), reason)
+    names = known.label_names or (known.pretrained_cfg and known.pretrained_cfg.label_names)
     return Bundle(
         path=path,
-        classes=tuple(names) if names else tuple(str(i) for i in range(count)),
-        architecture=str(config.get("architecture", "")),
+        classes=names or tuple(str(i) for i in range(known.num_classes or 0)),
+        architecture=known.architecture,
         fingerprint=str(provenance.get("fingerprint") or _foreign_fingerprint(config, path)),
         provenance=provenance,
     )
+
+
+def check_bundle(path: str) -> None:
+    """Read all of a bundle to see that it is as it was written.
+
+    Raises:
+        ConfigError: there is none.
+        DamagedFileError: it isn't.
+    """
+    bundle, weights = open_bundle(path), join(path, WEIGHTS)
+    expected = bundle.provenance.get("weights_sha256")
+    if expected and hashlib.sha256(read_bytes(weights)).hexdigest() != expected:
+        raise DamagedFileError(weights, f"it is not the file {PROVENANCE} names")
 
 
 def check_same_classes(models: Sequence[Bundle]) -> None:
@@ -101,7 +157,7 @@ def check_same_classes(models: Sequence[Bundle]) -> None:
 
 
 def _foreign_fingerprint(config: Mapping[str, Any], path: str) -> str:
-    """Changes when somebody else's weights are replaced, without reading them."""
-    fs, inner = filesystem(join(path, WEIGHTS))
-    info = fs.get_file_info(inner)
-    return fingerprint(config, path, info.size, info.mtime_ns)
+    """Changes when somebody else's weights are replaced: with their size and both ends, of which
+    training changes one. Not with the time of their file, which another copy has differently."""
+    size, *ends = read_ends(join(path, WEIGHTS), END)
+    return fingerprint(config, size, *(hashlib.sha256(end).hexdigest() for end in ends))

@@ -8,11 +8,11 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from ns_ray.errors import DamagedFileError
 from ns_ray.store.corpora import Corpus
-from ns_ray.store.paths import join
+from ns_ray.store.labels import file_of, read_labels
 from ns_ray.store.publication import published
 from ns_ray.store.schema import REJECTED_PREFIX, dense_probs, shard_of
-from ns_ray.store.tables import read_table
 
 Array = np.ndarray[Any, Any]
 
@@ -97,13 +97,14 @@ def read_predictions(
     columns = ["key", "label", "confidence", "shard"]
     files = {shard_of(name): name for name in done.files if _is_labels(name)}
     for shard, truth in corpus.scan(["key", "label"]):
-        table = read_table(join(place, files[shard.name]), None if probs else columns)
+        path = file_of(place, files, shard.name)
+        table = read_labels(path, None if probs else columns)
         if probs:
-            dense.append(dense_probs(table, len(corpus.classes)))
+            dense.append(dense_probs(table, len(corpus.classes), path))
             table = table.select(columns)
-        rows = pc.index_in(table["key"], value_set=truth["key"].combine_chunks())
+        rows = rows_of(table, truth, path)
         tables.append(table.append_column("truth", truth["label"].take(rows)))
-    table = pa.concat_tables(tables)
+    table = pa.concat_tables(tables, promote_options="default")
     order = pc.sort_indices(table["key"])
     table = table.take(order)
     column = {name: table[name].to_numpy() for name in table.column_names}
@@ -115,6 +116,26 @@ def read_predictions(
         confidence=column["confidence"],
         probs=np.concatenate(dense)[order.to_numpy()] if probs else None,
     )
+
+
+def rows_of(table: pa.Table, among: pa.Table, path: str) -> pa.Array:
+    """In which rows of a corpus shard the keys of its predictions are.
+
+    Args:
+        table: with a key column, unlike any other of its rows.
+        among: the shard, with its key column.
+        path: of the predictions.
+
+    Raises:
+        DamagedFileError: a key is not in the shard, or twice in the predictions.
+    """
+    rows = pc.index_in(table["key"], value_set=among["key"].combine_chunks()).combine_chunks()
+    if rows.null_count:
+        key = table["key"].filter(pc.is_null(rows))[0].as_py()
+        raise DamagedFileError(path, f"it has the key {key!r}, which its corpus shard lacks")
+    if pc.count_distinct(rows).as_py() < len(rows):
+        raise DamagedFileError(path, "it has a key twice")
+    return rows
 
 
 def _is_labels(name: str) -> bool:

@@ -14,8 +14,8 @@ from typing import Concatenate, ParamSpec, TypeVar
 import pyarrow as pa
 import tenacity
 
-from ns_ray.errors import DataError, MissingFileError, StorageError, first_line
-from ns_ray.store.paths import DONE, is_uri
+from ns_ray.errors import DamagedFileError, MissingFileError, StorageError, first_line
+from ns_ray.store.paths import DONE, is_uri, is_web
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -28,6 +28,9 @@ _LASTING = {
 }
 _REFUSED = re.compile("ACCESS_DENIED|NO_SUCH_|INVALID_|SIGNATURE_DOES_NOT_MATCH|_TOKEN|MISSING_")
 """In what Arrow says of S3, which has no error numbers: "AWS Error NO_SUCH_BUCKET during ..."."""
+
+_NO_SPACE = re.compile("No space left on device|No usable temporary directory|OutOfDiskError")
+"""A full disk in the words of libraries that keep no error number, of `tempfile`, and of Ray."""
 
 
 def guarded(
@@ -48,7 +51,8 @@ def guarded(
             except OSError as error:
                 raise failure(action, path, error) from error
             except pa.ArrowInvalid as error:
-                raise DataError(f"{path} is no Parquet file: {first_line(error)}") from error
+                reason = f"it is no Parquet file: {first_line(error)}"
+                raise DamagedFileError(path, reason) from error
 
         return tried
 
@@ -57,7 +61,7 @@ def guarded(
 
 def _may_pass(path: str, error: BaseException) -> bool:
     """Whether the same call could go well a little later."""
-    if not isinstance(error, OSError):
+    if not isinstance(error, OSError) or is_web(path):  # web.py has tried again
         return False
     if number := _number(error):
         return number not in _LASTING
@@ -79,12 +83,37 @@ def _patience(path: str) -> tenacity.Retrying:
     )
 
 
+def full_disk(error: BaseException) -> StorageError | None:
+    """What a user is told where a full disk is behind an error, whoever met it: Python, Ray or
+    another library. None where another thing is."""
+    behind: BaseException | None = error
+    while behind is not None:
+        number = behind.errno if isinstance(behind, OSError) else None
+        if number in _FULL or _NO_SPACE.search(str(behind)):
+            place = getattr(behind, "filename", None) or "a file"
+            return StorageError(
+                f"cannot write {place}: {first_line(behind)}; free some space and run the "
+                "same command again, which goes on",
+                number,
+            )
+        behind = behind.__cause__ or behind.__context__
+    return None
+
+
+def may_be_mended(error: StorageError) -> bool:
+    """Whether the same place may do later: it is full, or a store does not answer."""
+    if error.errno is None:
+        return not _REFUSED.search(str(error))
+    return error.errno in _FULL or error.errno not in _LASTING
+
+
 def failure(action: str, path: str, error: OSError) -> StorageError:
     """What a user is told when `action`, such as "write", failed."""
     if isinstance(error, StorageError):
         return error
     number = _number(error)
     reason = os.strerror(number) if number and not is_uri(path) else first_line(error)
+    reason = reason.removeprefix(f"{path}: ")
     if action == "read" and number in _ABSENT:
         return MissingFileError(
             f"cannot read {path}: {reason}; a stage makes its files again when the {DONE} beside "

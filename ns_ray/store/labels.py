@@ -1,12 +1,15 @@
 """Pseudo-labels, and the selection of them that trains a student, as light frozen values."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from ns_ray.errors import DataError
-from ns_ray.store.paths import absolute, join
+from ns_ray.errors import DamagedFileError, DataError
+from ns_ray.store.contents import Count, Number, Place, Seconds, holding
+from ns_ray.store.paths import DONE, absolute, join
 from ns_ray.store.publication import published
 from ns_ray.store.schema import REJECTED_PREFIX, shard_of
 from ns_ray.store.tables import read_table
@@ -34,11 +37,37 @@ class PseudoLabels:
     @property
     def images_per_second(self) -> float:
         """How fast it was, 0 where that is not known."""
-        return float(self.facts.get("images_per_second", 0.0))
+        return float(self.facts.get("images_per_second") or 0.0)
+
+    @property
+    def foreign(self) -> bool:
+        """Whether its files say how foreign each row is."""
+        return self.facts.get("foreign") is True
+
+    @property
+    def rejected(self) -> int:
+        """Images that could not be labeled."""
+        return int(self.facts.get("rejected", 0))
 
     def read(self, shard: str, columns: list[str] | None = None) -> pa.Table:
-        """Pseudo-labels of one corpus shard."""
-        return read_table(join(self.path, self.files[shard]), columns)
+        """Pseudo-labels of one corpus shard.
+
+        Raises:
+            DamagedFileError: they are not as they were written, or not listed.
+        """
+        return read_labels(file_of(self.path, self.files, shard), columns)
+
+
+@dataclass(frozen=True)
+class _LabelFacts:
+    """What readers of pseudo-labels need of their facts."""
+
+    corpus: Place
+    classes: tuple[str, ...]
+    rows: Count
+    teacher: Place = "?"
+    rejected: Count = 0
+    images_per_second: Number | None = None
 
 
 def open_labels(path: str) -> PseudoLabels:
@@ -51,17 +80,18 @@ def open_labels(path: str) -> PseudoLabels:
     done = published(path)
     if done is None or done.stage != "label":
         raise DataError(f"{path} holds no finished pseudo-labels (no _DONE.json of `label`)")
+    facts = holding(_LabelFacts, done.facts, join(path, DONE))
     return PseudoLabels(
         path=path,
         fingerprint=done.fingerprint,
-        corpus=str(done.facts["corpus"]),
-        classes=tuple(done.facts["classes"]),
+        corpus=facts.corpus,
+        classes=facts.classes,
         files={
             shard_of(name): name
             for name in done.files
             if name.endswith(".parquet") and not name.startswith(REJECTED_PREFIX)
         },
-        rows=int(done.facts["rows"]),
+        rows=facts.rows,
         seconds=done.seconds,
         facts=done.facts,
     )
@@ -87,11 +117,73 @@ class Selection:
     @property
     def class_counts(self) -> tuple[int, ...]:
         """Rows of each class, copies counted."""
+        if "table" not in self.facts:
+            raise DamagedFileError(join(self.path, DONE), "it has no table of the classes")
         return tuple(int(row["copies"]) for row in self.facts["table"])
 
     def read(self, shard: str, columns: list[str] | None = None) -> pa.Table:
-        """Selected rows of one corpus shard."""
-        return read_table(join(self.path, self.files[shard]), columns)
+        """Selected rows of one corpus shard.
+
+        Raises:
+            DamagedFileError: they are not as they were written, or not what `_DONE.json` says.
+        """
+        path = file_of(self.path, self.files, shard)
+        table = read_table(path, columns)
+        classes = len(self.facts.get("table") or ())
+        if "label" in table.column_names and table.num_rows and classes:
+            highest = pc.max(table["label"]).as_py()
+            if highest >= classes:
+                said = f"it has the label {highest}, and there are {classes} classes"
+                raise DamagedFileError(path, said)
+        if "copies" in table.column_names:
+            copies = pc.sum(table["copies"]).as_py() or 0
+            if copies != self.counts.get(shard, 0):
+                said = f"it has {copies:,} copies, and {self.counts.get(shard, 0):,} by {DONE}"
+                raise DamagedFileError(path, said)
+        return table
+
+
+@dataclass(frozen=True)
+class _ClassFacts:
+    """A class in the table of a selection."""
+
+    copies: Count
+    rows: Count = 0
+    kept: Count = 0
+    labeled: Count | None = None
+    threshold: Number | None = None
+
+
+@dataclass(frozen=True)
+class _Gaussian:
+    mean: Number = 0.0
+    variance: Seconds = 0.0
+
+
+@dataclass(frozen=True)
+class _Foreign:
+    """How much of the pile is of no class."""
+
+    rows: Count
+    of: Count
+    expected: Number
+    least: Number
+    histogram: tuple[Count, ...]
+
+
+@dataclass(frozen=True)
+class _SelectionFacts:
+    """What readers of a selection need of its facts."""
+
+    labels: Place
+    corpus: Place
+    counts: dict[str, Count]
+    kept: Count
+    copies: Count
+    table: tuple[_ClassFacts, ...] = ()
+    rows: Count = 0
+    weights: _Gaussian | None = None
+    foreign: _Foreign | None = None
 
 
 def open_selection(path: str) -> Selection:
@@ -104,14 +196,41 @@ def open_selection(path: str) -> Selection:
     done = published(path)
     if done is None or done.stage != "select":
         raise DataError(f"{path} holds no finished selection (no _DONE.json of `select`)")
+    facts = holding(_SelectionFacts, done.facts, join(path, DONE))
+    if sum(facts.counts.values()) != facts.copies:
+        raise DamagedFileError(join(path, DONE), "its counts are not its copies")
     return Selection(
         path=path,
         fingerprint=done.fingerprint,
-        labels=str(done.facts["labels"]),
-        corpus=str(done.facts["corpus"]),
+        labels=facts.labels,
+        corpus=facts.corpus,
         files={shard_of(name): name for name in done.files if name.endswith(".parquet")},
-        counts={str(k): int(v) for k, v in done.facts["counts"].items()},
-        kept=int(done.facts["kept"]),
-        copies=int(done.facts["copies"]),
+        counts=facts.counts,
+        kept=facts.kept,
+        copies=facts.copies,
         facts=done.facts,
     )
+
+
+def read_labels(path: str, columns: list[str] | None = None) -> pa.Table:
+    """A file of pseudo-labels or predictions, or some of its columns.
+
+    Raises:
+        DamagedFileError: it is not as it was written, or holds something else.
+    """
+    table = read_table(path, columns)
+    for name in ("key", "label", "confidence", "shard") if columns is None else ():
+        if name not in table.column_names:
+            raise DamagedFileError(path, f"it has no column {name!r}")
+    return table
+
+
+def file_of(place: str, files: Mapping[str, str], shard: str) -> str:
+    """Path of the file that was made of a corpus shard.
+
+    Raises:
+        DamagedFileError: `_DONE.json` lists none.
+    """
+    if shard not in files:
+        raise DamagedFileError(join(place, DONE), f"it lists no file of {shard}")
+    return join(place, files[shard])

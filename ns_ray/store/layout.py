@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from ns_ray.config import RunConfig
-from ns_ray.store.paths import absolute, join
+from ns_ray.store.paths import join, kept
 
 CONTROL = -1
 """Place of the control arm among the generations."""
@@ -22,8 +22,12 @@ class RunLayout:
 
     @classmethod
     def of(cls, config: RunConfig) -> "RunLayout":
-        """The layout of a config's run; the root is absolute."""
-        return cls(join(absolute(config.storage), config.name))
+        """The layout of a config's run; the root is absolute.
+
+        Raises:
+            ConfigError: `storage` is relative in a Ray job, or a URI with an unknown option.
+        """
+        return cls(join(kept(config.storage, "storage"), config.name))
 
     @property
     def config(self) -> str:
@@ -58,6 +62,16 @@ class RunLayout:
     def corpus(self, name: str) -> str:
         """Packed labeled, unlabeled, validation or test images."""
         return join(self.root, "corpora", name)
+
+    @property
+    def sources(self) -> str:
+        """What its corpora were packed of."""
+        return join(self.root, "corpora", "sources.json")
+
+    @property
+    def signatures(self) -> str:
+        """What copies of validation and test images are known by."""
+        return join(self.root, "corpora", "signatures")
 
     def generation(self, g: int) -> str:
         """Folder of a generation, or of the control arm."""

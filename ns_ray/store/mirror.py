@@ -8,6 +8,7 @@ begins with what the store has. One process writes at a time.
 import shutil
 import tempfile
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -17,7 +18,10 @@ from ns_ray.store import files
 from ns_ray.store.paths import is_uri, join
 
 COPY_SECONDS = 10.0
-"""How far the objects may be behind."""
+"""How far the objects may be behind, as long as copying takes no time to speak of."""
+
+SHARE = 0.1
+"""Most of the time that is spent on copying: large files are copied less often."""
 
 
 @contextmanager
@@ -60,9 +64,12 @@ class _Copies:
         self._known = self._states()
 
     def keep_up(self, over: threading.Event) -> None:
-        while not over.wait(COPY_SECONDS):
+        pause = COPY_SECONDS
+        while not over.wait(pause):
+            begun = time.monotonic()
             with suppress(OSError):  # the next round, or the last, may go better
                 self.update()
+            pause = max(COPY_SECONDS, (time.monotonic() - begun) / SHARE)
 
     def update(self) -> None:
         """Copy what has changed since the last copy.

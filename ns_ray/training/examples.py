@@ -6,6 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from ns_ray import store
 from ns_ray.errors import DataError
 from ns_ray.store import Corpus, PseudoLabels, Selection, schema
 from ns_ray.training.rows import Chunk, Stream
@@ -19,6 +20,8 @@ class Examples:
     selection: Selection | None = None
     labels: PseudoLabels | None = None
     soft: bool = True
+    labeled: bool = True
+    """Whether every image must have a label; without one its target is null."""
 
     def stream(self, lanes: int, seed: int) -> Stream:
         """The order in which training sees them."""
@@ -37,7 +40,7 @@ class Examples:
             DataError: a selected key is missing from the corpus or from the pseudo-labels.
         """
         tables = [self._shard(index) for index in chunk.shards]
-        table = pa.concat_tables(tables)
+        table = pa.concat_tables(tables, promote_options="default")
         order = np.random.default_rng(chunk.seed).permutation(table.num_rows)
         return table.take(pa.array(order)).combine_chunks()
 
@@ -45,6 +48,11 @@ class Examples:
         shard = self.corpus.shards[index]
         if self.selection is None:
             table = self.corpus.read(shard, ["key", "image", "label"])
+            if self.labeled and (missing := table["label"].null_count):
+                raise DataError(
+                    f"{self.corpus.path}: {missing:,} images of {shard.name} have no label; name a "
+                    "source whose images all have one"
+                )
             return table.rename_columns(["key", "image", "target"])
         weight = ["weight"] if "weights" in self.selection.facts else []
         chosen = self.selection.read(shard.name, ["key", "label", "copies", *weight])
@@ -54,7 +62,8 @@ class Examples:
         if self.soft and self.labels is not None:
             probs = self.labels.read(shard.name)
             rows = _rows_of(chosen["key"], probs["key"], f"pseudo-labels of {shard.name}")
-            dense = schema.dense_probs(probs.take(rows), len(self.labels.classes))
+            file = store.join(self.labels.path, self.labels.files[shard.name])
+            dense = schema.dense_probs(probs.take(rows), len(self.labels.classes), file)
             targets = pa.FixedSizeListArray.from_arrays(pa.array(dense.reshape(-1)), dense.shape[1])
         table = pa.table({"key": chosen["key"], "image": images["image"].take(where)})
         table = table.append_column("target", targets)

@@ -19,7 +19,8 @@ from sklearn.metrics import log_loss
 from sklearn.model_selection import StratifiedKFold, cross_val_predict
 from torch import nn
 
-from ns_ray.config import FEW_LABELS
+from ns_ray.config import FEW_LABELS, ModelConfig
+from ns_ray.model import build
 from ns_ray.store import Corpus
 from ns_ray.training.forward import forward
 
@@ -120,12 +121,7 @@ def fit(features: Array, labels: Array, classes: int) -> Head:
         labels: int64 [n], of at least two classes.
         classes: of the classifier; one without images gets no weights and a low bias.
     """
-    mean = features.mean(axis=0, dtype=np.float64)
-    centered = features - mean
-    scale = float(centered.std()) or 1.0
-    # With fewer images than features, the fit lies in the directions that they span.
-    left, sizes, directions = np.linalg.svd(centered / scale, full_matrices=False)
-    rows = left * sizes
+    rows, directions, mean, scale = _reduced(features)
     known, counts = np.unique(labels, return_counts=True)
     folds, strength, right = min(FOLDS, int(counts.min())), USUAL, None
     with warnings.catch_warnings():
@@ -145,6 +141,51 @@ def fit(features: Array, labels: Array, classes: int) -> Head:
     unknown = np.setdiff1d(np.arange(classes), known)
     bias[unknown] = intercepts.min() - UNSEEN
     return Head(weight, bias, strength, right)
+
+
+def _reduced(features: Array) -> tuple[Array, Array, Array, float]:
+    """Rows, directions, mean and scale: the features are mean + scale * rows @ directions. With
+    fewer images than features, a fit lies in the directions that they span."""
+    mean = features.mean(axis=0, dtype=np.float64)
+    centered = features - mean
+    scale = float(centered.std()) or 1.0
+    left, sizes, directions = np.linalg.svd(centered / scale, full_matrices=False)
+    return left * sizes, directions, mean, scale
+
+
+def out_of_fold(model: ModelConfig, corpus: Corpus, device: str) -> Array | None:
+    """Probabilities of labeled images by logistic regression on frozen features, each image by a
+    fit without its fold.
+
+    Args:
+        model: with pretrained weights.
+        corpus: labeled images.
+        device: where the features are computed, cpu or cuda.
+
+    Returns:
+        float32 [rows, classes], in the order of the corpus; None where the classifier is not one
+        linear layer on pooled features, or no class has two images.
+    """
+    place = torch.device(device)
+    built = build(model, len(corpus.classes)).to(place)
+    if not isinstance(built.get_classifier(), nn.Linear):  # type: ignore[operator]
+        return None
+    features, labels = _features(built, corpus, place)
+    known, counts = np.unique(labels, return_counts=True)
+    folds = min(FOLDS, int(counts.max()))
+    if features.ndim != 2 or len(known) < 2 or folds < 2:
+        return None
+    rows = _reduced(features)[0]
+    strengths = STRENGTHS if len(rows) <= FEW_LABELS else (USUAL,)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        warnings.simplefilter("ignore", UserWarning)  # of a class with less images than folds
+        warnings.simplefilter("ignore", RuntimeWarning)  # of one that is all in one fold
+        tried = [_held_out(rows, labels, strength, folds) for strength in strengths]
+    best = min(tried, key=lambda probs: log_loss(labels, np.clip(probs, 1e-9, 1), labels=known))
+    found = np.zeros((len(rows), len(corpus.classes)), np.float32)
+    found[:, known] = best
+    return found
 
 
 def _regression(strength: float) -> LogisticRegression:

@@ -39,12 +39,27 @@ class Job:
     threads: int
     device: str
     """Where the model learns: cpu or cuda."""
-    accumulate: int
+    lanes: int
+    """Forward passes of a step, over all workers (see rows.py)."""
     trained_groups: int
     """Only the last groups of layers are trained, this many; 0: all."""
     provenance: dict[str, Any]
     given_temperature: float | None = None
     """What the logits are divided by where none is fitted; None: they stay as they are."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a training bears.
+
+    Attributes:
+        max_failures: restarts after a lost worker or node, without a step forward between them; -1:
+            any number.
+        max_wait: for nodes that have room for a worker, such as 15m.
+    """
+
+    max_failures: int = 3
+    max_wait: str = "15m"
 
 
 def total_steps(train: TrainConfig, labeled_rows: int) -> int:

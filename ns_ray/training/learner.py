@@ -5,10 +5,11 @@ is model, averaged weights, optimizer and step, and what the machine has decided
 was killed goes on as if it hadn't been.
 """
 
-import io
+import math
 import platform
+from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -19,9 +20,9 @@ from timm.utils import ModelEmaV3
 from torch import nn
 from torch.optim import Optimizer
 
-from ns_ray import store
 from ns_ray.config import ModelConfig, TrainConfig, validate
 from ns_ray.data import Normalize
+from ns_ray.errors import DamagedFileError
 from ns_ray.model import (
     batch_norms,
     build_noised,
@@ -35,14 +36,30 @@ from ns_ray.model import (
     save,
     statistics_kept,
 )
-from ns_ray.store import Corpus, open_corpus, open_selection
+from ns_ray.store import Corpus, Count, Seconds, holding, open_corpus, open_selection
 from ns_ray.training.calibration import calibrate, divide
+from ns_ray.training.checkpoints import Checkpoints
 from ns_ray.training.head import clearly_better, start_head
 from ns_ray.training.job import Job
 from ns_ray.training.loader import DeviceBatch
 from ns_ray.training.losses import balanced_weights, dense, log_prior, mixed_loss
 from ns_ray.training.mixing import mix
 from ns_ray.training.rows import Sizes
+
+
+@dataclass(frozen=True)
+class _State:
+    """What a checkpoint holds; older ones only what has no default."""
+
+    step: Count
+    model: dict[str, Any]
+    ema: dict[str, Any]
+    optimizer: dict[str, Any]
+    precision: Literal["fp32", "bf16"] = "fp32"
+    made_on: list[dict[str, Any]] = field(default_factory=list)
+    seconds: Seconds = 0.0
+    waited: Seconds = 0.0
+
 
 HEAD_ALONE = (
     "held-out images clearly prefer the fitted classifier on frozen features, which is taken"
@@ -61,10 +78,14 @@ class Learner:
             since it changed: device, workers, threads, from which step on the model is compiled.
         seconds, waited: seconds of work behind the last checkpoint, by all attempts so far, and
             those of them in which the model waited for images.
+        damaged: a line for people about each checkpoint that could not be used.
     """
 
-    def __init__(self, job: Job, train: TrainConfig, corpus: Corpus, device: torch.device) -> None:
+    def __init__(
+        self, job: Job, train: TrainConfig, corpus: Corpus, device: torch.device, world: int = 1
+    ) -> None:
         self._job, self._train, self._corpus, self._device = job, train, corpus, device
+        self._world = world
         self._config = config = validate(ModelConfig, job.model)
         torch.manual_seed(job.seed)
         pretrained = config.pretrained or ""
@@ -86,6 +107,8 @@ class Learner:
         self.precision = precision_for(train.precision, self.model, device)
         self.made_on: list[dict[str, Any]] = []
         self.seconds = self.waited = 0.0
+        self._checkpoints = Checkpoints(job.checkpoint)
+        self.damaged: list[str] = []
         self.optimizer = make_optimizer(self.model, train, device)
         self.schedule = make_schedule(self.optimizer, train, corpus.rows)
         self.ema = average_of(self.model, train)
@@ -147,7 +170,8 @@ class Learner:
             kind=train.loss,
         )
         with statistics_kept(self._recomputed_norms):
-            torch.autograd.backward(losses[0] / self._job.accumulate)
+            # DDP takes the mean over workers, which may have different numbers of lanes.
+            torch.autograd.backward(losses[0] / (self._job.lanes / self._world))
         return losses
 
     def _mix(
@@ -191,19 +215,17 @@ class Learner:
             live = None if all(on) else torch.tensor(on, device=self._device)
             setattr(self._live, attribute, live)
 
-    def restore(self, world: int) -> int:
+    def restore(self) -> int:
         """Load the last checkpoint, if there is one; the number of steps it has behind it.
 
         Precision is decided once, by rank 0 of the workers that begin a training: `auto` means
         something else on another machine, and half a training in each is neither.
         """
-        step = 0
-        if store.exists(self._job.checkpoint):
-            data = io.BytesIO(store.read_bytes(self._job.checkpoint))
-            state = torch.load(data, map_location=self._device, weights_only=True)
+        step, world = 0, self._world
+        state, self.damaged = self._checkpoints.read(self._device, self._check)
+        if state is not None:
             self.model.load_state_dict(state["model"])
             self.ema.module.load_state_dict(state["ema"])
-            self.optimizer.load_state_dict(state["optimizer"])
             # Older checkpoints hold none of these.
             self.precision = state.get("precision", self.precision)
             self.made_on = state.get("made_on", [])
@@ -218,6 +240,33 @@ class Learner:
         if {**before, **here} != before or "compiled_from" in before:
             self.made_on.append({"from_step": step, **here})
         return step
+
+    def _check(self, state: dict[str, Any], path: str) -> None:
+        """Load the optimizer's part of a checkpoint, once the rest is known to fit: nothing may be
+        loaded of one that doesn't.
+
+        Raises:
+            DamagedFileError: or an error of another kind: it is not of this training.
+        """
+        holding(_State, state, path)
+        for part, model in (("model", self.model), ("ema", self.ema.module)):
+            own = model.state_dict()
+            if own.keys() != state[part].keys():
+                raise DamagedFileError(path, f"its {part} has other tensors")
+            for name, tensor in own.items():
+                found = state[part][name]
+                if (found.shape, found.dtype) != (tensor.shape, tensor.dtype):
+                    said = f"{name} of its {part} is {found.dtype} {[*found.shape]}"
+                    raise DamagedFileError(path, said)
+        if state["step"] > self._job.steps:
+            said = f"it is of step {state['step']}, and there are {self._job.steps}"
+            raise DamagedFileError(path, said)
+        before = self.optimizer.state_dict()["param_groups"]
+        for own, theirs in zip(before, state["optimizer"]["param_groups"], strict=True):
+            numbers = [name for name, value in own.items() if isinstance(value, int | float)]
+            if any(not math.isfinite(theirs[name]) for name in numbers):
+                raise DamagedFileError(path, "its optimizer has a number that is none")
+        self.optimizer.load_state_dict(state["optimizer"])
 
     def other_precision(self) -> str | None:
         """A line for people where a training goes on in what this machine would not choose."""
@@ -242,9 +291,7 @@ class Learner:
             "seconds": seconds,
             "waited": waited,
         }
-        buffer = io.BytesIO()
-        torch.save(state, buffer)
-        store.write_bytes(self._job.checkpoint, buffer.getvalue())
+        self._checkpoints.write(state)
 
     def publish(self, classes: tuple[str, ...], facts: dict[str, Any]) -> str | None:
         """Write the bundle, its temperature fitted; a line for people where it is not what was

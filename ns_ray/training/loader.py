@@ -247,14 +247,14 @@ class Loader:
             labels = open_labels(selection.labels) if job.soft else None
             pile = open_corpus(selection.corpus)
             examples.append(Examples(pile, selection, labels, job.soft))
-        self.sizes = Sizes(*lane_sizes(train, world, len(examples) > 1), size)
+        workers = job.lanes // train.accumulate
+        self.sizes = Sizes(*lane_sizes(train, workers, len(examples) > 1), size)
         self.waited = 0.0
         self._temperature = job.temperature
         self._classes, self._smoothing = len(corpus.classes), train.label_smoothing
-        lanes = world * job.accumulate
-        streams = [one.stream(lanes, job.seed + which) for which, one in enumerate(examples)]
+        streams = [one.stream(job.lanes, job.seed + which) for which, one in enumerate(examples)]
         self._lanes: list[Generator[Batch, None, None]] = []
-        for lane in range(rank, lanes, world):
+        for lane in range(rank, job.lanes, world):
             asked = batches(streams, self.sizes, lane=lane, start=first, seed=job.seed)
             what = (examples, asked, train.noise, size)
             self._lanes.append(

@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from ns_ray.compute import Workers, present
 from ns_ray.config import TrainConfig, validate
 from ns_ray.errors import StageError
 from ns_ray.store import open_corpus
@@ -26,23 +27,23 @@ COMPILE_PAYS_SECONDS = 1800.0
 and gains a tenth or more: worth it above this."""
 
 
-def train_model(job: Job, tell: Tell) -> None:
-    """Train as told by `job`; rank 0 calls `tell` with how it goes."""
+def train_model(job: Job, tell: Tell, workers: Workers) -> None:
+    """Train as told by `job`; rank 0 calls `tell` with how it goes.
+
+    Returns early, from a checkpoint on which others go on, when a node of these workers is about to
+    go, or when they are fewer than the training has and there is room for all again.
+
+    Args:
+        job: what to do.
+        tell: takes what is to be shown.
+        workers: all of the training; there may be fewer at the moment.
+    """
     train = validate(TrainConfig, job.train)
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
-    # Ray's answer is the GPU of a worker that has one; in the driver's process, any that is there.
-    device = ray.train.torch.get_device() if job.device == "cuda" else torch.device("cpu")
-    if device.type == "cpu":
-        torch.set_num_threads(job.threads)
-    corpus = open_corpus(job.labeled)
-
-    learner = Learner(job, train, corpus, device)
-    first = learner.restore(world)
-    if first == 0 and (started := learner.start_head()) and rank == 0:
-        tell(started)
-    if rank == 0 and (kept := learner.other_precision()):
-        tell(kept)
+    device, corpus = _device(job), open_corpus(job.labeled)
+    learner = Learner(job, train, corpus, device, world)
+    first = _begin(learner, tell if rank == 0 else _silent)
     loader = Loader(
         job, train, corpus, size=learner.size, rank=rank, world=world, first=first, device=device
     )
@@ -50,37 +51,96 @@ def train_model(job: Job, tell: Tell) -> None:
     if world > 1:
         model = ray.train.torch.prepare_model(model, move_to_device=False)
     report = Report(tell, job, train, rank, world, first, loader, learner)
+    moving = Moving(workers, rank, world, device)
     compiling = Compiling(learner.model, train, job.steps, first, world, device)
     if train.compile == "always":
         learner.note(compiled_from=first)
 
+    own = range(rank, job.lanes, world)
     learner.train_mode()
     with closing(loader):
         for step in range(first, job.steps):
             learner.schedule.step_update(step)
             learner.optimizer.zero_grad(set_to_none=True)
-            for index, batch in enumerate(loader.step()):
+            for lane, batch in zip(own, loader.step(), strict=True):
                 # A lane's dropout is the same, however many workers share the lanes.
-                torch.manual_seed(hash((job.seed, step, rank + index * world)) % 2**63)
-                last = index == job.accumulate - 1
-                with nullcontext() if last or world == 1 else model.no_sync():
+                torch.manual_seed(hash((job.seed, step, lane)) % 2**63)
+                with nullcontext() if lane == own[-1] or world == 1 else model.no_sync():
                     report.add(*learner.backward(model, batch, loader.sizes))
             learner.update(step)
 
             done = step + 1
-            seconds_left = compiling.after(done)
-            if seconds_left is not None:
+            if (left := compiling.after(done)) is not None:
                 learner.note(compiled_from=done)
                 if rank == 0:
-                    tell(f"compiling the model: {seconds_left:,.0f} s of work left pay for it")
+                    tell(f"compiling the model: {left:,.0f} s of work left pay for it")
             if done % train.log_steps == 0 or done == job.steps:
                 checkpoint_due = report.send(done, learner.optimizer.param_groups[0]["lr"])
-                if checkpoint_due and done < job.steps and rank == 0:
+                leaves = done < job.steps and moving.due(checkpoint_due)
+                if (checkpoint_due or leaves) and done < job.steps and rank == 0:
                     learner.checkpoint(done, seconds=report.seconds, waited=report.waited)
+                if leaves:
+                    return
     if rank == 0 and (said := learner.publish(corpus.classes, report.facts())):
         tell(said)
     if world > 1:
         dist.barrier()
+
+
+def _begin(learner: Learner, tell: Tell) -> int:
+    """Go on from the last checkpoint, or give pretrained weights a fitted classifier; the steps
+    that are done."""
+    first = learner.restore()
+    for line in learner.damaged:
+        tell(line)
+    if first == 0 and (started := learner.start_head()):
+        tell(started)
+    if kept := learner.other_precision():
+        tell(kept)
+    return first
+
+
+def _silent(said: object) -> None:
+    """Rank 0 says it."""
+
+
+def _device(job: Job) -> torch.device:
+    """Where this worker computes."""
+    if job.device == "cuda":
+        # Of a worker, the GPU that it was given; in the driver's process, any that is there.
+        device: torch.device = ray.train.torch.get_device()
+        return device
+    torch.set_num_threads(job.threads)
+    return torch.device("cpu")
+
+
+class Moving:
+    """Whether the workers leave their nodes, for others."""
+
+    SECONDS = 5.0
+    """Between two looks: of the two minutes that a cloud gives notice, few are lost."""
+
+    def __init__(self, workers: Workers, rank: int, world: int, device: torch.device) -> None:
+        self._workers, self._rank, self._world, self._device = workers, rank, world, device
+        self._looked = time.monotonic()
+
+    def due(self, checkpoint_due: bool) -> bool:
+        """Ask on all workers alike; the same answer on all of them.
+
+        Args:
+            checkpoint_due: whether one is written now, so that leaving costs no step.
+        """
+        if self._workers.in_process:
+            return False
+        looks = float(time.monotonic() - self._looked >= self.SECONDS)
+        if of_rank_0(looks, self._world, self._device):
+            self._looked = time.monotonic()
+            if ray.train.get_preemption_info() is not None:
+                return True
+        if not checkpoint_due or self._world == self._workers.count:
+            return False
+        room = self._rank == 0 and present().holds(self._workers.cpus, self._workers.gpus)
+        return bool(of_rank_0(float(room >= self._workers.count), self._world, self._device))
 
 
 class Compiling:
@@ -147,7 +207,7 @@ class Report:
 
     def add(self, *losses: torch.Tensor) -> None:
         """Count the loss and its two terms of one forward pass."""
-        values = torch.stack([loss.detach() for loss in losses]) / self._job.accumulate
+        values = torch.stack([loss.detach() for loss in losses])
         self._sums = values if self._sums is None else self._sums + values
 
     def send(self, step: int, lr: float) -> bool:
@@ -166,7 +226,7 @@ class Report:
         if self._world > 1:
             dist.all_reduce(self._sums)
         steps = step - self._sent_step
-        loss, labeled, pseudo = (self._sums / self._world / steps).tolist()
+        loss, labeled, pseudo = (self._sums / self._job.lanes / steps).tolist()
         if not math.isfinite(loss):
             raise StageError(
                 f"the loss became {loss} before step {step}; lower train.lr ({self._train.lr}) "
@@ -210,4 +270,4 @@ class Report:
 
     def _images(self, steps: int) -> int:
         sizes = self._loader.sizes
-        return (sizes.labeled + sizes.pseudo) * self._world * self._job.accumulate * steps
+        return (sizes.labeled + sizes.pseudo) * self._job.lanes * steps

@@ -13,7 +13,9 @@ from ns_ray.compute import Workers
 from ns_ray.config import ModelConfig, TrainConfig, fixres_config
 from ns_ray.errors import ConfigError
 from ns_ray.store import Bundle, Corpus, Selection, open_bundle
-from ns_ray.training.job import Job, MetricsSink, lane_sizes, total_steps
+from ns_ray.training.job import Job, Limits, MetricsSink, lane_sizes, total_steps
+
+LIMITS = Limits()
 
 
 class Data(NamedTuple):
@@ -36,7 +38,7 @@ def fit(
     teacher: Bundle | None = None,
     seed: int,
     workers: Workers,
-    max_failures: int = 3,
+    limits: Limits = LIMITS,
     checkpoints: str,
     out: str,
     title: str,
@@ -54,15 +56,14 @@ def fit(
         teacher: start weights where `model.init` is `teacher`.
         seed: decides weights, order, augmentation and dropout.
         workers: DDP workers and their resources.
-        max_failures: restarts after a lost worker or node; -1 for no limit.
+        limits: what it bears.
         checkpoints, out: folders of the training state and of the bundle.
         title: name of the progress line.
         provenance: facts for the bundle.
         metrics: called with (step, values) as they come.
 
     Raises:
-        ConfigError: the batch cannot be shared among the workers, the model cannot be built, or it
-            is to start from a teacher and there is none.
+        ConfigError: the batch cannot be shared, the model not be built, or its teacher is missing.
         StageError: training failed or diverged. Running it again continues.
     """
     lane_sizes(train, workers.count, pseudo is not None)
@@ -70,20 +71,21 @@ def fit(
     job = _job((model, train), data, workers, seed, provenance, temperature)
     folder = store.join(checkpoints, job.fingerprint)
     job = replace(job, out=out, checkpoint=store.join(folder, "last.pt"))
-    if store.already(out, job.fingerprint) is not None:
-        return open_bundle(out)
-    from ns_ray.training.workers import run_workers  # imports Ray and torch: only where it works
+    with store.claimed(out, job.fingerprint) as done:
+        if done is not None:
+            return open_bundle(out)
+        from ns_ray.training.workers import run_workers  # imports Ray and torch
 
-    finer = fixres_config(model, train)
-    if finer is not None:
-        lane_sizes(finer[1], workers.count, False)
-        trained = _trained(folder)
-        if store.already(trained, job.fingerprint) is None:
-            first = replace(job, out=trained, validation=None, given_temperature=None)
-            run_workers(first, workers, max_failures, title, metrics)
-        metrics = _after(job.steps, metrics)
-        job, title = _fine_tuning(job, *finer, trained, labeled.rows), f"{title} fixres"
-    run_workers(job, workers, max_failures, title, metrics)
+        if (finer := fixres_config(model, train)) is not None:
+            lane_sizes(finer[1], workers.count, False)
+            trained = _trained(folder)
+            if store.already(trained, job.fingerprint) is None:
+                first = replace(job, out=trained, validation=None, given_temperature=None)
+                run_workers(first, workers, limits, title, metrics)
+            metrics = _after(job.steps, metrics)
+            job = _fine_tuning(job, *finer, trained, labeled.rows, workers.count)
+            title += " fixres"
+        run_workers(job, workers, limits, title, metrics)
     return open_bundle(out)
 
 
@@ -150,13 +152,15 @@ def _job(
         in_turn=workers.in_turn,
         threads=max(1, int(workers.cpus)),
         device=workers.device,
-        accumulate=model[1].accumulate,
+        lanes=workers.count * model[1].accumulate,
         trained_groups=0,
         provenance={**provenance, **{k: v for k, v in inputs.items() if v}, "steps": steps},
     )
 
 
-def _fine_tuning(job: Job, model: ModelConfig, train: TrainConfig, start: str, rows: int) -> Job:
+def _fine_tuning(
+    job: Job, model: ModelConfig, train: TrainConfig, start: str, rows: int, workers: int
+) -> Job:
     """What comes after a training: fewer layers, larger and clean labeled images."""
     assert model.fixres is not None
     trained = open_bundle(start).provenance
@@ -172,7 +176,7 @@ def _fine_tuning(job: Job, model: ModelConfig, train: TrainConfig, start: str, r
         start_from=start,
         checkpoint=store.join(job.checkpoint.rpartition("/")[0], "fixres.pt"),
         steps=steps,
-        accumulate=train.accumulate,
+        lanes=workers * train.accumulate,
         trained_groups=model.fixres.trained_groups,
         provenance={**job.provenance, "fixres_steps": steps, **before},
     )

@@ -2,39 +2,52 @@
 
     folder              a folder per class, or no labels at all; metadata.csv inside is honored
     table               CSV, TSV, JSON lines or Parquet: paths or the encoded images themselves
-    WebDataset tars     key.jpg with key.cls, key.json or key.txt
+    WebDataset tars     key.jpg with key.cls, key.json or key.txt; also .tar.gz and .tgz
+    IDX files           train-images-idx3-ubyte with train-labels-idx1-ubyte, also .gz
     packed corpus       what `ns_ray.data.stage.pack` wrote
     named set           digits, fashion-mnist, cifar10, svhn; `:test` for their test images
 
-Folders, globs and brace patterns are local paths or URIs. Knows nothing about ray, and decodes
+Folders, globs and brace patterns are local paths or URIs: s3://, gs://, hf://datasets/owner/name.
+Files may be URLs, also those of images in a table. Knows nothing about ray, and decodes
 nothing: images are read when they are packed.
 """
 
 import os
 from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
 
+import numpy as np
 import pyarrow.fs as pafs
 
 from ns_ray import store
 from ns_ray.data.sources.files import (
     IMAGE_ENDINGS,
     File,
+    Walk,
     base_of,
     braces,
     file_at,
     glob,
+    parts_of,
+    readable,
     stamp,
     walk,
 )
-from ns_ray.data.sources.items import Item, classes_of, natural
+from ns_ray.data.sources.idx import idx, is_idx
+from ns_ray.data.sources.items import BATCH, Items, Range, classes_of, natural
+from ns_ray.data.sources.labels import suspects
 from ns_ray.data.sources.listing import Listing, Packed
 from ns_ray.data.sources.named import NAMED_SETS, named
 from ns_ray.data.sources.tables import tables
-from ns_ray.data.sources.tars import tars
-from ns_ray.errors import DataError, nearest
+from ns_ray.data.sources.tars import TAR_ENDINGS, tars
+from ns_ray.data.sources.uniting import united
+from ns_ray.errors import DataError, MissingSourceError, nearest
 from ns_ray.store import open_corpus
 
 TABLE_ENDINGS = (".csv", ".tsv", ".jsonl", ".parquet")
+PHONES = {".heic", ".heif"}
 
 
 def list_source(source: str, *, setting: str = "data") -> Listing:
@@ -45,25 +58,41 @@ def list_source(source: str, *, setting: str = "data") -> Listing:
         setting: the setting the source comes from, for messages.
 
     Raises:
-        DataError: the source is missing, empty, malformed, or lists a key twice.
+        MissingSourceError: the source is missing or empty.
+        DataError: it is malformed, or lists a key twice.
+        StorageError: there is no room for what is downloaded.
     """
+    where = f"{setting}={source!r}"
     try:
-        listing = _list(source, f"{setting}={source!r}")
+        listing = _list(source, where)
+        items = Items.of(listing.items)
+    except UnicodeEncodeError as error:
+        raise DataError(f"{where} has a name that is no Unicode text: {error.object!r}") from None
     except OSError as error:
-        raise DataError(f"{setting}={source!r} cannot be read: {error}") from None
+        if full := store.full_disk(error):
+            raise full from error
+        raise DataError(f"{where} cannot be read: {error}") from None
     if not listing.rows:
-        raise DataError(
-            f"{setting}={source!r} holds no images; files ending in {', '.join(IMAGE_ENDINGS)} "
-            f"(in any case, not hidden) count as images"
+        saw = f" ({'; '.join(listing.notes)})" if listing.notes else ""
+        raise MissingSourceError(
+            where,
+            f"{where} holds no images{saw}; files ending in {', '.join(IMAGE_ENDINGS)} "
+            f"(in any case, not hidden) count as images",
         )
-    counts = Counter(item.key for item in listing.items)
-    twice = [key for key, count in counts.items() if count > 1]
-    if twice:
+    if twice := items.twice():
         raise DataError(
-            f"{setting}={source!r} lists {len(twice):,} images more than once, such as "
+            f"{where} lists {len(twice):,} images more than once, such as "
             f"{twice[0]!r}; every image may be listed once"
         )
-    return listing
+    return replace(listing, items=items, notes=(*listing.notes, *suspects(listing.classes)))
+
+
+def list_sources(sources: str | Sequence[str], *, setting: str = "data") -> Listing:
+    """What one source holds, or several; see `list_source` and `united`."""
+    if isinstance(sources, str):
+        return list_source(sources, setting=setting)
+    parts = [list_source(source, setting=f"{setting}.{i}") for i, source in enumerate(sources)]
+    return united(parts, labeled=True)
 
 
 def _list(source: str, where: str) -> Listing:
@@ -71,29 +100,29 @@ def _list(source: str, where: str) -> Listing:
         return named(source, where)
     path = store.absolute(source)
     if store.exists(path):
+        fs, inner = store.filesystem(path)
+        if fs.get_file_info(inner).type != pafs.FileType.Directory:
+            return _files(source, [file_at(path)], where)
         if store.exists(store.join(path, "manifest.json")) or store.exists(
             store.join(path, "pointer.json")
         ):
             return _corpus(source, path)
-        fs, inner = store.filesystem(path)
-        if fs.get_file_info(inner).type == pafs.FileType.Directory:
-            return _folder(source, path, where)
-        return _files(source, [file_at(path)], where)
+        return _folder(source, path, where)
     if any(c in source for c in "*?[{"):
         found = [info for pattern in braces(path) for info in glob(pattern)]
         if not found:
-            raise DataError(f"{where}: no file matches this pattern")
+            raise MissingSourceError(where, f"{where}: no file matches this pattern")
         return _files(source, found, where)
-    raise DataError(f"{where}: there is no such file or folder{_whats_there(source, path)}")
+    there = _whats_there(source, path)
+    raise MissingSourceError(where, f"{where}: there is no such file or folder{there}")
 
 
 def _whats_there(source: str, path: str) -> str:
     if store.is_uri(path):
-        return ""
+        return "; one that is not open to all needs HF_TOKEN" if path.startswith("hf://") else ""
     parent, _, name = path.rpartition("/")
-    fs, inner = store.filesystem(parent or "/")
-    infos = fs.get_file_info(pafs.FileSelector(inner or "/", allow_not_found=True))
-    names = sorted((i.base_name for i in infos if not i.base_name.startswith(".")), key=natural)
+    listed = os.listdir(parent or "/") if os.path.isdir(parent or "/") else []
+    names = sorted((readable(one) for one in listed if not one.startswith(".")), key=natural)
     if "/" not in source.strip("/"):
         guess = nearest(source, [*names, *NAMED_SETS])
         return f"{guess}; named sets are {', '.join(NAMED_SETS)}"
@@ -104,62 +133,109 @@ def _whats_there(source: str, path: str) -> str:
 
 
 def _files(source: str, infos: list[File], where: str) -> Listing:
-    """Named files: all tars, all tables, or all images."""
-    endings = {os.path.splitext(info.path.lower())[1] for info in infos}
-    if endings == {".tar"}:
-        return tars(source, infos, where)
-    if len(endings) == 1 and endings <= set(TABLE_ENDINGS):
-        return tables(source, infos, where)
+    """Named files: all tars, all tables, all IDX files, or all images."""
+    if all(is_idx(info.path) for info in infos):
+        return idx(source, infos, where)
+    endings = {_ending(info.path) for info in infos}
+    if endings <= {*TAR_ENDINGS} or (len(endings) == 1 and endings <= set(TABLE_ENDINGS)):
+        read = tars if endings <= {*TAR_ENDINGS} else tables
+        parts = parts_of(infos, base_of(infos))
+        return replace(read(source, infos, where), parts=tuple(parts))
     if endings <= set(IMAGE_ENDINGS):
-        base = base_of(infos)
-        return _images(source, base, infos)
-    if endings & {".gz", ".tgz"}:
-        raise DataError(f"{where}: compressed tars cannot be read at random; unpack them to .tar")
+        return _images(source, base_of(infos), Walk(infos))
+    if others := endings & {".gz", ".bz2", ".xz", ".zst", ".zip"}:
+        raise DataError(
+            f"{where}: files ending in {', '.join(sorted(others))} are not read; unpack them, or "
+            f"make tars of their images, which may end in {', '.join(TAR_ENDINGS)}"
+        )
     raise DataError(
         f"{where} has files ending in {', '.join(sorted(endings))}; a source is a folder, "
         f".tar files, or tables ending in {', '.join(TABLE_ENDINGS)}"
     )
 
 
+def _ending(path: str) -> str:
+    """Of a name in lower case; of a compressed tar, both."""
+    name = store.bare(path).lower()
+    return ".tar.gz" if name.endswith(".tar.gz") else os.path.splitext(name)[1]
+
+
 def _folder(source: str, path: str, where: str) -> Listing:
-    infos = walk(path)
-    top = {info.path[len(path.rstrip("/")) + 1 :]: info for info in infos}
+    found = walk(path)
+    if any(info.path.endswith(".lance") for info in found.files):
+        raise DataError(
+            f"{where} is a Lance table, which is not read; write it as Parquet, such as "
+            "pyarrow.dataset.write_dataset(lance.dataset(PATH).to_batches(), OUT, "
+            "schema=lance.dataset(PATH).schema, format='parquet')"
+        )
+    start = len(path.rstrip("/")) + 1
+    named = (i for i in found.files if i.path.lower().endswith(TABLE_ENDINGS))
+    top = {info.path[start:]: info for info in named}
     for ending in TABLE_ENDINGS:
-        if f"metadata{ending}" in top:
-            return tables(source, [top[f"metadata{ending}"]], where)
-    by_ending = Counter(os.path.splitext(info.path.lower())[1] for info in infos)
-    if not any(by_ending[ending] for ending in IMAGE_ENDINGS):
-        for ending in (".tar", ".parquet"):
-            if by_ending[ending]:
-                return _files(source, [i for i in infos if i.path.lower().endswith(ending)], where)
-    return _images(source, path, infos)
+        if (name := f"metadata{ending}") in top:
+            listing = tables(source, [top[name]], where)
+            return replace(listing, notes=(*listing.notes, *_not_in(listing, name, found)))
+    if not any(info.path.lower().endswith(IMAGE_ENDINGS) for info in found.files):
+        idx_files = tuple(i.path.lower() for i in found.files if is_idx(i.path))
+        for endings in (TAR_ENDINGS, (".parquet",), idx_files):
+            some = [i for i in found.files if i.path.lower().endswith(endings)]
+            if some:
+                listing = _files(source, some, where)
+                left = _left_out(found, endings)
+                return replace(listing, notes=(*listing.notes, *left))
+    return _images(source, path, found)
 
 
-def _images(source: str, base: str, infos: list[File]) -> Listing:
+def _images(source: str, base: str, found: Walk) -> Listing:
     """Image files; the first folder below `base` is the class."""
-    start = len(base.rstrip("/")) + 1
-    chosen = [i for i in infos if i.path.lower().endswith(IMAGE_ENDINGS)]
-    items = []
-    for info in chosen:
-        key = info.path[start:]
-        label = key.split("/", 1)[0] if "/" in key else None
-        items.append(Item(key, info.path, label, info.size))
+    start = len(readable(base).rstrip("/")) + 1
+    chosen = [i for i in found.files if store.bare(i.path).lower().endswith(IMAGE_ENDINGS)]
+    fingerprint = stamp(chosen, base)
+    few = (chosen[first : first + BATCH] for first in range(0, len(chosen), BATCH))
+    items = Items.joined([_whole_files(infos, start) for infos in few])
     return Listing(
         name=source,
         items=items,
         classes=classes_of(items),
-        fingerprint=stamp(chosen, base),
-        notes=_left_out(source, infos),
+        fingerprint=fingerprint,
+        notes=tuple(_left_out(found, IMAGE_ENDINGS)),
     )
 
 
-def _left_out(source: str, infos: list[File]) -> tuple[str, ...]:
-    others = [i.path for i in infos if not i.path.lower().endswith(IMAGE_ENDINGS)]
+def _whole_files(infos: list[File], start: int) -> Items:
+    """Images by their files; keys are what comes from character `start` on."""
+    uris = [info.path if info.path.isascii() else readable(info.path) for info in infos]
+    keys = [uri[start:] for uri in uris]
+    labels = [key.split("/", 1)[0] if "/" in key else None for key in keys]
+    columns: list[list[Any]] = [keys, uris, labels, [info.size for info in infos]]
+    # A name that is no text leads nowhere as one: its bytes are kept beside.
+    odd = [n for n, (uri, info) in enumerate(zip(uris, infos, strict=True)) if uri != info.path]
+    if not odd:
+        return Items.columns(columns)
+    places = np.full(len(infos), None)
+    for n in odd:
+        places[n] = Range(infos[n].path, 0, infos[n].size)
+    return Items.columns(columns, places)
+
+
+def _left_out(found: Walk, taken: tuple[str, ...]) -> list[str]:
+    """What of a folder's files is not taken, and why."""
+    others = [i.path for i in found.files if not i.path.lower().endswith(taken)]
     if not others:
-        return ()
+        return [*found.left_out]
     endings = Counter(os.path.splitext(path.lower())[1] or "no ending" for path in others)
     listed = ", ".join(f"{ending}: {count:,}" for ending, count in endings.most_common(5))
-    return (f"{source}: {len(others):,} files are no images by their name ({listed})",)
+    advice = "; pip install 'ns_ray[heic]' reads HEIC" if endings.keys() & PHONES else ""
+    told = f"{len(others):,} files are no images by their name ({listed}){advice}"
+    return [told, *found.left_out]
+
+
+def _not_in(listing: Listing, name: str, found: Walk) -> list[str]:
+    """Images of a folder that its table does not name."""
+    images = {i.path for i in found.files if i.path.lower().endswith(IMAGE_ENDINGS)}
+    missing = len(images - {item.uri for item in listing.items})
+    told = [f"{missing:,} of {len(images):,} images are not in {name}, left out"] if missing else []
+    return [*told, *found.left_out]
 
 
 def _corpus(source: str, path: str) -> Listing:

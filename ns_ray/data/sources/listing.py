@@ -10,10 +10,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
+import numpy as np
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ns_ray import store
-from ns_ray.data.sources.items import Item, Row, ordered
+from ns_ray.data.sources.items import Array, Item, Items, Row, order, ordered
 from ns_ray.store import Corpus, Shard
 
 Ranks = tuple[tuple[int, int], ...]
@@ -61,8 +63,8 @@ class Listing:
 
     name: str
     """The source as the user wrote it."""
-    items: list[Item]
-    """Images that are listed one by one."""
+    items: Sequence[Item]
+    """Images that are listed one by one; `list_source` gives them in columns."""
     classes: tuple[str, ...]
     """In the order of their indices. Empty: the source has no labels."""
     fingerprint: str
@@ -71,6 +73,8 @@ class Listing:
     """What a person should know about it."""
     packed: tuple[Packed, ...] = field(default=())
     """Images in packed corpora, besides `items`."""
+    parts: tuple[str, ...] = ()
+    """Parts of a set, such as train and test, of which it has files."""
 
     @property
     def rows(self) -> int:
@@ -80,7 +84,8 @@ class Listing:
     @cached_property
     def counts(self) -> Counter[str]:
         """Images with each label."""
-        found = Counter(item.label for item in self.items if item.label is not None)
+        counted = pc.value_counts(Items.of(self.items).table["label"].drop_null())
+        found = Counter({each["values"]: each["counts"] for each in counted.to_pylist()})
         for part in self.packed:
             found.update(part.counts)
         return found
@@ -104,13 +109,15 @@ class Listing:
         """At most so many images, chosen by seed. Of a packed corpus, they are from one shard, and
         stand for any part of it."""
         if self.items or not self.packed:
-            return ordered(self.items, seed)[:count]
+            return list(ordered(self.items, seed)[:count])
         corpus = self.packed[seed % len(self.packed)].corpus
         shard = corpus.shards[seed % len(corpus.shards)]
-        return ordered(rows_of(corpus, shard), seed)[:count]
+        return list(ordered(rows_of(corpus, shard), seed)[:count])
 
     def taken(self, parts: Sequence[Ranks], seed: int) -> list["Listing"]:
         """Parts of a source of labeled images: of each class, the images of some ranks.
+
+        Images that lie in several places, such as files and a packed corpus, are mixed evenly.
 
         Args:
             parts: ranks for each part, in the order of `classes`.
@@ -118,20 +125,42 @@ class Listing:
         """
         everything = tuple((0, self.counts[name]) for name in self.classes)
         whole = self.rows == sum(self.counts.values())
-        groups: dict[str | None, list[Item]] = {name: [] for name in (*self.classes, None)}
-        for item in ordered(self.items, seed):
-            groups[item.label].append(item)
+        items = Items.of(self.items)
+        rows = order(items, seed)
+        labels = items.labeled(self.classes)[rows]
+        by_class = np.argsort(labels, kind="stable")
+        bounds = np.searchsorted(labels[by_class], np.arange(len(self.classes) + 1))
+        groups = np.split(rows[by_class], bounds)[1:-1]  # the first are those without a label
         return [
-            self if whole and ranks == everything else self._part(ranks, seed, groups)
+            self if whole and ranks == everything else self._part(ranks, seed, items, groups)
             for ranks in parts
         ]
 
-    def _part(self, ranks: Ranks, seed: int, groups: dict[str | None, list[Item]]) -> "Listing":
-        spans = zip(self.classes, ranks, strict=True)
-        items = [item for name, (start, end) in spans for item in groups[name][start:end]]
-        return replace(
-            self, items=items, packed=tuple(Packed(p.corpus, ranks, seed) for p in self.packed)
-        )
+    def _part(self, ranks: Ranks, seed: int, items: Items, groups: list[Array]) -> "Listing":
+        rows: list[Array] = []
+        taken: list[dict[str, tuple[int, int]]] = [{} for _ in self.packed]
+        for name, group, (start, end) in zip(self.classes, groups, ranks, strict=True):
+            counts = [len(group), *(part.counts.get(name, 0) for part in self.packed)]
+            own, *others = zip(_mixed(counts, start), _mixed(counts, end), strict=True)
+            rows.append(group[own[0] : own[1]])
+            for spans, span in zip(taken, others, strict=True):
+                spans[name] = span
+        packed = [
+            replace(p, ranks=tuple(spans[name] for name in p.corpus.classes), seed=seed)
+            for p, spans in zip(self.packed, taken, strict=True)
+        ]
+        some = items.take(np.concatenate(rows)) if rows else []
+        return replace(self, items=some, packed=tuple(packed))
+
+
+def _mixed(counts: Sequence[int], first: int) -> list[int]:
+    """How many of the first so many images are of each of some groups, mixed evenly: image k of a
+    group of n comes at (k + 0.5) / n."""
+    if sum(count > 0 for count in counts) <= 1:
+        return [min(count, first) for count in counts]
+    places = np.concatenate([(np.arange(count) + 0.5) / max(count, 1) for count in counts])
+    groups = np.repeat(np.arange(len(counts)), counts)[np.argsort(places, kind="stable")]
+    return [int(count) for count in np.bincount(groups[:first], minlength=len(counts))]
 
 
 def rows_of(corpus: Corpus, shard: Shard) -> list[Item]:
@@ -140,11 +169,15 @@ def rows_of(corpus: Corpus, shard: Shard) -> list[Item]:
     fs, inner = store.filesystem(file)
     items: list[Item] = []
     with pq.ParquetFile(inner, filesystem=fs) as parquet:
+        left = store.table_of(parquet.schema_arrow)
+        columns = ["key", "label", "uri", *(["group", "row"] if left else [])]
         for group in range(parquet.num_row_groups):
-            table = parquet.read_row_group(group, columns=["key", "label", "uri"])
+            table = parquet.read_row_group(group, columns=columns)
             for row, value in enumerate(table.to_pylist()):
                 label = None if value["label"] is None else corpus.classes[value["label"]]
                 place = Row(file, "image", group, row)
+                if left:
+                    place = Row(left["path"], left["column"], value["group"], value["row"])
                 size = shard.bytes // max(shard.rows, 1)
                 items.append(Item(value["key"], value["uri"], label, size, place))
     return items

@@ -1,9 +1,9 @@
 """Named sets: digits, fashion-mnist, cifar10, svhn; `:test` for their test images, and `svhn:extra`
 for the 531,131 easier images beside its training images."""
 
-import gzip
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +11,10 @@ import numpy as np
 import xxhash
 
 from ns_ray import store
+from ns_ray.data.sources.idx import read_idx
 from ns_ray.data.sources.items import Item, Pixels, allocate, ordered
 from ns_ray.data.sources.listing import Listing
-from ns_ray.errors import DataError
+from ns_ray.errors import DataError, MissingSourceError
 
 NAMED_SETS = ("digits", "fashion-mnist", "cifar10", "svhn")
 
@@ -37,7 +38,8 @@ def named(source: str, where: str) -> Listing:
     """Training (`digits`) or test (`digits:test`) images of a named set.
 
     Raises:
-        DataError: there is no such part, or its files are neither here nor to be downloaded.
+        MissingSourceError: its files are neither here nor to be downloaded.
+        DataError: there is no such part, or a file is damaged.
     """
     name, _, part = source.partition(":")
     parts = ("train", "test", "extra") if name == "svhn" else ("train", "test")
@@ -108,6 +110,26 @@ def _data_folders() -> list[Path]:
     return [base / name for base in bases for name in inner]
 
 
+@contextmanager
+def _downloading(name: str, files: str, where: str) -> Iterator[None]:
+    """What keeps torchvision from downloading a set into the cache, in words of ours.
+
+    Raises:
+        MissingSourceError: names the files that it needs.
+        OSError: there is no room for them.
+    """
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        if store.full_disk(error):
+            raise
+        raise MissingSourceError(
+            where,
+            f"{where}: cannot download {name} ({error}); put {files} into a folder and set "
+            "NS_RAY_DATA to it",
+        ) from None
+
+
 def _fashion_mnist(part: str, where: str) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
     """Pixels [n, 28, 28] and labels [n]."""
     names = [f"{part}-images-idx3-ubyte.gz", f"{part}-labels-idx1-ubyte.gz"]
@@ -115,34 +137,13 @@ def _fashion_mnist(part: str, where: str) -> tuple[np.ndarray[Any, Any], np.ndar
     if folder is None:
         from torchvision.datasets import FashionMNIST
 
-        try:
+        with _downloading("Fashion-MNIST", " and ".join(names), where):
             FashionMNIST(str(_cache()), download=True)
-        except (OSError, RuntimeError) as error:
-            raise DataError(
-                f"{where}: cannot download Fashion-MNIST ({error}); put {' and '.join(names)} "
-                f"into a folder and set NS_RAY_DATA to it"
-            ) from None
         folder = _cache() / "FashionMNIST" / "raw"
-    pixels, labels = (_idx(folder / name) for name in names)
+    pixels, labels = (read_idx(str(folder / name)) for name in names)
     if len(pixels) != len(labels):
         raise DataError(f"{folder}: {len(pixels):,} images but {len(labels):,} labels in {names}")
     return pixels, labels
-
-
-def _idx(path: Path) -> np.ndarray[Any, Any]:
-    """A gzipped IDX file of bytes: a magic number that ends in the number of dimensions, the
-    dimensions as big-endian int32, the values."""
-    try:
-        data = gzip.decompress(path.read_bytes())
-    except (OSError, EOFError) as error:
-        raise DataError(f"{path} is not a readable gzip file: {error}") from None
-    if data[:3] != b"\0\0\x08" or not data[3:4]:
-        raise DataError(f"{path} is not an IDX file of bytes: it begins with {data[:4].hex()}")
-    shape = np.frombuffer(data, dtype=">i4", count=data[3], offset=4)
-    values = np.frombuffer(data, dtype=np.uint8, offset=4 + 4 * data[3])
-    if values.size != int(np.prod(shape)):
-        raise DataError(f"{path} holds {values.size:,} values, its header says {shape.tolist()}")
-    return values.reshape(shape)
 
 
 def _cifar10(
@@ -152,13 +153,8 @@ def _cifar10(
     from torchvision.datasets import CIFAR10
 
     root = next((f for f in _data_folders() if (f / "cifar-10-batches-py").is_dir()), _cache())
-    try:
+    with _downloading("CIFAR-10", "cifar-10-python.tar.gz", where):
         data = CIFAR10(str(root), train=not test, download=True)
-    except (OSError, RuntimeError) as error:
-        raise DataError(
-            f"{where}: cannot download CIFAR-10 ({error}); put cifar-10-python.tar.gz into a "
-            f"folder and set NS_RAY_DATA to it"
-        ) from None
     return np.asarray(data.data), np.asarray(data.targets), tuple(data.classes)
 
 
@@ -172,13 +168,8 @@ def _svhn(part: str, where: str) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, 
     if folder is None:
         from torchvision.datasets import SVHN
 
-        try:
+        with _downloading("SVHN", name, where):
             SVHN(str(_cache()), split=part, download=True)
-        except (OSError, RuntimeError) as error:
-            raise DataError(
-                f"{where}: cannot download SVHN ({error}); put {name} into a folder and set "
-                f"NS_RAY_DATA to it"
-            ) from None
         folder = _cache()
     try:
         values = loadmat(folder / name, variable_names=["X", "y"])
