@@ -54,6 +54,15 @@ def bomb(width: int = 20_000, height: int = 20_000) -> bytes:
     return start + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
 
 
+def heic(image: Image.Image) -> bytes:
+    """As phones write photographs."""
+    import pillow_heif
+
+    buffer = io.BytesIO()
+    pillow_heif.from_pillow(image).save(buffer)
+    return buffer.getvalue()
+
+
 def odd_but_good() -> dict[str, bytes]:
     """Files that must be packed, by name."""
     rgb = picture(2)
@@ -74,6 +83,10 @@ def odd_but_good() -> dict[str, bytes]:
         "animated.webp": encoded(frames[0], "WEBP", save_all=True, append_images=frames[1:]),
         "rotated.jpg": rotated(6),
         "bitmap.bmp": encoded(rgb, "BMP"),
+        "photo.avif": encoded(rgb, "AVIF"),
+        "photo.ppm": encoded(rgb, "PPM"),
+        "gray.pgm": encoded(rgb.convert("L"), "PPM"),
+        "phone.heic": heic(rgb),
         "one_pixel.png": encode_png(np.zeros((1, 1, 3), np.uint8)),
         "UPPER.JPG": jpeg(7),
         "wrong_ending.png": jpeg(8),

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
 from tiny import Whole, whole_run
 
 # Tests start their own cluster: one that the shell happens to point at is never joined.
@@ -30,6 +31,12 @@ os.environ.update(
     RAY_worker_niceness="0",
     RAY_USAGE_STATS_ENABLED="0",
 )
+
+RAY = str(Path(sys.executable).with_name("ray"))
+"""Ray's command of this environment, which need not be on the PATH."""
+
+settings.register_profile("untimed", deadline=None)  # no test asserts a time
+settings.load_profile("untimed")
 
 
 @pytest.fixture(scope="session")

@@ -210,6 +210,33 @@ def _http(rng: random.Random) -> Attack:
     return Attack("http", request(jpeg(1), path=path, method=method))
 
 
+def many_values(size: int) -> dict[str, bytes]:
+    """JSON bodies of this many bytes that hold no image, by what they are full of: parsed, each of
+    20 MB takes seconds and gigabytes."""
+    filled = {
+        "lists": (b'{"inputs": [', b"[],", b"[]]}"),
+        "objects": (b'{"inputs": [', b"{},", b"{}]}"),
+        "numbers": (b'{"inputs": [[', b"1,", b"1]]}"),
+        "texts": (b'{"inputs": [', b'"",', b'""]}'),
+        "keys": (b'{"inputs": "AA"', b',"a":0', b"}"),
+        "depth": (b'{"x": ', b"[", b""),
+        "deep objects": (b"", b'{"a":', b""),
+        "escapes": (b'{"inputs": "', b"\\n", b'"}'),
+    }
+    return {
+        name: first + more * ((size - len(first) - len(last)) // len(more)) + last
+        for name, (first, more, last) in filled.items()
+    }
+
+
+def many_parts(size: int) -> tuple[bytes, str]:
+    """A form of this many bytes full of tiny parts, and its content type."""
+    body, kind = form([], top_k="1")
+    at = body.rindex(b"\r\n", 0, -2) + 2
+    part, end = body[:at], body[at:]
+    return part * ((size - len(end)) // len(part)) + end, kind
+
+
 KINDS: tuple[Callable[[random.Random], Attack], ...] = (
     *(_mutated,) * 6,
     *(_random, _bomb, _type, _length, _chunked, _json, _form, _http),

@@ -216,7 +216,7 @@ def write_run(folder: Path, name: str = "made", *, plain: bool = False, **change
         "name": name,
         "status": "done",
         "best_generation": 2,
-        "model": layout.model,
+        "model": "model",
         "generations": rows,
         "control": write_model(layout, CONTROL, plain),
         "data": {"classes": CLASSES, **counts, "rejected": {"unlabeled": {"truncated": 4}}},
@@ -226,4 +226,5 @@ def write_run(folder: Path, name: str = "made", *, plain: bool = False, **change
     text = dump(settings) + yaml.safe_dump({"config_hash": config_hash(settings)})
     store.write_bytes(layout.config, text.encode())
     store.write_json(layout.result, result)
+    store.write_json(layout.sources, {"notes": {"unlabeled": ["3 files <here> are no images"]}})
     return Path(layout.root)

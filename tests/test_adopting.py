@@ -159,7 +159,7 @@ def test_a_leak_is_found_and_left_out_in_tasks(
 def test_a_corpus_that_lost_a_shard_says_so(tmp_path: Path) -> None:
     packed = pack(str(fill(tmp_path / "set", {"a": 9, "b": 6})), out=str(tmp_path / "packed"))
     spoil(packed)
-    with pytest.raises(DataError, match=r"shard-00000.*is no Parquet file"):
+    with pytest.raises(DataError, match=r"shard-00000.* is damaged: it is no Parquet file"):
         run(tmp_path, labeled=packed.path, labels=4)
     pq.write_table(
         pa.Table.from_pylist([], schema.CORPUS), f"{packed.path}/{packed.shards[0].file}"

@@ -24,8 +24,14 @@ HEAVY = {"torch", "torchvision", "timm", "ray"}
 MAY_BE_HEAVY = (
     *("model", "robustness", "stages"),
     *("planning.budget", "planning.check", "planning.costs", "planning.models", "planning.plan"),
-    *("training.calibration", "training.forward", "training.head", "training.learner"),
-    *("training.loader", "training.loop", "training.losses", "training.mixing"),
+    *(
+        "training.calibration",
+        "training.checkpoints",
+        "training.forward",
+        "training.head",
+        "training.learner",
+    ),
+    *("training.loader", "training.loop", "training.losses", "training.mixing", "training.network"),
     *("training.workers", "serving.app", "serving.deployment", "serving.paths", "serving.replica"),
 )
 """All others import neither torch nor Ray until there is work for them: a report is made again on

@@ -105,7 +105,7 @@ def test_those_who_draw_in_different_threads_do_not_disturb_each_other() -> None
     assert found == alone
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     width=st.sampled_from([1, 2, 3, 8, 31, 32, 33, 300]),
     height=st.sampled_from([1, 2, 3, 8, 31, 32, 33, 300]),

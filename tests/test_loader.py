@@ -375,7 +375,7 @@ def loaders(
         in_turn=False,
         threads=1,
         device="cpu",
-        accumulate=train.accumulate,
+        lanes=world * train.accumulate,
         trained_groups=0,
         provenance={},
     )

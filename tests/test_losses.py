@@ -6,7 +6,7 @@ from typing import Literal
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.utils.class_weight import compute_class_weight
 from timm.optim import RMSpropTF
@@ -270,7 +270,6 @@ def test_a_very_low_temperature_gives_the_arg_max() -> None:
     torch.testing.assert_close(sharpen(probs, 0.01), expected, atol=1e-6, rtol=0.0)
 
 
-@settings(deadline=None)
 @given(
     st.lists(st.floats(0.001, 1.0), min_size=2, max_size=20),
     st.sampled_from([0.05, 0.3, 0.9, 1.5, 4.0]),

@@ -2,6 +2,9 @@
 costs nothing. Two more are handled instead, see test_run.py: a class with one image, and a class
 that is missing in test."""
 
+import errno
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,14 +13,16 @@ from typing import Any
 import pytest
 import ray
 import typer
-from tiny import flat_folder, folder_per_class, start, write_config
+import yaml
+from tiny import flat_folder, folder_per_class, start, user_environment, write_config
 from typer.testing import CliRunner
 
 from ns_ray import errors
 from ns_ray.commands import app, run_app
 from ns_ray.compute import environment, runtime
 from ns_ray.compute.resources import Machine
-from ns_ray.errors import StageError
+from ns_ray.config.loading import config_hash, dump, load_either
+from ns_ray.errors import StageError, StorageError
 from ns_ray.store.corpora import open_corpus
 
 CONFIG, DATA, FAULT = 2, 3, 70
@@ -222,6 +227,26 @@ def test_the_config_of_these_tests_has_no_mistake(
     assert mistake(config, []) == (StageError.exit_code, "error: training would begin")
 
 
+def test_a_storage_that_refuses_writes_is_no_mistake_of_a_run_begun_there(
+    config: Path, tmp_path: Path, no_ray: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was right before, and may be again: Kubernetes starts such a job again."""
+
+    def read_only(path: str, _: Any) -> None:
+        raise StorageError(f"cannot write {path}: Read-only file system", errno.EROFS)
+
+    monkeypatch.setattr("ns_ray.store.owner.write_json", read_only)
+    assert mistake(config, [])[0] == CONFIG
+    root = tmp_path / "runs" / "tiny"
+    root.mkdir(parents=True, exist_ok=True)
+    settings = load_either(str(config), None, None)
+    told = dump(settings) + yaml.safe_dump({"config_hash": config_hash(settings)})
+    (root / "config.yaml").write_text(told)
+    code, line = mistake(config, [])
+    assert code == StageError.exit_code
+    assert "Read-only file system" in line
+
+
 # ---------------------------------------------------------------------------- mistakes of our own
 
 
@@ -319,3 +344,19 @@ def test_every_seed_reaches_the_ablation(
     done = CliRunner().invoke(app, ["ablate", *grids, *options])
     assert done.exit_code == 0, done.output
     assert seen == seeds
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_temporary_folder_too_deep_for_sockets_names_what_to_set(tmp_path: Path) -> None:
+    deep = tmp_path / ("temporary" * 12)
+    deep.mkdir()
+    code = "from ns_ray.compute import cluster; from ns_ray.config import ResourcesConfig\n"
+    code += "with cluster(ResourcesConfig()): print('started')"
+    told = "set RAY_TMPDIR to a folder with a short"
+    for more, found in (({}, told), ({"RAY_TMPDIR": "/tmp"}, "started")):
+        environ = {**user_environment(), "TMPDIR": str(deep), **more}
+        done = subprocess.run(
+            [sys.executable, "-c", code], env=environ, capture_output=True, text=True, check=False
+        )
+        assert found in done.stdout + done.stderr

@@ -165,7 +165,14 @@ def test_images_of_rare_classes_weigh_more() -> None:
 def selection(tmp_path: Path) -> str:
     """One that has most copies of the last class."""
     table = [{"copies": count} for count in COPIES]
-    facts = {"labels": "", "corpus": "", "counts": {}, "kept": 100, "copies": 100, "table": table}
+    facts = {
+        "labels": "l",
+        "corpus": "c",
+        "counts": {"s": 100},
+        "kept": 100,
+        "copies": 100,
+        "table": table,
+    }
     out = str(tmp_path)
     store.publish(
         out, stage="select", fingerprint="", files=[], facts=facts, inputs={}, seconds=0.0

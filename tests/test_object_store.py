@@ -24,9 +24,12 @@ from ns_ray.store.layout import RunLayout
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 PROGRAM = """
+import sys
 from ns_ray import commands
-from ns_ray.store import mirror
+from ns_ray.store import mirror, owner
 mirror.COPY_SECONDS = 0.5
+if node := sys.argv.pop(1):
+    owner._machine, owner.HEARTBEAT_SECONDS, owner.STALE_SECONDS = lambda: node, 1.0, 20.0
 commands.run_app()
 """
 
@@ -57,16 +60,17 @@ def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     monkeypatch.setenv("AWS_REGION", "us-east-1")
     made = Store()
-    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{made.port}")
+    monkeypatch.delenv("AWS_ENDPOINT_URL", raising=False)
     bucket = f"http://127.0.0.1:{made.port}/bucket"
     urllib.request.urlopen(urllib.request.Request(bucket, method="PUT")).close()
     yield made
     made.down()
 
 
-def start(config: Path) -> subprocess.Popen[str]:
+def start(config: Path, node: str = "") -> subprocess.Popen[str]:
+    """A run, on this machine or as if on another node."""
     return subprocess.Popen(
-        [sys.executable, "-c", PROGRAM, "--config", str(config)],
+        [sys.executable, "-c", PROGRAM, node, "--config", str(config)],
         env=user_environment(),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -88,7 +92,7 @@ def test_a_run_in_an_object_store_survives_a_kill_and_an_outage(
         {
             "data.labeled": str(folder_per_class(tmp_path / "labeled", 20)),
             "data.unlabeled": [str(flat_folder(tmp_path / "pile", 30, start=500))],
-            "storage": "s3://bucket/a folder",
+            "storage": f"s3://bucket/a folder?endpoint_override=http://127.0.0.1:{bucket.port}",
             "train.epochs": 100,
             "train.checkpoint_seconds": 1,
         },
@@ -117,7 +121,9 @@ def test_a_run_in_an_object_store_survives_a_kill_and_an_outage(
         text, _ = run.communicate()
     assert run.returncode == StageError.exit_code, text
     *_, last = [line for line in text.splitlines() if line.startswith("error: ")]
-    assert "s3://bucket/a folder/tiny/" in last
+    assert (
+        f"s3://bucket?endpoint_override=http:%2F%2F127.0.0.1:{bucket.port}/a folder/tiny/" in last
+    )
     assert last.endswith("run the same command again, which goes on")
     assert "Traceback" not in text
 
@@ -135,3 +141,45 @@ def test_a_run_in_an_object_store_survives_a_kill_and_an_outage(
     names = store.list_files(layout.root, recursive=True)
     assert "ray.log" in names
     assert len([name for name in names if name.startswith("tensorboard/")]) >= 2
+
+
+def test_of_two_drivers_of_a_run_on_two_nodes_one_works(
+    bucket: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", f"http://127.0.0.1:{bucket.port}")
+    path = write_config(
+        tmp_path / "run.yaml",
+        {
+            "data.labeled": str(folder_per_class(tmp_path / "labeled", 20)),
+            "data.unlabeled": [str(flat_folder(tmp_path / "pile", 30, start=500))],
+            "storage": "s3://bucket/runs",
+            "train.epochs": 10_000,
+        },
+    )
+    layout = RunLayout.of(load_config(str(path), []))
+
+    def owner() -> int | None:
+        try:
+            return int(store.read_json(f"{layout.root}/owner.json")["pid"])
+        except FileNotFoundError:
+            return None
+
+    with start(path, "a") as a, start(path, "b") as b:
+        both = {a, b}
+        while all(run.poll() is None for run in both):
+            time.sleep(0.2)
+        refused = a if a.poll() is not None else b
+        (working,) = both - {refused}
+        text = refused.communicate()[0]
+        assert refused.returncode == StageError.exit_code, text
+        assert f"process {working.pid} on" in text
+        assert "is at work here" in text
+        wait(working, lambda: store.exists(layout.metrics))
+        assert owner() == working.pid
+        working.send_signal(signal.SIGKILL)
+
+    with start(path, "c") as after:
+        wait(after, lambda: owner() == after.pid)
+        after.send_signal(signal.SIGKILL)
+        text = after.communicate()[0]
+    assert f"taking over from process {working.pid}" in text

@@ -1,6 +1,7 @@
 """Sources become corpora: whole, verified, and at once when they are there."""
 
 import hashlib
+import os
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,12 @@ from packed import fill, keys, rejected, rows
 
 from ns_ray import store
 from ns_ray.compute import tasks
-from ns_ray.data import chunks, packing
+from ns_ray.data import chunks, images, packing
 from ns_ray.data.sources.items import Item, Row
 from ns_ray.data.sources.listing import Listing
 from ns_ray.data.stage import pack
 from ns_ray.errors import DataError, StageError, StorageError
-from ns_ray.store import schema
+from ns_ray.store import owner, schema
 from ns_ray.store.corpora import open_corpus
 
 
@@ -129,7 +130,7 @@ def test_an_unfinished_packing_continues(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(packing, "pack_chunk", counted)
     corpus = pack(str(tmp_path / "pile"), out=out, rows_per_shard=10, max_rejected=0.5)
     assert not set(done) & set(again)
-    assert len(done) + len(again) == len(corpus.shards) == 7
+    assert len(done) + len(again) == len(corpus.shards) == 8
     assert keys(corpus) == good
     assert rejected(corpus) == bad
     for name in (shard.file for shard in corpus.shards[:3]):
@@ -183,6 +184,28 @@ def test_too_many_rejected_says_what_and_which_setting(tmp_path: Path) -> None:
     assert pack(str(source), out=str(tmp_path / "out"), max_rejected=0.25).rows == 6
 
 
+def test_packing_stops_once_too_much_is_rejected(tmp_path: Path) -> None:
+    source = fill(tmp_path / "set", {"a": 30})
+    for i in range(30):
+        (source / "a" / f"bad-{i}.jpg").write_bytes(b"text")
+    out = str(tmp_path / "out")
+    with pytest.raises(DataError, match=r"of 60, so the rest is not read") as caught:
+        pack(str(source), out=out, rows_per_shard=6, max_rejected=0.1)
+    assert "data.max_rejected=0.1 allows 6" in str(caught.value)
+    packed = [name for name in store.list_files(out) if name.startswith("part-")]
+    assert 2 <= len(packed) <= 5
+    told = pq.read_table(tmp_path / "out" / "rejected.parquet").num_rows
+    assert 7 <= told <= 12
+    assert f" {told} of {6 * len(packed)} images" in str(caught.value)
+
+    before = {name: os.stat(f"{out}/{name}").st_mtime_ns for name in packed}
+    with pytest.raises(DataError, match=f" {told} of {6 * len(packed)} images"):
+        pack(str(source), out=out, rows_per_shard=6, max_rejected=0.1)
+    assert before == {name: os.stat(f"{out}/{name}").st_mtime_ns for name in packed}
+    corpus = pack(str(source), out=out, rows_per_shard=6, max_rejected=0.5)
+    assert (corpus.rows, corpus.rejected) == (30, {"not_an_image": 30})
+
+
 def test_files_that_were_missing_are_looked_for_again(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text("path\n" + "".join(f"{i}.jpg\n" for i in range(4)))
     (tmp_path / "2.jpg").mkdir()
@@ -223,7 +246,54 @@ def test_parquet_rows_are_packed_whole_and_shuffled(tmp_path: Path) -> None:
     assert (copy.classes, copy.class_counts) == (corpus.classes, corpus.class_counts)
 
 
-def test_uris_are_packed_from_and_to(tmp_path: Path) -> None:
+def test_rows_laid_out_for_one_packing_are_not_those_of_another(tmp_path: Path) -> None:
+    data = [jpeg(i) for i in range(4)]
+    pq.write_table(pa.table({"image": data}), tmp_path / "t.parquet")
+    job = chunks.Job(str(tmp_path / "out"), "f" * 12, (), images.MAX_PIXELS, frozenset())
+    every = [Row(str(tmp_path / "t.parquet"), "image", 0, row) for row in range(4)]
+    whole = chunks.lay_out(job, [*every])
+    rest = chunks.lay_out(job, [*every[2:]])
+    for ranges, wanted in ((whole, data), (rest, data[2:])):
+        assert [Item("k", "u", place=place).read() for place in ranges] == wanted
+
+
+def test_a_refused_packing_leaves_the_published_corpus_as_it_was(tmp_path: Path) -> None:
+    source = fill(tmp_path / "set", {"a": 4})
+    (source / "a" / "x.jpg").write_bytes(b"")
+    out = str(tmp_path / "out")
+    published = pack(str(source), out=out, max_rejected=0.5)
+    before = {name: store.read_bytes(f"{out}/{name}") for name in store.list_files(out)}
+    (source / "a" / "y.jpg").write_bytes(b"")
+    with pytest.raises(DataError, match=r"2 of 6 images.*see .*/rejected\.\w{6}\.parquet"):
+        pack(str(source), out=out)
+    assert {name: store.read_bytes(f"{out}/{name}") for name in before} == before
+    pack(str(source), out=out, max_rejected=0.5)
+    assert not [
+        name
+        for name in store.list_files(out)
+        if name.startswith("rejected.") and name != "rejected.parquet"
+    ]
+    assert published.rows == 4
+
+
+def test_a_corpus_is_whole_until_another_is_published_in_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = str(tmp_path / "out")
+    before = pack(str(fill(tmp_path / "set", {"a": 3})), out=out)
+
+    def killed(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(store, "publish", killed)
+    with pytest.raises(KeyboardInterrupt):
+        pack(str(fill(tmp_path / "set", {"a": 5})), out=out)
+    assert open_corpus(out) == before
+    assert len(keys(before)) == 3
+
+
+def test_uris_are_packed_from_and_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(owner, "SETTLE_SECONDS", 0.0)
     fill(tmp_path / "set", {"T-shirt top": 3, "b": 3})
     corpus = pack(f"file://{tmp_path}/set", out=f"file://{tmp_path}/out")
     assert corpus.rows == 6

@@ -77,7 +77,25 @@ def test_a_good_config_can_start(ask: Ask, tmp_path: Path) -> None:
     assert "30 images in 3 classes; 20 tried, all can be read" in result.output
     assert "50 images; 20 tried" in result.output
     assert "test_resnet, 0.4 M parameters" in result.output
+    assert "all can be read: PNG, " in result.output
+    assert "of pseudo-labels, besides models" in result.output
+    assert "uneven" not in result.output
     assert not list((tmp_path / "runs").iterdir())  # the file that was tried is gone
+
+
+def test_uneven_classes_and_a_disk_without_room_are_noted(
+    ask: Ask, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uneven = shutil.copytree(images / "labeled", tmp_path / "uneven")
+    for path in sorted((uneven / "red").iterdir())[1:]:
+        path.unlink()
+    full = shutil.disk_usage("/")._replace(free=1000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: full)
+    result = ask("check", data__labeled=str(uneven), data__validation=str(images / "labeled"))
+    shown = " ".join(result.output.split())
+    assert result.exit_code == 0, shown
+    assert "'red' 1; top-1 hides how the small ones fare" in shown
+    assert re.search(r"room note .* MB of images and .*; 0\.0 MB are free", shown)
 
 
 def test_a_batch_that_is_chosen_can_be_shared(ask: Ask) -> None:
@@ -116,7 +134,7 @@ def test_everything_that_is_wrong_is_said_at_once(ask: Ask, images: Path, tmp_pa
         "'resnet19' is not known to timm",
         "resources.num_workers=999",
         "storage=",
-        "5 of 8 failed",
+        "5 of 9 failed",
     ):
         assert part in " ".join(result.output.split()), result.output
     assert "Traceback" not in result.output
@@ -216,7 +234,7 @@ def test_a_plan_notes_a_student_that_is_smaller_than_its_teacher() -> None:
 
 def test_a_machine_that_is_too_small_is_a_note_not_an_end() -> None:
     found = planned({"resources": {"num_workers": 2, "gpus_per_worker": 1}}, Machine(2, 0, True))
-    assert "not on this machine: resources.gpus_per_worker=1 for 2 workers" in found.notes[0]
+    assert "not on this machine: 2 training workers with 1 GPUs each" in found.notes[0]
 
 
 @pytest.mark.parametrize(

@@ -63,7 +63,7 @@ def make_rows(seed: int, n: int, distinct: int) -> tuple[Array, Array, Array]:
     return labels, rng.choice(values, n), hashes
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     seed=st.integers(0, 2**32),
     n=st.integers(1, 300),
@@ -82,7 +82,7 @@ def test_keeps_the_highest_of_each_class(
     assert copies.max() <= max_copies
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(seed=st.integers(0, 2**32), parts=st.sampled_from([2, 3, 7]))
 def test_the_outcome_does_not_depend_on_how_rows_are_spread(seed: int, parts: int) -> None:
     labels, confidence, hashes = make_rows(seed, 400, 5)

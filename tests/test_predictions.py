@@ -76,6 +76,15 @@ def test_json_is_in_the_words_of_the_server(folder: Path, pile: Path) -> None:
     assert set(good["predictions"][0]) == {"label", "score"}
 
 
+def test_an_image_named_twice_is_two(folder: Path, pile: Path) -> None:
+    image = str(pile / "0.jpg")
+    code, text = predict(folder, image, image, "--format", "json", "--top-k", "2")
+    assert code == 0
+    first, second = json.loads(text)
+    assert first == second
+    assert len(first["predictions"]) == 2
+
+
 def test_the_table_shows_every_image(folder: Path, pile: Path) -> None:
     code, text = predict(folder, str(pile / "0.jpg"), str(pile / "1.jpg"))
     assert code == 0

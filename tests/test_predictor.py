@@ -4,6 +4,7 @@ import io
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from ns_ray.config.labeling import PredictConfig
 from ns_ray.config.noise import NoiseConfig
 from ns_ray.config.training import ModelConfig
 from ns_ray.data.images import eval_pixels
-from ns_ray.errors import ConfigError, ImageError
+from ns_ray.errors import ConfigError, DataError, ImageError
 from ns_ray.model.bundle import load, save
 from ns_ray.model.engines import Choice, TorchForward
 from ns_ray.model.networks import build_noised
@@ -276,6 +277,35 @@ def test_what_it_says_about_itself(predictor: Predictor, folder: str) -> None:
     assert predictor.pixels(jpeg(0)).shape == (64, 64, 3)
     with pytest.raises(ImageError):
         predictor.pixels(b"nope")
+
+
+class Hungry(torch.nn.Module):
+    """Asks for a petabyte."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Images [n, 3, height, width] -> nothing."""
+        return torch.empty(2**50, dtype=torch.uint8)
+
+
+def test_a_device_without_room_names_the_setting(folder: str, predictor: Predictor) -> None:
+    hungry = Predictor(folder, device="cpu", threads=1, batch_size=48)
+    hungry._model = Hungry()
+    with pytest.raises(ConfigError, match=r"48 images of 64 px: .*memory.*lower batch_size"):
+        hungry.predict([jpeg()])
+    hungry.choice = replace(predictor._chosen(predictor.pixels(jpeg())[None]), forward=_hungry)
+    with pytest.raises(ConfigError, match="lower batch_size"):  # not at the first batch
+        hungry.predict([jpeg()])
+
+
+def _hungry(pixels: Any) -> Any:
+    return Hungry()(pixels)
+
+
+def test_layers_that_do_not_fit_are_named_with_their_folder(folder: str) -> None:
+    odd = Predictor(folder, device="cpu", threads=1)
+    odd._model = torch.nn.Linear(7, 4)
+    with pytest.raises(DataError, match=f"the model in {folder} cannot take images of 64 px"):
+        odd.predict([jpeg()])
 
 
 def test_no_bundle_is_a_config_error(tmp_path: Path) -> None:

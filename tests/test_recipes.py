@@ -129,7 +129,7 @@ def learner_of(
         in_turn=False,
         threads=1,
         device=device,
-        accumulate=1,
+        lanes=1,
         trained_groups=0,
         provenance={},
     )

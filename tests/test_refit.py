@@ -20,7 +20,7 @@ from ns_ray.report.words import percent
 from ns_ray.store import open_corpus
 from ns_ray.training import fit
 
-HERE = Workers(count=1, cpus=1, gpus=0, loaders=0)
+HERE = Workers(count=1, cpus=1, gpus=0, loaders=0, in_process=True)
 
 
 def fitted(fakes: Fakes, title: str) -> dict[str, Any]:

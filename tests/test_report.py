@@ -89,6 +89,23 @@ def test_the_accuracy_on_perturbed_frames_is_shown_where_it_is_known(made: Path)
     assert label not in dict(scored_on_damaged(made)["summary"])  # as an earlier program leaves it
 
 
+def test_balanced_accuracy_is_shown_where_classes_are_uneven(made: Path, tmp_path: Path) -> None:
+    assert "Balanced" not in text_of(made)
+    root = shutil.copytree(made, tmp_path / "uneven")
+    files = list(root.glob("*/evaluation.json"))
+    for file in files:
+        scores = json.loads(file.read_text())
+        for row, rows, recall in zip(
+            scores["test"]["classes"], (80, 10, 10), (1.0, 0.5, 0.25), strict=True
+        ):
+            row |= {"rows": rows, "recall": recall}
+        file.write_text(json.dumps(scores))
+    report.write(str(root))
+    page = text_of(root)
+    assert page.count("<td>58.3%</td>") == len(files)
+    assert "Balanced: the mean over classes, which have unlike numbers" in page
+
+
 def test_what_a_model_was_before_its_fixres_has_a_column(made: Path) -> None:
     best = open_run(str(made)).best
     before = {**best.robustness, "mean_corruption_error": 0.125}
@@ -351,6 +368,10 @@ def test_corrupted_images_are_left_out_where_they_were_not_kept(tmp_path: Path) 
     assert damaged(open_run(str(root))) == (None, {})
 
 
+def test_what_was_in_the_sources_and_not_taken_is_told(made: Path) -> None:
+    assert "Left out: not read unlabeled: 3 files <here> are no images" in plain(text_of(made))
+
+
 def test_what_was_not_measured_is_left_out(tmp_path: Path) -> None:
     root = write_run(tmp_path, plain=True)
     result = store.read_json(str(root / "result.json"))
@@ -480,7 +501,7 @@ def test_a_run_ends_with_its_report_and_outlives_a_failing_one(
     assert execute(settings) == 0  # nothing has changed
     assert (root / "report.html").stat().st_mtime_ns == written
     (root / "report.html").unlink()
-    (root / "gen-01" / "evaluation.json").write_text("{")
+    (root / "gen-01" / "pseudo_labels" / "_DONE.json").unlink()
     capsys.readouterr()
     assert execute(settings) == 0
     last = capsys.readouterr().out.splitlines()[-1]

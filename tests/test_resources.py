@@ -8,16 +8,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
-from ns_ray.compute.resources import Machine, Pool, Workers, logical_cpus, pool, workers
+from ns_ray.compute.resources import Machine, Node, Pool, Workers, logical_cpus, pool, workers
 from ns_ray.config.run import ResourcesConfig
 from ns_ray.errors import ConfigError
 
 LAPTOP = Machine(cpus=2, gpus=0, local=True)
 BOX = Machine(cpus=16, gpus=1, local=True)
 CLUSTER = Machine(cpus=64, gpus=8, local=False)
+
+
+def nodes(count: int, each: tuple[int, int]) -> Machine:
+    """So many of the same kind, with (CPUs, GPUs) each."""
+    return Machine.of([Node(*each)] * count)
 
 
 def resources(**settings: Any) -> ResourcesConfig:
@@ -33,8 +38,14 @@ def resources(**settings: Any) -> ResourcesConfig:
         ({"gpus_per_worker": 0}, BOX, Workers(1, 16.0, 0.0, 8, True, True)),
         ({"loaders": 0, "cpus_per_worker": 3}, BOX, Workers(1, 3.0, 1.0, 0, True)),
         ({"num_workers": 8}, CLUSTER, Workers(8, 1.0, 1.0, 7)),
-        ({"num_workers": 8, "loaders": 2}, CLUSTER, Workers(8, 5.0, 1.0, 2)),
-        ({"num_workers": 9}, CLUSTER, Workers(9, 1.0, 0.0, 6)),
+        ({"num_workers": 8, "loaders": 2}, CLUSTER, Workers(8, 6.0, 1.0, 2)),
+        ({"num_workers": 9, "gpus_per_worker": 0}, CLUSTER, Workers(9, 6.0, 0.0, 1)),
+        # By node: all of one, two that share one, and none that needs more than one has.
+        ({}, nodes(8, (16, 1)), Workers(1, 8.0, 1.0, 8)),
+        ({"num_workers": 2}, nodes(2, (8, 0)), Workers(2, 6.0, 0.0, 2)),
+        ({"num_workers": 4}, nodes(2, (8, 0)), Workers(4, 3.0, 0.0, 1)),
+        ({"num_workers": 3}, nodes(4, (2, 0)), Workers(3, 1.0, 0.0, 1)),
+        ({"num_workers": 2}, Machine.of([Node(0), Node(32), Node(4, 2)]), Workers(2, 1.0, 1.0, 1)),
     ],
 )
 def test_workers(settings: dict[str, Any], machine: Machine, expected: Workers) -> None:
@@ -51,6 +62,11 @@ def test_workers(settings: dict[str, Any], machine: Machine, expected: Workers) 
         ({"gpus_per_actor": 0}, BOX, Pool(2, 8.0, 0.0)),
         ({}, CLUSTER, Pool(8, 7.0, 1.0)),
         ({}, Machine(1, 0, False), Pool(1, 1.0, 0.0)),
+        ({}, nodes(4, (2, 0)), Pool(3, 2.0, 0.0)),
+        ({}, nodes(8, (16, 0)), Pool(15, 8.0, 0.0)),
+        ({"cpus_per_actor": 3}, nodes(4, (4, 0)), Pool(4, 3.0, 0.0)),
+        ({}, nodes(8, (16, 1)), Pool(8, 15.0, 1.0)),
+        ({}, Machine.of([Node(0), Node(32), Node(4, 2)]), Pool(2, 2.0, 1.0)),
     ],
 )
 def test_pool(settings: dict[str, Any], machine: Machine, expected: Pool) -> None:
@@ -63,6 +79,11 @@ def test_pool(settings: dict[str, Any], machine: Machine, expected: Pool) -> Non
         ({"num_workers": 3}, LAPTOP, "set resources.num_workers to at most 2"),
         ({"gpus_per_worker": 1}, LAPTOP, "lower resources.gpus_per_worker"),
         ({"num_workers": 2, "gpus_per_worker": 1}, BOX, "there are 1 GPUs"),
+        # GPUs that are not there are never replaced by CPUs.
+        ({"num_workers": 9}, CLUSTER, "resources.gpus_per_worker (0 trains on CPUs)"),
+        ({"num_workers": 4}, nodes(1, (16, 1)), "there are 1 GPUs"),
+        ({"gpus_per_worker": 2}, nodes(4, (16, 1)), "resources.num_workers"),
+        ({"cpus_per_worker": 6}, nodes(4, (4, 0)), "at most 4 CPUs and 0 GPUs on one node"),
         ({}, Machine(1, 0, False), "ray start --num-cpus"),
         ({"cpus_per_worker": 64}, CLUSTER, "lower resources.cpus_per_worker"),
     ],
@@ -81,6 +102,8 @@ def test_workers_that_do_not_fit(settings: dict[str, Any], machine: Machine, say
         ({"label_actors": 9}, CLUSTER, "9 label actors with 1 GPUs each"),
         ({"label_actors": 70, "gpus_per_actor": 0}, CLUSTER, "lower resources.label_actors"),
         ({"cpus_per_actor": 8}, CLUSTER, "resources.cpus_per_actor"),
+        ({"cpus_per_actor": 7}, nodes(4, (2, 0)), "at most 2 CPUs and 0 GPUs on one node"),
+        ({"gpus_per_actor": 2}, nodes(4, (8, 1)), "lower resources.label_actors"),
     ],
 )
 def test_actors_that_do_not_fit(settings: dict[str, Any], machine: Machine, says: str) -> None:
@@ -89,19 +112,23 @@ def test_actors_that_do_not_fit(settings: dict[str, Any], machine: Machine, says
     assert says in str(caught.value)
 
 
-@settings(deadline=None)
 @given(
-    cpus=st.integers(1, 300),
-    gpus=st.integers(0, 16),
-    count=st.integers(1, 64),
-    actors=st.none() | st.integers(1, 64),
+    each=st.lists(st.tuples(st.integers(0, 64), st.integers(0, 8)), min_size=1, max_size=6),
+    count=st.integers(1, 24),
+    actors=st.none() | st.integers(1, 24),
     loaders=st.none() | st.integers(0, 16),
     local=st.booleans(),
 )
 def test_whatever_is_handed_out_is_there(
-    cpus: int, gpus: int, count: int, actors: int | None, loaders: int | None, local: bool
+    each: list[tuple[int, int]],
+    count: int,
+    actors: int | None,
+    loaders: int | None,
+    local: bool,
 ) -> None:
-    machine = Machine(cpus, gpus, local)
+    machine = Machine.of(Node(*one) for one in each)
+    if local:
+        machine = Machine(max(1, each[0][0]), each[0][1], local=True)
     config = resources(num_workers=count, label_actors=actors, loaders=loaders)
     try:
         team, crew = workers(config, machine), pool(config, machine)
@@ -109,15 +136,37 @@ def test_whatever_is_handed_out_is_there(
         return
     assert team.cpus >= 1
     assert crew.cpus >= 1
-    assert team.gpus * team.count <= gpus
-    assert crew.gpus * crew.actors <= gpus
     if local:
+        assert team.gpus * team.count <= machine.gpus
+        assert crew.gpus * crew.actors <= machine.gpus
         logical = logical_cpus(team, crew, machine)
         assert logical >= team.count * (team.cpus + team.loaders) + 1
         assert logical >= crew.actors * crew.cpus + 1
     else:
-        assert team.count * team.cpus <= cpus - 1
-        assert crew.actors * crew.cpus <= max(1, cpus - 1)
+        assert placed(machine, team.count, team.cpus, team.gpus)
+        assert placed(machine, crew.actors, crew.cpus, crew.gpus)
+        assert team.count * team.cpus <= machine.cpus - 1
+        assert crew.actors * crew.cpus <= max(1, machine.cpus - 1)
+
+
+def placed(machine: Machine, count: int, cpus: float, gpus: float) -> bool:
+    """Whether so many processes find room, one after the other, each on one node."""
+    free = [[float(node.cpus), float(node.gpus)] for node in machine.each]
+    for _ in range(count):
+        node = next((n for n in free if n[0] >= cpus and n[1] >= gpus), None)
+        if node is None:
+            return False
+        node[0] -= cpus
+        node[1] -= gpus
+    return True
+
+
+@given(parts=st.integers(1, 12), count=st.integers(1, 6), cpus=st.integers(1, 16))
+def test_runs_at_a_time_share_what_there_is(parts: int, count: int, cpus: int) -> None:
+    share = nodes(count, (cpus, 1)).share(parts)
+    assert share.cpus >= 1
+    assert share.cpus * parts <= max(count * cpus, parts)
+    assert max(node.cpus for node in share.each) <= cpus
 
 
 def test_a_user_s_fractions_are_kept() -> None:
@@ -186,3 +235,11 @@ def test_nobody_counts_the_cpus_of_the_whole_host() -> None:
     files = [*(root / "ns_ray").rglob("*.py"), *(root / "benchmarks").rglob("*.py")]
     found = [str(path) for path in files if re.search(r"\bos\.cpu_count\b", path.read_text())]
     assert found == []
+
+
+def test_workers_talk_over_the_interface_of_their_node_s_address() -> None:
+    """Where a host's name means 127.0.1.1, gloo would be heard by no other node."""
+    from ns_ray.training.network import interface_of
+
+    assert str(interface_of("127.0.0.1")).startswith("lo")
+    assert interface_of("203.0.113.9") is None

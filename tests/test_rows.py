@@ -65,7 +65,7 @@ def lane_rows(some: Stream, epochs: int) -> list[list[Row]]:
 # ------------------------------------------------------------------------------------- streams
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=120)
 @given(some=streams, limit=chunk_rows)
 def test_every_row_comes_once_in_each_pass(some: Stream, limit: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
@@ -84,7 +84,7 @@ def test_every_row_comes_once_in_each_pass(some: Stream, limit: int) -> None:
             assert {row for row in seen if row[0][1] == epoch} == expected
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(some=streams, limit=chunk_rows, size=st.integers(1, 10), start=st.integers(0, 12))
 def test_resuming_anywhere_is_skipping(some: Stream, limit: int, size: int, start: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
@@ -94,7 +94,7 @@ def test_resuming_anywhere_is_skipping(some: Stream, limit: int, size: int, star
             assert first_rows(some, lane, size, 3, start) == whole[start * size :]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(some=streams, size=st.integers(1, 30))
 def test_batches_are_full(some: Stream, size: int) -> None:
     for batch in itertools.islice(some.segments(some.lanes - 1, size), 4):

@@ -12,7 +12,7 @@ import pytest
 import timm
 import torch
 import yaml
-from tiny import COLORS, LONELY, MODEL, Whole, start
+from tiny import COLORS, LONELY, MODEL, Whole, start, user_environment
 
 from ns_ray import store
 from ns_ray.store.corpora import open_corpus
@@ -44,7 +44,7 @@ def test_a_run_ends_with_a_table_and_leaves_what_it_promises(whole: Whole) -> No
     assert whole.process.returncode == (0 if accepted else 5)
     assert found["status"] == ("done" if accepted else "no_student_accepted")
     assert found["name"] == "tiny"
-    assert found["model"] == str(whole.root / "model")
+    assert found["model"] == "model"
     assert found["control"] is None
     assert [g["role"] for g in found["generations"]] == ["teacher", "student"]
     shown = table(whole.process.stdout)
@@ -162,6 +162,17 @@ def test_a_finished_run_answers_without_touching_anything(whole: Whole) -> None:
     assert again.stdout == table(whole.process.stdout)
     assert again.stderr == ""
     assert times(whole.root) == before
+
+
+@needs_run
+def test_a_driver_killed_at_its_very_end_leaves_nothing(whole: Whole) -> None:
+    """It had written the result, and not yet removed its owner's file."""
+    owns = f"from ns_ray import store; owning = store.owned({str(whole.root)!r})"
+    left = f"{owns}; owning.__enter__(); import os; os._exit(1)"
+    subprocess.run([sys.executable, "-c", left], env=user_environment(), check=False)
+    assert (whole.root / "owner.json").exists()
+    assert start([*PROGRAM], whole.config).returncode == whole.process.returncode
+    assert not (whole.root / "owner.json").exists()
 
 
 @needs_run

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from ns_ray import store
@@ -44,7 +44,6 @@ def done(folder: Path, stage: str, files: list[str], facts: dict[str, Any]) -> N
 # --------------------------------------------------------------------------------- probabilities
 
 
-@settings(deadline=None)
 @given(st.integers(0, 2**32), st.integers(0, 9), st.integers(2, 30))
 def test_whole_vectors_come_back(seed: int, rows: int, classes: int) -> None:
     probs = distributions(seed, rows, classes)
@@ -57,7 +56,6 @@ def test_whole_vectors_come_back(seed: int, rows: int, classes: int) -> None:
     np.testing.assert_allclose(dense.sum(axis=1), 1.0, rtol=1e-5)
 
 
-@settings(deadline=None)
 @given(st.integers(0, 2**32), st.integers(0, 9), st.integers(2, 30), st.integers(1, 40))
 def test_the_best_come_back_and_the_rest_is_shared(
     seed: int, rows: int, classes: int, top_k: int

@@ -10,7 +10,7 @@ import pytest
 from ns_ray import log, store
 from ns_ray.compute import tasks
 from ns_ray.config.labeling import SelectConfig
-from ns_ray.errors import ConfigError, DataError
+from ns_ray.errors import ConfigError, DamagedFileError, DataError
 from ns_ray.selection import stage
 from ns_ray.selection.printing import selection_table
 from ns_ray.selection.stage import select
@@ -228,7 +228,7 @@ def test_unusable_labels_are_named(tmp_path: Path) -> None:
     labels = make_labels(tmp_path / "broken", make_probs(30))
     broken = Path(labels.path) / labels.files["shard-00001"]
     broken.write_bytes(b"PAR1")
-    with pytest.raises(DataError, match=r"shard-00001\.\w+\.parquet cannot be read"):
+    with pytest.raises(DamagedFileError, match=r"shard-00001\.\w+\.parquet is damaged"):
         select(SelectConfig(), labels, seed=0, out=str(tmp_path / "out"))
 
 

@@ -6,6 +6,7 @@ import copy
 import inspect
 import json
 import re
+import subprocess
 import sys
 from importlib import import_module
 from pathlib import Path
@@ -19,6 +20,7 @@ from test_cluster_files import check_manifest
 from ns_ray.config.validation import validate
 from ns_ray.errors import ConfigError
 from ns_ray.serving import ServeConfig, build_app
+from ns_ray.serving.launch import environment
 from ns_ray.serving.totals import Totals, render
 
 SERVE = Path(__file__).resolve().parent.parent / "serve"
@@ -105,6 +107,34 @@ def test_a_mistake_in_a_serve_config_is_found(path: tuple[Any, ...], value: Any)
     node[path[-1]] = value
     with pytest.raises((AssertionError, AttributeError, ConfigError)):
         check(config)
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "rayservice.yaml"])
+def test_the_proxy_gives_up_after_the_replica(name: str) -> None:
+    config = configs()[name]
+    (application,) = config["applications"]
+    deadline = ServeConfig(**application["args"]).deadline
+    assert deadline < config["http_options"]["request_timeout_s"] <= 2 * deadline
+    cluster = manifest()["spec"]["rayClusterConfig"]
+    for group in [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]:
+        env = {e["name"]: e["value"] for e in group["template"]["spec"]["containers"][0]["env"]}
+        assert int(env["RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S"]) <= 60
+        assert int(env["RAY_SERVE_HAPROXY_TIMEOUT_SERVER_S"]) > 40
+
+
+def test_haproxy_gives_headers_a_time(tmp_path: Path) -> None:
+    from ray.serve._private import haproxy_templates
+
+    environ = environment("haproxy", str(tmp_path), deadline=30.5)
+    assert environ["RAY_SERVE_HAPROXY_TIMEOUT_SERVER_S"] == "51"
+    wrapper = Path(environ["RAY_SERVE_HAPROXY_BINARY_PATH"])
+    wrapper.write_text(wrapper.read_text().rpartition("exec")[0])
+    (tmp_path / "x.cfg").write_text(haproxy_templates.HAPROXY_CONFIG_TEMPLATE)
+    for _ in range(2):  # it is reloaded from the same file
+        subprocess.run(["sh", str(wrapper), "-f", str(tmp_path / "x.cfg")], check=True)
+    lines = [line.strip() for line in (tmp_path / "x.cfg").read_text().splitlines()]
+    assert lines[lines.index("defaults") + 1] == "timeout http-request 10s"
+    assert lines.count("timeout http-request 10s") == 1
 
 
 def test_only_the_pod_network_reaches_the_server_without_being_told() -> None:

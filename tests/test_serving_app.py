@@ -1,7 +1,8 @@
 """The HTTP contract: what clients send, and what they get back."""
 
+import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,11 @@ from broken_files import bomb, broken, encoded, jpeg, odd_but_good, picture
 from served import CLASSES, JSON, Server, b64, form, make_bundle, serving
 
 from ns_ray.config.labeling import PredictConfig
+from ns_ray.config.validation import validate
 from ns_ray.data.images import encode_png
+from ns_ray.errors import ConfigError
 from ns_ray.model.predictor import Predictor
+from ns_ray.serving.settings import ServeConfig
 
 VERSION = "tiny-gen-01-000100010001"
 KEYS = ("first-key", "second-key")
@@ -148,10 +152,12 @@ def test_too_many_pixels_bytes_and_images_are_413s(server: Server) -> None:
     ("kind", "body", "status"),
     [
         ("text/plain", b"hello", 415),
-        ("application/x-www-form-urlencoded", b"a=b", 415),
+        ("application/x-www-form-urlencoded", b"a=b", 400),
         ("application/json", b"{", 400),
-        ("application/json", b"[" * 50_000, 400),
-        ("application/json", b'{"a":' * 30_000, 400),
+        ("application/json", b"[" * 500, 400),
+        ("application/json", b"[" * 50_000, 413),
+        ("application/json", b'{"a":' * 500, 400),
+        ("application/json", b'{"a":' * 30_000, 413),
         ("application/json", b"[]", 400),
         ("application/json", b"\xff\xfe", 400),
         ("application/json", b'{"inputs": "%%%"}', 400),
@@ -293,6 +299,67 @@ def test_open_inference_protocol(server: Server) -> None:
         {"inputs": [tensor], "outputs": [{"name": "x"}]},
     ):
         assert server.post_json(wrong, path).status == 422
+
+
+def binary(images: Sequence[bytes], **change: Any) -> tuple[bytes, dict[str, str]]:
+    """A request with binary tensors, as Triton's clients send it."""
+    data = b"".join(len(image).to_bytes(4, "little") + image for image in images)
+    tensor: dict[str, Any] = {"name": "image", "shape": [len(images)], "datatype": "BYTES"}
+    tensor["parameters"] = {"binary_data_size": len(data)}
+    asked = {"inputs": [tensor | change], "parameters": {"binary_data_output": True}}
+    text = json.dumps(asked).encode()
+    return text + data, {"Inference-Header-Content-Length": str(len(text))}
+
+
+def test_binary_tensors_of_triton_are_read(server: Server) -> None:
+    path, images = "/v2/models/classifier/infer", [jpeg(1), jpeg(2)]
+    assert server.get("/v2").json["extensions"] == ["binary_tensor_data"]
+    body, headers = binary(images)
+    reply = server.call("POST", path, body, headers)
+    assert reply.status == 200
+    outputs = {output["name"]: output for output in reply.json["outputs"]}
+    plain = [entry["label"] for image in images for entry in server.post_image(image).json]
+    assert outputs["label"]["data"] == plain
+    assert outputs["label"]["shape"] == [2, 3]
+
+    for wrong, status in (
+        ((body[:-1], headers), 400),
+        ((body + b"x", headers), 400),
+        ((body, {"Inference-Header-Content-Length": "x"}), 400),
+        ((body, {"Inference-Header-Content-Length": "9" * 30}), 400),
+        ((body, {"Inference-Header-Content-Length": "0"}), 400),
+        (binary(images, parameters={"binary_data_size": 3}), 400),
+        (binary(images, parameters=[]), 422),
+        (binary(images, shape=[3]), 422),
+        (binary([]), 422),
+        (binary([b"x"] * 65), 413),
+        ((b" " * 300_000, {"Inference-Header-Content-Length": "300000"}), 413),
+    ):
+        assert server.call("POST", path, *wrong).status == status, wrong[1]
+
+
+def test_curl_without_a_type_is_taken_for_an_image(server: Server) -> None:
+    reply = server.post_image(jpeg(1), kind="application/x-www-form-urlencoded")
+    assert reply.json == server.post_image(jpeg(1)).json
+
+
+def test_pages_of_other_origins_may_ask_where_it_is_set(folder: Path) -> None:
+    asks = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "X-API-Key"}
+    with serving(folder, keys=["secret"], allow_origins=["https://shop.example"]) as shop:
+        for origin, allowed in (("https://shop.example", True), ("https://other.example", False)):
+            told = shop.call("OPTIONS", "/predict", None, {"Origin": origin, **asks})
+            answer = shop.call(
+                "POST", "/predict", jpeg(1), {"Origin": origin, "X-API-Key": "secret"}
+            )
+            for reply in (told, answer):
+                found = reply.headers.get("access-control-allow-origin")
+                assert found == (origin if allowed else None)
+            assert answer.status == 200
+        refused = shop.call("POST", "/predict", jpeg(1), {"Origin": "https://shop.example"})
+        assert refused.status == 401
+        assert refused.headers["access-control-allow-origin"] == "https://shop.example"
+    with pytest.raises(ConfigError, match="allow_origins"):
+        validate(ServeConfig, {"allow_origins": ["shop.example/path"]})
 
 
 def test_without_a_key_only_health_and_pages_answer(locked: Server) -> None:

@@ -2,23 +2,31 @@
 server as users start it, is `python benchmarks/serve_hostile.py`."""
 
 import asyncio
+import base64
+import json
 import socket
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from broken_files import jpeg
-from hostile import attack, request, send
-from served import Reply, Server, make_bundle, serving
+from broken_files import encoded, jpeg, picture
+from hostile import Attack, attack, many_parts, many_values, request, send
+from served import JSON, Reply, Server, b64, form, make_bundle, serving
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
 
 from ns_ray.errors import ImageError
 from ns_ray.serving.batcher import Batcher
+from ns_ray.serving.encodings import from_base64
+from ns_ray.serving.requests import held, predict_question
+from ns_ray.serving.settings import ServeConfig
+from ns_ray.serving.totals import Totals
 
 
 @pytest.fixture(scope="module")
@@ -82,6 +90,127 @@ def test_a_body_that_never_ends_is_a_408(folder: Path) -> None:
         connection.sendall(request(b"", length=1000) + b"x")
         assert connection.recv(1000).startswith(b"HTTP/1.1 408")
         assert quick.post_image(jpeg(1)).status == 200
+
+
+@pytest.mark.parametrize("path", ["/predict", "/v2/models/classifier/infer"])
+def test_json_full_of_values_is_refused_unparsed(
+    server: Server, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    parsed: list[bytes] = []
+    monkeypatch.setattr("ns_ray.serving.requests.from_json", parsed.append)
+    for name, body in many_values(300_000).items():
+        one = Attack(name, request(body, "application/json" if path == "/predict" else "", path))
+        assert (name, send(server.port, one)) == (name, 413)
+    assert parsed == []
+
+
+def test_as_many_images_as_may_be_are_read_from_odd_json(server: Server) -> None:
+    images = [b64(encoded(picture(i, 200, 150), "JPEG")) for i in range(16)]
+    body = {"inputs": images, "parameters": {"top_k": 1}}
+    text = json.dumps(body, indent=8).replace("/", "\\/").replace("\n", "\r\n").encode()
+    reply = server.call("POST", "/predict", text, JSON)
+    assert reply.status == 200
+    assert [len(entry) for entry in reply.json] == [1] * 16
+
+
+def test_a_form_of_many_parts_is_refused_unparsed(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    headers = form([jpeg(1)])[0].replace(b"\r\n\r\n", b"\r\n" + b"x: y\r\n" * 99 + b"\r\n", 1)
+    kind = form([])[1]
+    assert send(server.port, Attack("headers", request(headers, kind))) == 400
+    parsed: list[bytes] = []
+    monkeypatch.setattr("ns_ray.serving.requests.read_form", lambda body, *_: parsed.append(body))
+    assert send(server.port, Attack("parts", request(*many_parts(300_000)))) == 413
+    assert parsed == []
+
+
+def asked(chunks: Iterable[bytes], kind: str, pause: float = 0, **settings: Any) -> int:
+    """Status of a question whose body comes in these chunks: 200 when it can be read."""
+    left = list(chunks)
+
+    async def receive() -> dict[str, Any]:
+        await asyncio.sleep(pause)
+        return {"type": "http.request", "body": left.pop(0), "more_body": bool(left)}
+
+    async def run() -> int:
+        headers = [(b"content-type", kind.encode())]
+        scope = {"type": "http", "method": "POST", "headers": headers, "query_string": b""}
+        config = ServeConfig(**settings)
+        try:
+            async with held(Request(scope, receive), predict_question, config, Totals()):
+                return 200
+        except HTTPException as error:
+            return error.status_code
+
+    return asyncio.run(run())
+
+
+@pytest.mark.parametrize("more", [0, 1])
+def test_parts_are_counted_across_chunks(more: int) -> None:
+    body, kind = form([b"x"] * 2 + [b"\r\n" * 50] * 2)
+    part, closing = form([], top_k="1")[0].rsplit(b"------", 1)
+    body = part * (16 + more) + body
+    chunks = [body[i : i + 7] for i in range(0, len(body), 7)]
+    assert closing
+    assert asked(chunks, kind, max_images=4) == (413 if more else 200)
+
+
+def test_a_body_that_comes_too_slowly_is_a_408(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ns_ray.serving.requests.GRACE", 0.2)
+    with serving(folder, min_rate=50_000) as quick:
+        with socket.create_connection(("127.0.0.1", quick.port), 20) as connection:
+            connection.sendall(request(b"", length=1000))
+            answer = connection.makefile("rb").read()  # to the end: it is closed
+            assert answer.startswith(b"HTTP/1.1 408")
+            assert b"min_rate=50000" in answer
+        assert quick.post_image(jpeg(1)).status == 200
+
+
+def test_a_long_body_has_as_much_time_as_its_bytes_give_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("ns_ray.serving.requests.GRACE", 0.3)
+    chunks = [bytes(50_000)] * 8
+    assert asked(chunks, "image/jpeg", pause=0.05, min_rate=10_000) == 200
+    assert asked(chunks, "image/jpeg", pause=0.05, min_rate=10**9) == 408
+
+
+def test_base64_is_the_same_in_pieces(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ns_ray.serving.encodings.PIECE", 7)
+    assert server.post_json({"inputs": b64(jpeg(1))}).status == 200
+    for bad in ("QUJDRA==QUJDRA==", "QUJDREVGRw=", "QUJDREVGR=GG", "QUJDREVG?"):
+        assert server.post_json({"inputs": bad}).error.startswith("bad_base64")
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        lambda data: "data:image/jpeg;base64," + b64(data),
+        lambda data: base64.encodebytes(data).decode(),
+        lambda data: base64.encodebytes(data).decode().replace("\n", "\r\n "),
+        lambda data: b64(data) + "\n",
+        lambda data: base64.urlsafe_b64encode(data).decode(),
+        lambda data: b64(data).rstrip("="),
+    ],
+    ids=["data URI", "lines", "CRLF lines", "newline", "URL-safe", "unpadded"],
+)
+@pytest.mark.parametrize("piece", [5, 2**20])
+def test_base64_as_people_write_it(
+    server: Server, monkeypatch: pytest.MonkeyPatch, written: Callable[[bytes], str], piece: int
+) -> None:
+    monkeypatch.setattr("ns_ray.serving.encodings.PIECE", piece)
+    for extra in range(3):  # every length of padding
+        data = jpeg(1) + bytes(extra)
+        assert from_base64(written(data)) == data
+    assert server.post_json({"inputs": written(jpeg(1))}).status == 200
+
+
+@pytest.mark.parametrize("text", ["data:image/jpeg,abcd", "data:;base64,?", "A", "AB=", "A===", ""])
+def test_what_is_no_base64(server: Server, text: str) -> None:
+    assert server.post_json({"inputs": text}).status == 400
 
 
 def test_more_load_than_fits_is_refused_at_once(folder: Path) -> None:

@@ -150,7 +150,7 @@ def test_the_documents_work_without_a_network(browser: Browser, server: Server) 
     operations = page.locator("details")
     expect(operations).to_have_count(14)
     operations.first.locator("summary").click()
-    expect(operations.first).to_contain_text("Too many bytes, pixels or images")
+    expect(operations.first).to_contain_text("Too many bytes, pixels, images, values or parts")
     assert Axe().run(page).violations_count == 0
     assert page.problems == []  # type: ignore[attr-defined]
     page.close()

@@ -15,7 +15,10 @@ from ns_ray.data import images
 from ns_ray.model import engines, predictor
 
 PACKAGE = package.__name__
-MODULES = ("settings", "totals", "batcher", "requests", "responses", "replica", "app", "paths")
+MODULES = (
+    *("settings", "totals", "batcher", "encodings", "forms", "requests", "responses", "replica"),
+    *("app", "paths"),
+)
 """Each imports only from those before it."""
 RAYS = ("deployment", "swap", "launch")
 """What Ray Serve sees: they import the others, and nobody imports them."""
@@ -50,7 +53,8 @@ def test_a_post_passes_six_modules_and_none_twice(tmp_path: Path, protocol: str)
             time.sleep(0.01)
         walked = list(calls)
 
-    inside = [call for call in walked if call[0] in WALK and call[1].startswith(PACKAGE)]
+    inside = [call for call in walked if call[0] in WALK and call[1] in WALK]
+    inside = [call for call in inside if call[1].startswith(PACKAGE)]
     assert inside == [(app, requests), (app, batcher), (app, responses), (app, totals)]
     # The batcher asks the predictor twice, for pixels in a thread that decodes and for
     # probabilities in the model's; nobody else asks it.
@@ -58,7 +62,8 @@ def test_a_post_passes_six_modules_and_none_twice(tmp_path: Path, protocol: str)
     # What the predictor does for it is the model's own affair: decoding and running.
     below = {called for caller, called in walked if caller == model}
     assert below == {images.__name__, engines.__name__}
-    assert {module for call in walked for module in call} == {*WALK, *below}
+    beside = {f"{PACKAGE}.encodings"} if protocol == "infer" else set()
+    assert {module for call in walked for module in call} == {*WALK, *below, *beside}
 
 
 def test_the_modules_of_the_server_import_only_from_those_before_them() -> None:

@@ -15,6 +15,7 @@ import pyarrow.fs as pafs
 import pytest
 
 from ns_ray import store
+from ns_ray.commands.door import faults_go_to
 from ns_ray.errors import ConfigError, DataError, MissingFileError, StageError, StorageError
 from ns_ray.store.paths import DONE
 
@@ -90,6 +91,30 @@ def test_a_full_disk_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(os, "replace", refuse)
     with pytest.raises(StorageError, match=r"cannot write .*file: No space left .* free some"):
         store.write_bytes(f"{tmp_path}/file", b"")
+
+
+def library() -> None:
+    """A library that meets a full disk, and says so in its own way."""
+    try:
+        raise OSError(28, "No space left on device", "/disk/file")
+    except OSError as error:
+        raise RuntimeError("writing failed") from error
+
+
+def spilling() -> None:
+    raise RuntimeError("OutOfDiskError: Local disk is full\nThe object cannot be created")
+
+
+def no_folder() -> None:
+    raise FileNotFoundError(2, "No usable temporary directory found in ['/tmp']")
+
+
+@pytest.mark.parametrize("work", [library, spilling, no_folder])
+def test_a_full_disk_is_no_fault_whoever_meets_it(work: Callable[[], None]) -> None:
+    says = "cannot write .*free some space"
+    with pytest.raises(StorageError, match=says) as caught, faults_go_to(None):
+        work()
+    assert caught.value.exit_code == 4
 
 
 def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
@@ -217,7 +242,7 @@ def test_a_damaged_table_is_a_data_error(tmp_path: Path) -> None:
         raise AssertionError
 
     for read in (store.read_table, rows, lambda path: store.read_first(path, 1, ["n"])):
-        with pytest.raises(DataError, match=r"x\.parquet is no Parquet file"):
+        with pytest.raises(DataError, match=r"x\.parquet is damaged: it is no Parquet file"):
             read(path)
 
 

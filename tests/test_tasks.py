@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 from ray import cloudpickle
 
-from ns_ray.compute import failures, tasks
-from ns_ray.compute.resources import Pool
+from ns_ray.compute import capacity, failures, tasks
+from ns_ray.compute.resources import Pool, Workers
 from ns_ray.errors import ConfigError, DataError, ImageError, NsRayError, StageError
 
 ALL_CPUS = 6
@@ -309,7 +309,7 @@ def test_an_error_of_ours_comes_out_of_a_data_job(actor: type, ray_local: Any) -
         actor, batch_size=1, compute=ray.data.ActorPoolStrategy(size=1), num_cpus=1
     )
     with pytest.raises(ImageError, match=r"^truncated: at 7$") as caught:
-        list(tasks.stream(job, "labeling"))
+        list(tasks.stream(job, "labeling", cpus=1))
     assert (caught.value.reason, caught.value.detail) == ("truncated", "at 7")
 
 
@@ -326,7 +326,46 @@ def test_nothing_is_added_to_the_text_of_an_error_of_ours(ray_local: Any) -> Non
 
     job = ray.data.from_items([{"shard": "a"}]).map_batches(RaisesConfigError, batch_size=1)
     with pytest.raises(ConfigError, match=r"^a\.b=3 is wrong; set a\.b$"):
-        list(tasks.stream(job, "labeling"))
+        list(tasks.stream(job, "labeling", cpus=1))
+
+
+@pytest.mark.ray
+def test_tasks_that_no_node_has_room_for_are_not_waited_for_for_ever(
+    ray_local: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(capacity, "SAID_AGAIN", 0.2)
+    monkeypatch.setattr(tasks, "LONGEST", 1.0)
+    calls = tasks.each(abs, [(-1,)], here=False, doing="packing /out", cpus=ALL_CPUS + 1)
+    with pytest.raises(StageError, match=r"room for a task with 7 CPUs.*same command continues"):
+        list(calls)
+    assert "s no node has had room for a process with 7 CPUs and 0 GPUs" in capsys.readouterr().out
+
+
+@pytest.mark.ray
+def test_a_lost_node_is_waited_for_where_no_other_one_would_do(ray_local: Any) -> None:
+    """The only node that is large enough has gone, and nothing but its return can help."""
+    lost = Workers(count=1, cpus=ALL_CPUS + 1.0, gpus=0.0, loaders=1)
+    with pytest.raises(ConfigError, match=r"room for 0; .* s were waited .*max_wait=1s"):
+        capacity.left_for(lost, "1s", 0.0)
+
+
+@pytest.mark.parametrize(
+    "says",
+    [
+        "[../gloo/transport/tcp/pair.cc:534] Connection closed by peer [10.0.0.7]:4711",
+        "NCCL error in: ProcessGroupNCCL.cpp:77, remote process exited",
+        "Broken pipe",
+    ],
+)
+def test_a_collective_that_fails_tells_of_a_lost_worker(says: str) -> None:
+    from ray.train import WorkerGroupError
+
+    error = WorkerGroupError("rank 0", {0: RuntimeError(says)})
+    assert failures.lost(error)
+    assert not failures.lost(WorkerGroupError("rank 0", {0: RuntimeError("a tensor is odd")}))
+    assert not failures.lost(WorkerGroupError("rank 0", {0: ValueError(says)}))
+    no_room = {0: RuntimeError(says), 1: ConfigError("no room")}
+    assert not failures.lost(WorkerGroupError("rank 0", no_room))
 
 
 @pytest.mark.ray

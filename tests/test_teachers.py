@@ -29,12 +29,13 @@ from ns_ray.store.corpora import open_corpus
 from ns_ray.store.labels import PseudoLabels, open_labels
 from ns_ray.store.layout import RunLayout
 from ns_ray.store.schema import dense_probs
+from ns_ray.training import Limits
 
 THREE = {"label": {"teachers": 3}}
 STAGES = RayStages(
     pool=Pool(actors=1, cpus=1.0, gpus=0.0, in_process=True),
     workers=Workers(count=1, cpus=1.0, gpus=0.0, loaders=0, in_process=True),
-    max_failures=0,
+    limits=Limits(max_failures=0),
     predict=PredictConfig(runtime="torch", precision="fp32"),
     metrics=None,
 )
@@ -194,8 +195,10 @@ def test_what_is_written_is_the_mean_of_the_models_probabilities(
 
     # A run's stage makes of the same models what the command has made.
     step = replace(steps(load_recipe("digits")).students[0].label, out=str(tmp_path / "one-two"))
-    models, pile = [open_bundle(str(place / name)) for name in ("one", "two")], place / "pile"
-    again = STAGES.pseudo_label(step, LabelConfig(), models, open_corpus(str(pile)), noise=None)
+    models = [open_bundle(str(place / name)) for name in ("one", "two")]
+    pile, labeled = (open_corpus(str(place / name)) for name in ("pile", "validation"))
+    known = (labeled, labeled)
+    again = STAGES.pseudo_label(step, LabelConfig(), models, pile, noise=None, known=known)
     assert again.fingerprint == fingerprints[-1]
 
 

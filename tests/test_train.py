@@ -29,6 +29,7 @@ from ns_ray.store.labels import Selection, open_labels
 from ns_ray.training import loader, stage
 from ns_ray.training import workers as ray_workers
 from ns_ray.training.examples import Examples
+from ns_ray.training.learner import Learner
 from ns_ray.training.rows import Sizes, batches
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
@@ -282,6 +283,17 @@ def test_a_diverging_training_names_the_setting_and_is_not_retried(
         fit(data, tmp_path, lr=1e30)
     assert "\n" not in str(caught.value)
     assert len(attempts) == 1
+
+
+def test_a_device_without_room_names_the_settings(
+    data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def asks_for_a_petabyte(*_: Any) -> Any:
+        return torch.empty(2**50, dtype=torch.uint8)
+
+    monkeypatch.setattr(Learner, "backward", asks_for_a_petabyte)
+    with pytest.raises(ConfigError, match=r"no memory for \d+ bytes more; raise train\.accumulate"):
+        fit(data, tmp_path, HERE)
 
 
 @pytest.mark.parametrize("in_process", [True, False])

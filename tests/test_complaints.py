@@ -1,0 +1,355 @@
+"""What people complain about in the trackers of other data sets, tried on ours."""
+
+import io
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from broken_files import jpeg, odd_but_good, picture
+from PIL import Image, PngImagePlugin
+
+from ns_ray.config import DataConfig
+from ns_ray.data import images
+from ns_ray.data.images import Preprocess, decode, eval_pixels
+from ns_ray.data.sources import list_source
+from ns_ray.data.sources.files import IMAGE_ENDINGS
+from ns_ray.data.stage import ingest
+from ns_ray.errors import ConfigError, DataError, ImageError, MissingSourceError
+from ns_ray.store import RunLayout
+
+PATHS = [f"{i}.jpg" for i in range(4)]
+FILES = [jpeg(i) for i in range(4)]
+LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 12345\n"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for path, data in zip(PATHS, FILES, strict=True):
+        (tmp_path / path).write_bytes(data)
+    return tmp_path
+
+
+def table(folder: Path, **columns: Any) -> str:
+    pq.write_table(pa.table(columns), folder / "table.parquet")
+    return str(folder / "table.parquet")
+
+
+# ---------------------------------------------------------------------------------- column types
+
+
+@pytest.mark.parametrize(
+    "paths",
+    [
+        pa.array(PATHS, pa.large_string()),
+        pa.array(PATHS, pa.string_view()),
+        pa.array(PATHS).dictionary_encode(),
+    ],
+    ids=lambda array: str(array.type),
+)
+def test_paths_in_any_encoding_of_text(folder: Path, paths: pa.Array) -> None:
+    labels = pa.array(["b", "a", "b", "a"]).dictionary_encode()
+    listing = list_source(table(folder, path=paths, label=labels))
+    assert [(i.key, i.label) for i in listing.items] == list(zip(PATHS, "baba", strict=True))
+    assert [item.read() for item in listing.items] == FILES
+
+
+@pytest.mark.parametrize(
+    "stored",
+    [
+        pa.array(FILES, pa.large_binary()),
+        pa.array(FILES, pa.binary_view()),
+        pa.array(FILES).dictionary_encode(),
+        pa.array([FILES[0]] * 4, pa.binary(len(FILES[0]))),
+        pa.array([{"bytes": data, "path": None} for data in FILES]),
+    ],
+    ids=lambda array: str(array.type)[:20],
+)
+def test_images_in_any_encoding_of_bytes(folder: Path, stored: pa.Array) -> None:
+    listing = list_source(table(folder, image=stored, label=["a", "b", "a", "b"]))
+    expected = [row["bytes"] if isinstance(row, dict) else row for row in stored.to_pylist()]
+    assert [item.read() for item in listing.items] == expected
+    assert [item.label for item in listing.items] == ["a", "b", "a", "b"]
+
+
+# ---------------------------------------------------------------------------------------- labels
+
+
+@pytest.mark.parametrize(
+    ("labels", "expected"),
+    [
+        (["a", "  ", "b", ""], ["a", None, "b", None]),
+        ([0.0, 1.0, float("nan"), None], ["0", "1", None, None]),
+        ([b"a", b"b", b"\xff", None], ["a", "b", "\\xff", None]),
+        ([" a", "b ", "NA", "nan"], ["a", "b", "NA", "nan"]),
+        ([7, -1, 10, None], ["7", "-1", "10", None]),
+    ],
+)
+def test_what_is_a_label(folder: Path, labels: list[Any], expected: list[Any]) -> None:
+    listing = list_source(table(folder, path=PATHS, label=labels))
+    assert [item.label for item in listing.items] == expected
+
+
+@pytest.mark.parametrize(
+    ("label", "said"),
+    [
+        (["cat", "shiny"], "holds ['cat', 'shiny'] in row 2: an image has one class"),
+        ({"x": 1}, "holds {'x': 1} in row 2: an image has one class"),
+        (0.5, "holds 0.5 in row 2: a class is a name or a whole number"),
+    ],
+)
+def test_what_is_no_single_class_is_refused_by_name(folder: Path, label: Any, said: str) -> None:
+    rows = [{"file_name": "0.jpg", "label": None}, {"file_name": "1.jpg", "label": label}]
+    lines = folder / "rows.jsonl"
+    lines.write_text("\n".join(map(json.dumps, rows)))
+    parquet = table(folder, path=PATHS[:2], label=[None, label])
+    for path in (str(lines), parquet):
+        with pytest.raises(DataError) as caught:
+            list_source(path)
+        assert f"column 'label' of {path} {said}" in str(caught.value)
+
+
+def test_lists_of_class_labels_are_refused_with_their_metadata(folder: Path) -> None:
+    feature = [{"names": ["cat", "dog"], "_type": "ClassLabel"}]
+    told = json.dumps({"info": {"features": {"label": feature}}})
+    rows = pa.table({"path": PATHS, "label": [[0], [1], [0, 1], []]})
+    pq.write_table(rows.replace_schema_metadata({"huggingface": told}), folder / "t.parquet")
+    with pytest.raises(DataError, match=r"holds \[0\] in row 1: an image has one class"):
+        list_source(str(folder / "t.parquet"))
+
+
+def test_an_index_beyond_the_class_names_is_refused(folder: Path) -> None:
+    told = json.dumps({"info": {"features": {"label": {"names": ["cat", "dog"]}}}})
+    for labels in ([0, 1, -1, None], [0, 1, 2, 0]):
+        rows = pa.table({"path": PATHS, "label": labels})
+        pq.write_table(rows.replace_schema_metadata({"huggingface": told}), folder / "t.parquet")
+        if 2 not in labels:
+            found = list_source(str(folder / "t.parquet")).items
+            assert [item.label for item in found] == ["cat", "dog", None, None]
+            continue
+        with pytest.raises(DataError, match="holds 2 in row 3: there are 2 class names"):
+            list_source(str(folder / "t.parquet"))
+
+
+@pytest.mark.parametrize("name", ["-1", "_unlabeled", "None"])
+def test_a_class_whose_name_says_none_is_pointed_out(folder: Path, name: str) -> None:
+    listing = list_source(table(folder, path=PATHS, label=["a", "b", name, "a"]))
+    assert listing.counts[name] == 1
+    assert listing.notes == (f"{name!r} is a class here; an empty label stands for none",)
+
+
+def test_classes_that_differ_in_case_only_are_pointed_out(folder: Path) -> None:
+    listing = list_source(table(folder, path=PATHS, label=["Cat", "dog", "cat", "dog"]))
+    assert set(listing.classes) == {"Cat", "cat", "dog"}
+    (note,) = listing.notes
+    assert note in ("'Cat' and 'cat' are two classes", "'cat' and 'Cat' are two classes")
+
+
+# ----------------------------------------------------------------------- nothing is dropped quietly
+
+
+def test_a_link_to_a_folder_above_does_not_multiply_images(folder: Path) -> None:
+    (folder / "red" / "deep").mkdir(parents=True)
+    for path in PATHS:
+        (folder / path).rename(folder / "red" / path)
+    os.symlink("..", folder / "red" / "up")
+    os.symlink("red", folder / "again")
+    os.symlink("nowhere", folder / "gone.jpg")
+    listing = list_source(str(folder))
+    assert [item.key for item in listing.items] == [f"red/{path}" for path in PATHS]
+    gone, again = listing.notes
+    assert gone.startswith("1 links that lead nowhere")
+    assert again == f"{folder}/again, {folder}/red/up lead to folders that are read already"
+
+
+def test_a_link_to_images_elsewhere_is_followed(folder: Path, tmp_path_factory: Any) -> None:
+    outside = tmp_path_factory.mktemp("outside")
+    os.symlink(folder, outside / "blue")
+    assert [i.key for i in list_source(str(outside)).items] == [f"blue/{path}" for path in PATHS]
+
+
+def test_files_that_are_not_taken_are_counted(folder: Path) -> None:
+    (folder / ".cache").mkdir()
+    (folder / "notes.txt").write_text("x")
+    assert list_source(str(folder)).notes == (
+        "1 files are no images by their name (.txt: 1)",
+        "1 hidden files or folders left out",
+    )
+    (folder / "metadata.csv").write_text("file_name,label\n0.jpg,a\n1.jpg,b\n")
+    listing = list_source(str(folder))
+    assert listing.rows == 2
+    assert listing.notes[0] == "2 of 4 images are not in metadata.csv, left out"
+
+
+def test_parts_of_a_set_in_one_folder_do_not_mix(tmp_path: Path) -> None:
+    rows = pa.table({"image": FILES, "label": ["a", "b", "a", "b"]})
+    for name in ("train-00000-of-00001", "test-00000-of-00001"):
+        pq.write_table(rows, tmp_path / f"{name}.parquet")
+    config = DataConfig(labeled=str(tmp_path), unlabeled=(str(tmp_path),))
+    with pytest.raises(DataError, match=r"holds files of train and test, .*='.*/train\*'"):
+        ingest(config, seed=0, out=RunLayout(str(tmp_path / "run")))
+
+
+# ---------------------------------------------------------------------------------- text and names
+
+
+def test_a_name_that_is_no_text_stays_usable(tmp_path: Path) -> None:
+    place = os.fsencode(tmp_path) + b"/caf\xe9"
+    os.mkdir(place)
+    with open(place + b"/\xff.jpg", "wb") as file:
+        file.write(FILES[0])
+    listing = list_source(str(tmp_path))
+    (item,) = listing.items
+    assert (item.key, item.label) == ("caf\\xe9/\\xff.jpg", "caf\\xe9")
+    assert item.uri == f"{tmp_path}/{item.key}"
+    assert item.read() == FILES[0]
+    with pytest.raises(MissingSourceError, match=r"no such file .* holds caf\\xe9"):
+        list_source(str(tmp_path / "other"))
+
+
+@pytest.mark.parametrize("delimiter", [",", ";", "\t", "|"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-be", "cp1252"])
+def test_tables_as_excel_and_windows_write_them(
+    tmp_path: Path, encoding: str, delimiter: str
+) -> None:
+    (tmp_path / "bilder").mkdir()
+    (tmp_path / "bilder" / "größe.jpg").write_bytes(FILES[0])
+    text = delimiter.join(["path", "label"]) + "\r\n" + delimiter.join(["bilder\\größe.jpg", "é"])
+    bom = b"\xfe\xff" if encoding == "utf-16-be" else b""
+    (tmp_path / "t.csv").write_bytes(bom + text.encode(encoding))
+    (item,) = list_source(str(tmp_path / "t.csv")).items
+    assert (item.key, item.label) == ("bilder/größe.jpg", "é")
+    assert item.read() == FILES[0]
+
+
+def test_a_decimal_comma_is_no_delimiter(folder: Path) -> None:
+    (folder / "t.csv").write_text("id;image;label;score\n1;0.jpg;a;0,5\n2;1.jpg;b;0,7\n")
+    assert [i.label for i in list_source(str(folder / "t.csv")).items] == ["a", "b"]
+    (folder / "t.csv").write_text("path,label\n0.jpg,a\n1.jpg\n")
+    with pytest.raises(DataError, match="Expected 2 columns, got 1"):
+        list_source(str(folder / "t.csv"))
+
+
+def test_images_that_nothing_can_fetch_are_refused_at_once(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "t.csv").write_text("path,label\nftp://example.com/a.jpg,a\n")
+    with pytest.raises(ConfigError, match=r"'ftp://example\.com/a\.jpg': .*use a folder, or an s3"):
+        list_source(str(tmp_path / "t.csv"))
+
+
+def test_a_table_in_no_known_encoding_is_named(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_bytes(b"path,label\n\x81.jpg,a\n")
+    with pytest.raises(DataError, match=r"t\.csv is no text in UTF-8, UTF-16 or cp1252; save it"):
+        list_source(str(tmp_path / "t.csv"))
+
+
+def test_a_line_that_is_no_json_object_is_named(tmp_path: Path) -> None:
+    for line in ("{", "[1]", '"x"', "[" * sys.getrecursionlimit()):
+        (tmp_path / "t.jsonl").write_text('{"path": "a.jpg"}\n\n' + line + "\n")
+        with pytest.raises(DataError, match=r"t\.jsonl, line 3 is no JSON object"):
+            list_source(str(tmp_path / "t.jsonl"))
+
+
+# ------------------------------------------------------------------------- Hugging Face and Git LFS
+
+
+@pytest.mark.parametrize("statistics", [True, False])
+def test_rows_with_a_path_alone_are_read_from_it(folder: Path, statistics: bool) -> None:
+    rows = [{"bytes": None, "path": "0.jpg"}, {"bytes": FILES[3], "path": "inner.jpg"}]
+    place = folder / "t.parquet"
+    pq.write_table(pa.table({"image": rows, "label": [0, 1]}), place, write_statistics=statistics)
+    named, inside = list_source(str(place)).items
+    assert (named.key, named.read(), inside.read()) == ("0.jpg", FILES[0], FILES[3])
+    rows[0] = {"bytes": None, "path": "elsewhere/0.jpg"}
+    pq.write_table(pa.table({"image": rows, "label": [0, 1]}), place, write_statistics=statistics)
+    with pytest.raises(DataError, match=r"no .*/elsewhere/0\.jpg; the images are not embedded"):
+        list_source(str(place))
+
+
+def test_pointers_of_git_lfs_are_named(tmp_path: Path) -> None:
+    for name in ("t.parquet", "t.csv", "t.tar"):
+        (tmp_path / name).write_bytes(LFS)
+        with pytest.raises(DataError, match=rf"{name} is a pointer of Git LFS; `git lfs pull`"):
+            list_source(str(tmp_path / name))
+    with pytest.raises(ImageError, match="a pointer of Git LFS"):
+        decode(LFS)
+
+
+def test_a_folder_without_images_says_what_it_holds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a.HEIC").write_bytes(b"x")
+    (tmp_path / "b.raw").write_bytes(b"x")
+    endings = tuple(e for e in IMAGE_ENDINGS if e != ".heic")
+    monkeypatch.setattr("ns_ray.data.sources.IMAGE_ENDINGS", endings)
+    with pytest.raises(MissingSourceError) as caught:
+        list_source(str(tmp_path))
+    assert "(.heic: 1, .raw: 1); pip install 'ns_ray[heic]' reads HEIC" in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["photo.avif", "photo.ppm", "gray.pgm", "phone.heic"])
+def test_pictures_of_other_kinds_are_read(tmp_path: Path, name: str) -> None:
+    data = odd_but_good()[name]
+    (tmp_path / name).write_bytes(data)
+    (item,) = list_source(str(tmp_path)).items
+    expected = np.asarray(picture(2).convert("L" if name == "gray.pgm" else "RGB").convert("RGB"))
+    assert np.abs(np.asarray(decode(item.read())).astype(int) - expected).mean() < 12
+    for cut in (len(data) // 2, len(data) - 3):
+        with pytest.raises(ImageError, match="truncated"):
+            decode(data[:cut])
+    with pytest.raises(ImageError, match="too_many_pixels"):
+        decode(data, max_pixels=10)
+
+
+def test_heic_without_its_reader_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(images, "HEIC", False)
+    monkeypatch.setattr(images, "FORMATS", tuple(f for f in images.FORMATS if f != "HEIF"))
+    with pytest.raises(ImageError, match=r"HEIC; `pip install 'ns_ray\[heic\]'` reads it"):
+        decode(odd_but_good()["phone.heic"])
+
+
+# ---------------------------------------------------------------------------------------- pixels
+
+
+def png(pixels: np.ndarray[Any, Any], **more: Any) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG", **more)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_a_very_long_image_takes_no_memory(fast: bool) -> None:
+    """Resized whole, it would have 11 and 3,000 million pixels."""
+    spec = Preprocess(224, 0.875, "bicubic", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+    for long in (60_000, 1_000_000):
+        column = np.full((long, 1, 3), 7, np.uint8)
+        assert (eval_pixels(png(column), spec, fast) == 7).all()
+        assert (eval_pixels(png(column.transpose(1, 0, 2)), spec, fast) == 7).all()
+
+
+def test_a_crop_alone_is_that_of_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = Preprocess(64, 0.875, "bicubic", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+    (picture,) = images.smooth_pixels(1, 300)
+    for image in (picture[:40], picture[:, :50], picture[:200]):
+        whole = eval_pixels(Image.fromarray(image), spec, fast=False)
+        with monkeypatch.context() as patched:
+            patched.setattr(images, "LARGE", 0)
+            alone = eval_pixels(Image.fromarray(image), spec, fast=False)
+        assert np.abs(whole.astype(int) - alone).max() <= 1
+
+
+def test_metadata_does_not_make_pixels_broken() -> None:
+    pixels = np.arange(300, dtype=np.uint8).reshape(10, 10, 3)
+    text = PngImagePlugin.PngInfo()
+    text.add_text("notes", "a" * 2**21, zip=True)
+    for data in (png(pixels, pnginfo=text), png(pixels, icc_profile=b"\0" * 3 * 2**20)):
+        assert np.array_equal(np.asarray(decode(data)), pixels)
+        assert images.image_size(data) == (10, 10)
+        with pytest.raises(ImageError, match=r"truncated|early"):
+            decode(data[:-60])
