@@ -35,6 +35,9 @@ class Stages(Protocol):
     def fit_budget(self, config: RunConfig, data: Corpora) -> Facts:
         """What of a run its time is enough for: see planning/budget.py."""
 
+    def forecast(self, config: RunConfig, data: Corpora, out: str) -> None:
+        """What the run is going to take, said and written: see planning/forecast.py."""
+
     def symmetric(self, data: Corpora) -> bool:
         """Whether mirrored images look like the others: see data/mirrored.py."""
 

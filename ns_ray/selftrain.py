@@ -60,6 +60,7 @@ def self_train(config: RunConfig, layout: RunLayout, stages: Stages) -> Outcome:
     """Run the whole loop, as the itinerary has it (see itinerary.py)."""
     data = stages.ingest(config.data, seed=config.seed, out=layout)
     settled = settle_once(config, data, layout.config, stages.fit_budget, stages.symmetric)
+    stages.forecast(settled, data, layout.plan)
     itinerary = steps(settled, layout)
     run = _Run(config, layout, stages, data, (data.labeled, data.validation))
 

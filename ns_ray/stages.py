@@ -86,6 +86,12 @@ class RayStages:
         passed = time.monotonic() - self.opened
         return fit_budget(config, data, workers=self.workers, pool=self.pool, passed=passed)
 
+    def forecast(self, config: RunConfig, data: Corpora, out: str) -> None:
+        """What it is going to take."""
+        from ns_ray.planning import forecast_run
+
+        forecast_run(config, data, workers=self.workers, pool=self.pool, out=out)
+
     def symmetric(self, data: Corpora) -> bool:
         """Whether mirrored images look like the others."""
         return symmetric(data.unlabeled or data.labeled)

@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import yaml
@@ -20,7 +20,7 @@ from ns_ray.config.validation import seconds_of, validate
 from ns_ray.data.packing import pack
 from ns_ray.errors import ConfigError
 from ns_ray.model.cost import Cost, Rate
-from ns_ray.planning import budget, costs
+from ns_ray.planning import budget, costs, estimates
 from ns_ray.planning.costs import Counts, Stage
 from ns_ray.planning.plan import make_plan
 from ns_ray.selftrain import self_train
@@ -99,12 +99,15 @@ def test_nothing_is_chosen_where_no_length_is_open() -> None:
 
 
 def stage(steps: int | None) -> Stage:
-    return Stage("a", "net", 32, images=1000, steps=steps, cost=None, rate=100.0, loading=0.05)
+    kind: Literal["train", "label"] = "label" if steps is None else "train"
+    return Stage("a", kind, "a", "net", 32, 1000, steps, cost=None, rate=100.0, loading=0.05)
 
 
 def test_a_stage_takes_what_its_workers_take() -> None:
     def seconds(steps: int | None, workers: Workers, pool: Pool = POOL) -> float:
-        return budget.stage_seconds(stage(steps), workers, pool) - budget.START_SECONDS
+        found = estimates.stage_seconds(stage(steps), workers, pool)
+        assert found is not None
+        return found - estimates.START_SECONDS
 
     assert seconds(10, HERE) == pytest.approx(10 + 25)  # in turn with two loaders
     beside = Workers(count=4, cpus=2, gpus=1, loaders=2)

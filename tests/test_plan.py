@@ -19,7 +19,7 @@ from ns_ray.config.validation import validate
 from ns_ray.data.packing import pack
 from ns_ray.model.bundle import save
 from ns_ray.model.networks import build
-from ns_ray.planning import plan
+from ns_ray.planning import estimates, plan
 from ns_ray.planning.costs import Counts
 from ns_ray.planning.plan import Plan, make_plan
 from ns_ray.planning.status import run_status
@@ -211,7 +211,7 @@ def test_a_plan_follows_the_settings() -> None:
     assert stages["gen-01 validation"].size == 64
     assert stages["gen-01 label"].size == 32
     assert stages["control train"].images == 200 * 20
-    assert found.gpus_per_worker == 1.0
+    assert found.workers.gpus == 1.0
     assert "2 workers, 2 GPUs" in plan.plan_lines(found)[1]
     assert not found.notes
 
@@ -242,7 +242,7 @@ def test_a_machine_that_is_too_small_is_a_note_not_an_end() -> None:
     [(None, "?"), (40, "40 s"), (720, "12 min"), (12_600, "3.5 h"), (1_728_000, "20 days")],
 )
 def test_durations(seconds: float | None, words: str) -> None:
-    assert plan.duration(seconds) == words
+    assert estimates.duration(seconds) == words
 
 
 # -------------------------------------------------------------------------------------- status

@@ -74,6 +74,9 @@ class Fakes:
         self.note("fit_budget", str(config.budget), rows=data.labeled.rows)
         return self.fitted
 
+    def forecast(self, config: RunConfig, data: Corpora, out: str) -> None:
+        self.note("forecast", out, config=config)
+
     def together(self, data: Corpora, out: str) -> Corpus:
         self.note("together", out)
         rows = data.labeled.rows + data.validation.rows

@@ -73,6 +73,9 @@ class SharedStages:
         """What of a run its time is enough for."""
         return self.own.fit_budget(config, data)
 
+    def forecast(self, config: RunConfig, data: Corpora, out: str) -> None:
+        """Nothing: the runs share much of what they make, and a plan of one says little."""
+
     def symmetric(self, data: Corpora) -> bool:
         """Whether mirrored images look like the others."""
         return self.own.symmetric(data)

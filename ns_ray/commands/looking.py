@@ -40,19 +40,35 @@ def plan(
     set_: Set = None,
     debug: Debug = False,
 ) -> None:
-    """Say how many images, steps, bytes and hours each stage of a run will take."""
+    """Say how many images, steps, bytes and hours each stage of a run will take, and what of the
+    disk and of your money (`prices`) they do together."""
     settings = load_either(config, recipe, set_)
     from ns_ray.compute import keep_memory, machine
 
     keep_memory()
     from ns_ray.data import list_all
-    from ns_ray.planning import Counts, make_plan, plan_lines, plan_table
+    from ns_ray.planning import (
+        Counts,
+        image_bytes,
+        make_plan,
+        plan_lines,
+        plan_table,
+        sampled,
+    )
 
     if images is None:
-        counts = Counts.of(list_all(settings.data, seed=settings.seed))
+        found = list_all(settings.data, seed=settings.seed)
+        made = make_plan(
+            settings,
+            Counts.of(found),
+            machine(),
+            measure=measure,
+            images=sampled(found.labeled, settings.seed) if measure else (),
+            image_bytes=image_bytes(found),
+        )
     else:
         counts = Counts(classes, images, pile, 0, 0)
-    made = make_plan(settings, counts, machine(), measure=measure)
+        made = make_plan(settings, counts, machine(), measure=measure)
     console.print(plan_table(made))
     for line in plan_lines(made):
         say(line)

@@ -125,7 +125,9 @@ def _check_same(config: RunConfig, layout: RunLayout, overwrite: bool) -> None:
             old.pop(name, None)
         if found != config_hash(config):
             new = config.model_dump(mode="json")
-            changed = [d for d in differences(old, new) if not d.startswith(("storage", "res"))]
+            changed = [
+                d for d in differences(old, new) if not d.startswith(("storage", "res", "prices"))
+            ]
             raise ConfigError(
                 f"run {config.name!r} exists in {layout.root} with other settings "
                 f"({'; '.join(changed[:5])}); choose another `name`, or pass --overwrite"

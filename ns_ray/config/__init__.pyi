@@ -19,6 +19,7 @@ from .loading import read_yaml as read_yaml
 from .loading import recorded as recorded
 from .noise import NoiseConfig as NoiseConfig
 from .run import DataConfig as DataConfig
+from .run import PricesConfig as PricesConfig
 from .run import ResourcesConfig as ResourcesConfig
 from .run import RunConfig as RunConfig
 from .scoring import EvaluateConfig as EvaluateConfig

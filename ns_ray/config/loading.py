@@ -252,9 +252,9 @@ def plain(value: Any) -> str:
 
 def config_hash(config: Settings | Mapping[str, Any]) -> str:
     """Twelve hex digits that change with anything that changes the result of a run: where it is
-    stored and which resources it gets do not."""
+    stored, which resources it gets and what they cost do not."""
     plain = dict(config.model_dump(mode="json") if isinstance(config, Settings) else config)
-    for key in ("storage", "resources"):
+    for key in ("storage", "resources", "prices"):
         plain.pop(key, None)
     text = json.dumps(plain, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:12]

@@ -126,6 +126,17 @@ class ResourcesConfig(Settings):
     and those that take the place of lost ones."""
 
 
+class PricesConfig(Settings):
+    """What machines cost, for `ns-ray plan` and the report. null: not known."""
+
+    cpu_hour: float | None = Field(default=None, ge=0)
+    """Price of one CPU for an hour: that of a machine without GPUs, divided by its CPUs."""
+    gpu_hour: float | None = Field(default=None, ge=0)
+    """Price of one GPU for an hour, above that of the CPUs beside it."""
+    currency: str = "USD"
+    """What the prices are in."""
+
+
 class RunConfig(Settings):
     """A whole run."""
 
@@ -162,6 +173,7 @@ class RunConfig(Settings):
     nothing is made again."""
     evaluate: EvaluateConfig = EvaluateConfig()
     resources: ResourcesConfig = ResourcesConfig()
+    prices: PricesConfig = PricesConfig()
 
     @field_serializer("train")
     def _asked(self, train: TrainConfig) -> dict[str, Any]:
@@ -176,6 +188,8 @@ class RunConfig(Settings):
             values.pop("budget", None)
         if not self.refit:
             values.pop("refit", None)
+        if self.prices == PricesConfig():
+            values.pop("prices", None)
         return values
 
     @model_validator(mode="wrap")

@@ -7,14 +7,13 @@ changed; what it sets stays, and where that takes too long the run ends before i
 from collections.abc import Callable, Sequence
 from math import floor
 
-import torch
-
 from ns_ray.compute import Pool, Workers, tasks
 from ns_ray.config import RunConfig, seconds_of
 from ns_ray.errors import ConfigError
 from ns_ray.log import say
-from ns_ray.planning.costs import Counts, Planner, Stage
-from ns_ray.planning.plan import duration
+from ns_ray.planning.costs import Counts, Stage
+from ns_ray.planning.estimates import duration, stage_seconds
+from ns_ray.planning.forecast import planner_at_work, sampled
 from ns_ray.store import Corpora, Facts
 
 SHORTEST = 0.25
@@ -22,13 +21,6 @@ SHORTEST = 0.25
 from what they are taught, and fewer of them are better."""
 RESERVE = 1.1
 """Estimates are multiplied with it: a step also averages weights, copies images, and reports."""
-START_SECONDS = 2.0
-"""What a stage takes before its first and after its last image: about half of it here, with a
-process of its own two or three times as long."""
-SAMPLED = 20
-"""Images that are loaded to measure what that takes."""
-MEMORY = 0.9
-"""Share of the memory that a measured step may need by its estimate: the training needs it too."""
 
 Price = Callable[[float, int], float]
 """Seconds of a run with this share of its steps and this number of its students."""
@@ -53,9 +45,7 @@ def fit_budget(
         ConfigError: the run takes longer than its budget whatever is chosen, or cannot be measured.
     """
     say(f"budget {config.budget}: measuring a few steps")
-    first = data.labeled.shards[0]
-    images = data.labeled.read(first, ["image"]).slice(0, SAMPLED)["image"].to_pylist()
-    call = (config, Counts.packed(data), workers, pool, images, passed)
+    call = (config, Counts.packed(data), workers, pool, sampled(data), passed)
     measured = tasks.each(
         fitted,
         [call],
@@ -80,14 +70,11 @@ def fitted(
 ) -> tuple[Facts, list[str]]:
     """What `fit_budget` returns, and what is to be said of it; works on the device it is about."""
     assert config.budget is not None
-    if workers.device == "cpu":
-        torch.set_num_threads(max(1, int(workers.cpus)))
-    device = torch.device(workers.device)
-    planner = Planner(config, counts, device, workers.gpus > 0, True, images, MEMORY)
+    planner = planner_at_work(config, counts, workers, images)
 
     def price(steps: float, students: int) -> float:
         stages = planner.stages({"steps": steps, "students": students})
-        return passed + RESERVE * sum(stage_seconds(stage, workers, pool) for stage in stages)
+        return passed + RESERVE * sum(_seconds(stage, workers, pool) for stage in stages)
 
     most = len(config.students)
     fewest = most if "students" in config.model_fields_set else 1
@@ -128,29 +115,19 @@ def choose(price: Price, seconds: float, students: Sequence[int]) -> tuple[float
     return None
 
 
-def stage_seconds(stage: Stage, workers: Workers, pool: Pool) -> float:
-    """What a stage takes with what it is going to work with; what wasn't measured counts nothing.
+def _seconds(stage: Stage, workers: Workers, pool: Pool) -> float:
+    """What a stage takes; a labeling or scoring that wasn't measured counts nothing.
 
     Raises:
         ConfigError: a training's steps were not measured.
     """
-    trains = stage.steps is not None
-    if stage.rate is None:
-        if not trains:
-            return 0.0
+    seconds = stage_seconds(stage, workers, pool)
+    if seconds is None and stage.kind == "train":
         raise ConfigError(
             f"budget: a step of {stage.model} at {stage.size} px needs more memory than there is "
             "to be measured; leave budget out, or set a smaller train.batch_size"
         )
-    work = 1 / stage.rate
-    if trains:
-        several, loaders, beside = float(workers.count), workers.loaders, not workers.in_turn
-    else:
-        share = pool.gpus if pool.gpus else pool.cpus / workers.cpus
-        several, loaders, beside = pool.actors * share, int(pool.cpus), pool.gpus > 0
-    loading = stage.loading / max(1, loaders)
-    per_image = max(work, loading) if beside else work + loading
-    return START_SECONDS + stage.images * per_image / several
+    return seconds or 0.0
 
 
 def _what_takes_long(config: RunConfig) -> list[str]:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
+from typing import Literal
 
 import timm
 import torch
@@ -33,6 +34,9 @@ from ns_ray.training import lane_sizes, total_steps
 
 MEASURED_MEMORY = 0.4
 """Share of the memory that a measured step may need on a machine where nothing is trained yet."""
+
+
+Kind = Literal["train", "label", "score"]
 
 
 @dataclass(frozen=True)
@@ -73,6 +77,8 @@ class Stage:
     """A line of the plan.
 
     Attributes:
+        id: of the step that it is, or is a part of; see steps.py.
+        kind: what it does: train, label or score.
         name: of the stage.
         model: what works.
         size: side of the images in pixels.
@@ -83,6 +89,8 @@ class Stage:
         loading: seconds in which one CPU decodes an image and noises it; 0 where there was none.
     """
 
+    id: str
+    kind: Kind
     name: str
     model: str
     size: int
@@ -91,11 +99,6 @@ class Stage:
     cost: Cost | None
     rate: float | None
     loading: float = 0.0
-
-    @property
-    def seconds(self) -> float | None:
-        """With one worker like this machine."""
-        return self.images / self.rate if self.rate else None
 
 
 class Planner:
@@ -142,17 +145,17 @@ class Planner:
                 case Train():
                     more = counts.validation if step.all_labels else 0
                     for part in among_more(step, counts.labeled, more).parts:
-                        yield self._training(part, counts.labeled + more)
+                        yield self._training(step, part, counts.labeled + more)
                 case Label():
-                    yield self._forward(step.title, step.teacher, counts.unlabeled * step.models)
+                    yield self._forward(step, step.teacher, counts.unlabeled * step.models)
                 case Score():
                     images = scored[step.split] * step.models
                     if images:
-                        yield self._forward(step.title, step.model, images)
+                        yield self._forward(step, step.model, images)
                 case Robustness():
                     self._note("the scoring of damaged images is not in these figures")
 
-    def _training(self, part: Part, labeled: int) -> Stage:
+    def _training(self, step: Train, part: Part, labeled: int) -> Stage:
         model, train = part.model, part.train
         workers = self._config.resources.num_workers
         rows = sum(lane_sizes(train, workers, part.pseudo))
@@ -164,6 +167,8 @@ class Planner:
         rate = self._rate(model, train, cost, groups)
         images = updates * rows * workers * train.accumulate
         return Stage(
+            step.id,
+            "train",
             part.title,
             model.model or "",
             _size(model),
@@ -174,10 +179,14 @@ class Planner:
             self._loading(train.noise.model_dump_json(), _size(model)),
         )
 
-    def _forward(self, name: str, model: ModelConfig, images: int) -> Stage:
+    def _forward(self, step: Label | Score, model: ModelConfig, images: int) -> Stage:
+        kind: Kind = "label" if isinstance(step, Label) else "score"
         if model.bundle is not None:
             bundle = open_bundle(model.bundle)
-            return Stage(name, bundle.architecture, load(bundle)[1].size, images, None, None, None)
+            size = load(bundle)[1].size
+            return Stage(
+                step.id, kind, step.title, bundle.architecture, size, images, None, None, None
+            )
         train = train_config(self._config.train, model)
         finer = fixres_config(model, train)
         model, train = finer or (model, train)
@@ -185,7 +194,9 @@ class Planner:
         cost = self._forward_cost(_shape(model), train.noise.model_dump_json())
         rate = self._rate(model, train, cost, groups)
         return Stage(
-            name,
+            step.id,
+            kind,
+            step.title,
             model.model or "",
             _size(model),
             images,

@@ -5,6 +5,7 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 
 from ns_ray import store
 from ns_ray.config import RunConfig
@@ -18,6 +19,7 @@ from ns_ray.data import (
     start_of,
 )
 from ns_ray.errors import DataError, ImageError
+from ns_ray.planning.estimates import label_bytes
 from ns_ray.planning.findings import Finding, tried
 
 SAMPLED = 20
@@ -94,10 +96,9 @@ def _uneven(labeled: Listing) -> str | None:
 
 def _room(config: RunConfig, found: Listings) -> Finding:
     """What images and pseudo-labels take of the disk, and what is free; models come on top."""
-    images = sum(_bytes(listing) for listing in found.by_name.values() if listing.corpus is None)
+    images = image_bytes(found)
     rows, classes = found.unlabeled.rows if found.unlabeled else 0, len(found.labeled.classes)
-    numbers = classes if classes <= config.label.dense_classes else 3 * config.label.top_k
-    labels = len(config.students) * rows * (LABEL_BYTES + 2 * numbers)
+    labels = label_bytes(config, rows, classes)
     told = (
         f"{_gigabytes(images)} of images and {_gigabytes(labels)} of pseudo-labels, besides models"
     )
@@ -110,11 +111,25 @@ def _room(config: RunConfig, found: Listings) -> Finding:
     return Finding("room", f"{told}; {_gigabytes(free)} are free", unusual=images + labels > free)
 
 
-LABEL_BYTES = 40
-"""Of a pseudo-label besides its probabilities: a key, a class and a confidence."""
-
 GUESSED_BYTES = 100_000
 """Of an image of which only reading tells how large it is."""
+
+
+def image_bytes(found: Listings) -> int:
+    """What the images of a run that it packs take of the disk."""
+    return sum(_bytes(listing) for listing in found.by_name.values() if listing.corpus is None)
+
+
+def sampled(listing: Listing, seed: int) -> list[bytes]:
+    """Some images as they lie there; those that cannot be read are left out."""
+    stream = Stream()
+    images = []
+    for item in sorted(listing.sample(SAMPLED, seed), key=start_of):
+        with suppress(ImageError, OSError):
+            data = item.read(stream)
+            decode(data)
+            images.append(data)
+    return images
 
 
 def _bytes(listing: Listing) -> int:

@@ -1,32 +1,58 @@
 """The plan of a run, before it costs anything: all of its stages on one screen."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from rich import box
 from rich.table import Table
 
-from ns_ray.compute import Machine, resources
-from ns_ray.config import RunConfig
+from ns_ray.compute import Machine, Pool, Workers, resources
+from ns_ray.config import PricesConfig, ResourcesConfig, RunConfig
 from ns_ray.errors import ConfigError
 from ns_ray.planning.costs import Counts, Planner, Stage
+from ns_ray.planning.estimates import (
+    amount,
+    disk_bytes,
+    duration,
+    in_words,
+    memory,
+    stage_seconds,
+    total,
+)
 from ns_ray.planning.models import smaller_students
 
 
 @dataclass(frozen=True)
 class Plan:
-    """All stages of a run, and what it is to run on."""
+    """All stages of a run, and what it is to run on.
+
+    Attributes:
+        disk: bytes that it takes at its end.
+        images_known: whether its images are counted among them.
+    """
 
     name: str
     stages: tuple[Stage, ...]
     counts: Counts
     machine: Machine
-    workers: int
-    gpus_per_worker: float
+    workers: Workers
+    pool: Pool
+    disk: int
+    images_known: bool
+    prices: PricesConfig
     notes: tuple[str, ...]
 
 
-def make_plan(config: RunConfig, counts: Counts, machine: Machine, *, measure: bool = True) -> Plan:
+def make_plan(
+    config: RunConfig,
+    counts: Counts,
+    machine: Machine,
+    *,
+    measure: bool = True,
+    images: Sequence[bytes] = (),
+    image_bytes: int | None = None,
+) -> Plan:
     """Count, replay and measure.
 
     Args:
@@ -34,29 +60,55 @@ def make_plan(config: RunConfig, counts: Counts, machine: Machine, *, measure: b
         counts: its images.
         machine: what there is.
         measure: whether to do a few steps here.
+        images: some of the run's, to measure what loading takes.
+        image_bytes: of all its images; None: not known.
 
     Raises:
         ConfigError: a model cannot be built, or a batch cannot be shared among the workers.
     """
-    wanted = config.resources
     notes = []
     try:
-        workers = resources.workers(wanted, machine)
-        gpus, on_gpu = workers.gpus, workers.gpus > 0
+        workers = resources.workers(config.resources, machine)
+        pool = resources.pool(config.resources, machine)
     except ConfigError as error:
-        gpus = 1.0 if wanted.gpus_per_worker is None else wanted.gpus_per_worker
-        on_gpu = gpus > 0
+        workers, pool = _as_wished(config.resources, machine)
         notes.append(f"not on this machine: {error}")
     if config.budget:
         notes.append(
             f"budget={config.budget} is fitted when the run starts, by a few steps measured there; "
             "the figures are those of a run without it"
         )
+    on_gpu = workers.gpus > 0
     device = torch.device("cuda" if machine.gpus and on_gpu else "cpu")
-    planner = Planner(config, counts, device, on_gpu, measure)
+    planner = Planner(config, counts, device, on_gpu, measure, images)
     stages = tuple(planner.stages())
-    notes += [*planner.notes, *smaller_students(config)]
-    return Plan(config.name, stages, counts, machine, wanted.num_workers, gpus, tuple(notes))
+    disk = disk_bytes(config, counts, stages, image_bytes or 0)
+    return Plan(
+        name=config.name,
+        stages=stages,
+        counts=counts,
+        machine=machine,
+        workers=workers,
+        pool=pool,
+        disk=disk,
+        images_known=image_bytes is not None,
+        prices=config.prices,
+        notes=(*notes, *planner.notes, *smaller_students(config)),
+    )
+
+
+def _as_wished(wanted: ResourcesConfig, machine: Machine) -> tuple[Workers, Pool]:
+    """What a run asks for on machines like this one, whether there are enough of them or not."""
+    gpus = 1.0 if wanted.gpus_per_worker is None else wanted.gpus_per_worker
+    cpus = wanted.cpus_per_worker or float(max(1, machine.cpus))
+    loaders = max(1, machine.cpus) if wanted.loaders is None else wanted.loaders
+    workers = Workers(wanted.num_workers, cpus, gpus, loaders, in_turn=not gpus)
+    pool = Pool(
+        wanted.label_actors or wanted.num_workers,
+        wanted.cpus_per_actor or cpus,
+        gpus if wanted.gpus_per_actor is None else wanted.gpus_per_actor,
+    )
+    return workers, pool
 
 
 def plan_table(plan: Plan) -> Table:
@@ -83,48 +135,29 @@ def plan_table(plan: Plan) -> Table:
             amount(cost.parameters) if cost else "",
             f"{cost.flops / 1e9:,.3g}" if cost else "",
             f"{cost.rows:,}" if cost else "",
-            memory(cost.bytes(plan.gpus_per_worker > 0)) if cost else "",
+            memory(cost.bytes(plan.workers.gpus > 0)) if cost else "",
             f"{stage.rate:,.1f}" if stage.rate else "",
-            duration(stage.seconds),
+            duration(stage_seconds(stage, plan.workers, plan.pool)),
         )
     return made
 
 
 def plan_lines(plan: Plan) -> list[str]:
     """What goes with the table."""
-    counts, machine = plan.counts, plan.machine
-    gpus = int(plan.workers * plan.gpus_per_worker)
-    known = [stage.seconds for stage in plan.stages]
-    total = sum(seconds or 0.0 for seconds in known)
-    here = f"{machine.cpus} CPUs and {machine.gpus} GPUs"
-    times = f"all stages one after the other on a worker like this machine ({here}): "
-    times += duration(total) if None not in known else f"{duration(total)} and what isn't measured"
+    counts, machine, workers, pool = plan.counts, plan.machine, plan.workers, plan.pool
+    gpus = int(workers.count * workers.gpus)
+    unknown = sorted({s.name for s in plan.stages if s.rate is None})
+    besides = "" if plan.images_known else " besides the images"
+    needed = total(plan.stages, workers, pool)
+    times = f"all stages one after the other, on machines like this one ({machine.cpus} CPUs and "
+    times += f"{machine.gpus} GPUs): {in_words(needed, plan.disk, plan.prices, besides)}"
+    if unknown:
+        times += f"; and what isn't measured: {', '.join(unknown)}"
     return [
         f"images: {counts.labeled:,} labeled in {counts.classes:,} classes, {counts.unlabeled:,} "
         f"unlabeled, {counts.validation:,} for validation, {counts.test:,} for test",
-        f"training: {plan.workers} workers, {gpus} GPUs; memory is the estimate for one of them, "
+        f"training: {workers.count} workers, {gpus} GPUs; memory is the estimate for one of them, "
         "with `batch` images a forward pass" + (", on a GPU in bfloat16" if gpus else ""),
         times,
         *plan.notes,
     ]
-
-
-def amount(number: int) -> str:
-    """A count in words: 58,000 or 1,779.6 M."""
-    return f"{number:,}" if number < 10**6 else f"{number / 1e6:,.1f} M"
-
-
-def memory(size: int) -> str:
-    """Bytes in words: 35 MB, 27.6 GB."""
-    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{max(1, round(size / 1e6))} MB"
-
-
-def duration(seconds: float | None) -> str:
-    """In words: 40 s, 12 min, 3.5 h, 20 days."""
-    if seconds is None:
-        return "?"
-    for limit, unit, name in ((90, 1, "s"), (5400, 60, "min"), (172_800, 3600, "h")):
-        if seconds < limit:
-            return f"{seconds / unit:.{1 if name == 'h' else 0}f} {name}"
-    days = seconds / 86_400
-    return f"{days:,.0f} days" if days < 1000 else f"{days / 365:,.0f} years"

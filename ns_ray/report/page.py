@@ -12,6 +12,7 @@ from ns_ray.report.facts import Model, Run
 from ns_ray.report.lessons import lesson_facts
 from ns_ray.report.mistakes import confusions
 from ns_ray.report.pictures import thumbnails
+from ns_ray.report.planned import planned
 from ns_ray.report.rendering import render
 from ns_ray.report.robustness import robustness
 from ns_ray.report.timing import finished, stages
@@ -44,6 +45,7 @@ def run_page(run: Run) -> str:
         copy_galleries=left,
         thumbnails=thumbnails(run, [*pile, *labeled]) | corrupted_thumbnails | left_thumbnails,
         stages=stages(run),
+        planned=planned(run),
         corpora=corpora(run),
         unreadable=unreadable(run),
         left_out=left_out(run),

@@ -33,6 +33,7 @@ from .files import list_files as list_files
 from .files import read_bytes as read_bytes
 from .files import read_json as read_json
 from .files import remove_files as remove_files
+from .files import size as size
 from .files import write_bytes as write_bytes
 from .files import write_json as write_json
 from .files import written as written
@@ -59,6 +60,9 @@ from .paths import is_web as is_web
 from .paths import join as join
 from .paths import kept as kept
 from .places import from_here as from_here
+from .plans import PlannedStage as PlannedStage
+from .plans import read_plan as read_plan
+from .plans import write_plan as write_plan
 from .publication import Done as Done
 from .publication import Facts as Facts
 from .publication import already as already

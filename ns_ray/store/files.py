@@ -135,6 +135,14 @@ def list_files(path: str, recursive: bool = False) -> list[str]:
     )
 
 
+@guarded("list")
+def size(path: str) -> int:
+    """Bytes of all files of a folder and those below it; 0 where there is none."""
+    fs, inner = filesystem(path)
+    infos = fs.get_file_info(pafs.FileSelector(inner, allow_not_found=True, recursive=True))
+    return sum(info.size or 0 for info in infos if info.type == pafs.FileType.File)
+
+
 @guarded("rename")
 def rename(path: str, to: str) -> None:
     """Give a file another name; whatever has that name is replaced."""

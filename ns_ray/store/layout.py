@@ -35,6 +35,11 @@ class RunLayout:
         return join(self.root, "config.yaml")
 
     @property
+    def plan(self) -> str:
+        """What it was going to take when it began."""
+        return join(self.root, "plan.json")
+
+    @property
     def result(self) -> str:
         """The machine-readable verdict."""
         return join(self.root, "result.json")
