@@ -12,6 +12,8 @@ from .images import image_format as image_format
 from .images import image_size as image_size
 from .images import resampling as resampling
 from .images import smooth_pixels as smooth_pixels
+from .leaks import Signatures as Signatures
+from .leaks import thumbnail as thumbnail
 from .mirrored import symmetric as symmetric
 from .packing import pack as pack
 from .sources import list_source as list_source

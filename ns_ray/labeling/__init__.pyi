@@ -1,3 +1,5 @@
+from .foreign import FEWEST as FEWEST
+from .foreign import scale_of as scale_of
 from .inference import Inferred as Inferred
 from .inference import infer as infer
 from .inference import seconds as seconds

@@ -11,6 +11,9 @@ from .cost import forward_cost as forward_cost
 from .cost import measured_rate as measured_rate
 from .cost import parameters_of as parameters_of
 from .cost import training_cost as training_cost
+from .known import Known as Known
+from .known import has_pooled_features as has_pooled_features
+from .known import pooled_features as pooled_features
 from .networks import batch_norms as batch_norms
 from .networks import build as build
 from .networks import build_noised as build_noised

@@ -11,6 +11,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from timm.optim import create_optimizer_v2
 from torch import nn
@@ -20,8 +21,10 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from ns_ray.config import ModelConfig, TrainConfig
+from ns_ray.config import ModelConfig, PredictConfig, TrainConfig
 from ns_ray.errors import ConfigError
+from ns_ray.model.bundle import preprocessing
+from ns_ray.model.engines import choose
 from ns_ray.model.networks import (
     build,
     build_noised,
@@ -233,7 +236,7 @@ class Rate:
 
     Attributes:
         training: labeled or pseudo-labeled images.
-        labeling: forward passes in eager torch; other runtimes are faster (see engines.py).
+        labeling: forward passes, with the runtime that a job of these images would choose.
     """
 
     training: float
@@ -248,8 +251,19 @@ def measured_rate(
     classes: int,
     device: torch.device,
     trained_groups: int = 0,
+    labeled: int = 0,
+    predict: PredictConfig | None = None,
 ) -> Rate:
-    """Do a few short steps. On a CPU with as few images as tell, on a GPU with the whole pass."""
+    """Do a few short steps. On a CPU with as few images as tell, on a GPU with the whole pass.
+
+    Args:
+        config, train, cost: of a training.
+        classes: of the classifier.
+        device: where.
+        trained_groups: see `models.freeze`; 0: all layers learn.
+        labeled: images of the labeling that is to come: a long one converts the model first.
+        predict: what it may choose of.
+    """
     model, _ = build_noised(config.model_copy(update={"pretrained": None}), train.noise, classes)
     model = model.to(device).to(memory_format=torch.channels_last)
     rows = max(2, cost.rows)
@@ -257,19 +271,27 @@ def measured_rate(
         rows = max(2, min(rows, int(MEASURED_FLOPS / (3 * cost.flops))))
     size = image_size(model)
     bf16 = precision_for(train.precision, model, device) == "bf16"
-    images = torch.zeros(rows, 3, size, size, device=device)
-
-    def label() -> None:
-        with torch.inference_mode(), _autocast(device.type, bf16):
-            model(images)
-
-    model.eval()
-    labeling = rows / _seconds(label, device)
+    predict = predict or PredictConfig()
+    pixels = np.zeros((rows, size, size, 3), np.uint8)
+    chosen = choose(
+        model.eval(),
+        preprocessing(model),
+        device,
+        pixels,
+        threads=torch.get_num_threads(),
+        batch_size=rows,
+        images=labeled,
+        runtime=predict.runtime
+        if device.type == "cpu"
+        else "torch",  # nothing is compiled for this
+        precision=predict.precision,
+    )
+    labeling = rows / _seconds(lambda: chosen.forward(pixels), device)
     step, _ = _trainer(model, train, size, rows, classes, bf16, trained_groups, device)
     return Rate(training=rows / _seconds(step, device), labeling=labeling)
 
 
-def _seconds(work: Callable[[], None], device: torch.device) -> float:
+def _seconds(work: Callable[[], Any], device: torch.device) -> float:
     """The shorter of two times, after one that warms up."""
     times = []
     for _ in range(3):

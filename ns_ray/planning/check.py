@@ -14,6 +14,7 @@ from ns_ray.errors import ConfigError, StorageError
 from ns_ray.planning.findings import Finding, tried
 from ns_ray.planning.images import try_images
 from ns_ray.planning.models import smaller_students, try_model
+from ns_ray.planning.pile import try_foreign, try_leaks
 from ns_ray.store import RunLayout
 
 SOME = Images(labeled=1000, pile=10_000)
@@ -47,7 +48,10 @@ def check_run(config: RunConfig, machine: Machine) -> list[Finding]:
 
 
 def _data(config: RunConfig) -> Iterator[Finding]:
-    yield from try_images(config, list_all(config.data, seed=config.seed))
+    found = list_all(config.data, seed=config.seed)
+    yield from try_images(config, found)
+    yield from tried("data", lambda: try_leaks(config, found))
+    yield from tried("foreign", lambda: try_foreign(config, found))
 
 
 def _resources(config: RunConfig, machine: Machine) -> Iterator[Finding]:

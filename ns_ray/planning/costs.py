@@ -228,6 +228,8 @@ class Planner:
                     classes=self._counts.classes,
                     device=self._device,
                     trained_groups=groups,
+                    labeled=self._counts.unlabeled,
+                    predict=self._config.predict,
                 )
         return self._rates.get(name)
 
