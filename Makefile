@@ -1,7 +1,8 @@
 # Every target makes the virtual environment it needs; `make demo` is the first thing to run.
 #
 #   make demo     the main job on the embedded data set
-#   make test     all tests                    make fast    those that take seconds
+#   make test     the tests                    make fast    those that take seconds
+#   make trials   runs whose nodes and disks die, for minutes each
 #   make check    format, lint, types, architecture, packaging
 #   make coverage all tests, and the lines of ns_ray that they run
 #   make audit    known vulnerabilities of what is installed
@@ -16,12 +17,14 @@ VENV ?= .venv
 PYTEST_ARGS ?=
 
 BIN := $(VENV)/bin
-# Two files of tests at a time: much of what they do is waiting for processes.
-PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
+PYTEST := $(BIN)/python -m pytest
+# Two files at a time, but for those of Ray: clusters beside each other take longer than in turn.
+PARALLEL := -n 2 --dist loadfile
+NONE_CHOSEN := 5
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test coverage fast check audit bench schema clean
+.PHONY: help install demo test trials coverage fast check audit bench schema clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -42,7 +45,11 @@ demo: $(INSTALLED)
 	$(BIN)/python -m ns_ray.run
 
 test: $(INSTALLED)
-	$(PYTEST) --durations=15 $(PYTEST_ARGS)
+	$(PYTEST) $(PARALLEL) -m 'not ray' $(PYTEST_ARGS) || [ $$? -eq $(NONE_CHOSEN) ]
+	$(PYTEST) --durations=15 -m 'ray and not trial' $(PYTEST_ARGS) || [ $$? -eq $(NONE_CHOSEN) ]
+
+trials: $(INSTALLED)
+	$(PYTEST) -m trial $(PYTEST_ARGS)
 
 coverage: export PYTHONPATH := $(CURDIR)/tests
 coverage: $(INSTALLED)
@@ -52,7 +59,7 @@ coverage: $(INSTALLED)
 	$(BIN)/python -m coverage report --sort=cover
 
 fast: $(INSTALLED)
-	$(PYTEST) -m 'not slow and not ray and not gpu' $(PYTEST_ARGS)
+	$(PYTEST) $(PARALLEL) -m 'not slow and not ray and not gpu' $(PYTEST_ARGS)
 
 check: $(INSTALLED)
 	$(BIN)/python -m ruff format --check .

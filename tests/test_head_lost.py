@@ -15,7 +15,7 @@ from tiny import flat_folder, folder_per_class, write_config
 
 from ns_ray.store.labels import open_labels
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.trial]
 
 PILE = 90
 ON_A_NODE = """

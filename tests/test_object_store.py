@@ -84,6 +84,7 @@ def wait(run: subprocess.Popen[str], until: Callable[[], bool]) -> None:
         time.sleep(0.2)
 
 
+@pytest.mark.trial
 def test_a_run_in_an_object_store_survives_a_kill_and_an_outage(
     bucket: Store, tmp_path: Path
 ) -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser
-from tiny import COLORS, folder_per_class, png, write_config
+from tiny import COLORS, folder_per_class, png, start, write_config
 from typer.testing import CliRunner
 
 from ns_ray.commands import app
@@ -110,18 +110,15 @@ def test_features_of_pretrained_weights_tell_labels_of_images_they_were_not_fitt
 
 @pytest.mark.slow
 @pytest.mark.ray
-def test_flipped_labels_are_found(ray_local: Any, tmp_path: Path, browser: Browser) -> None:
+def test_flipped_labels_are_found(tmp_path: Path, browser: Browser) -> None:
     wrong = flipped(tmp_path / "labeled", 16)
-    write_config(tmp_path / "run.yaml", {"data.labeled": str(tmp_path / "labeled")})
-    arguments = [
-        *("suspects", "--config", str(tmp_path / "run.yaml"), "--out", str(tmp_path / "found")),
-        *("--set", "data.validation_size=6"),
-    ]
-    done = CliRunner().invoke(app, arguments)
-    assert done.exit_code == 0, done.output
+    config = write_config(tmp_path / "run.yaml", {"data.labeled": str(tmp_path / "labeled")})
+    arguments = ["--out", str(tmp_path / "found"), "--set", "data.validation_size=6"]
+    done = start(["-m", "ns_ray", "suspects"], config, *arguments)
+    assert done.returncode == 0, done.stdout + done.stderr
     with (tmp_path / "found" / "suspects.csv").open(newline="") as file:
         lines = list(csv.DictReader(file))
-    assert f"{len(lines)} of 48 labels are suspect" in " ".join(done.output.split())
+    assert f"{len(lines)} of 48 labels are suspect" in " ".join(done.stdout.split())
     margins = [float(line["margin"]) for line in lines]
     assert margins == sorted(margins, reverse=True)
     found = {line["key"] for line in lines}

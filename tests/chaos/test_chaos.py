@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from trials import disturbed
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.trial]
 
 
 @pytest.mark.parametrize("seed", [1, 2])

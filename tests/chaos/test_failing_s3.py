@@ -17,7 +17,7 @@ from trials import Stubborn
 from ns_ray import store
 from ns_ray.store.labels import open_labels
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.trial]
 
 PILE, AWAY_SECONDS = 30, 30.0
 logging.getLogger("werkzeug").setLevel(logging.ERROR)
