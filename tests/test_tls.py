@@ -4,12 +4,11 @@ import datetime
 import ipaddress
 import os
 import shutil
-import socket
 import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -84,21 +83,22 @@ def encrypted(tls: dict[str, str]) -> Iterator[str]:
         [f"--address={HERE}:{port}", "--num-cpus=4"],
     ]
     starts[0].append(f"--temp-dir={temporary}")
-    started = []
+    started, env = [], {**os.environ, **tls}
     try:
         for arguments in starts:
             started.append(
                 subprocess.Popen(
                     [RAY, "start", *shared, *arguments],
-                    env={**os.environ, **tls},
+                    env=env,
                     stdout=subprocess.DEVNULL,
                     stderr=subprocess.DEVNULL,
                     start_new_session=True,
                 )
             )
-            for _ in range(240):
-                with suppress(OSError):
-                    socket.create_connection((HERE, port), 1).close()
+            # A node that comes before its head can answer gives up.
+            healthy = [RAY, "health-check", "--address", f"{HERE}:{port}"]
+            for _ in range(60):
+                if subprocess.run(healthy, env=env, capture_output=True).returncode == 0:
                     break
                 time.sleep(0.5)
         yield f"{HERE}:{port}"
