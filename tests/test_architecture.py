@@ -23,7 +23,8 @@ HEAVY = {"torch", "torchvision", "timm", "ray"}
 
 MAY_BE_HEAVY = (
     *("model", "robustness", "stages"),
-    *("planning.budget", "planning.check", "planning.costs", "planning.models", "planning.plan"),
+    *("planning.budget", "planning.check", "planning.costs", "planning.forecast"),
+    *("planning.models", "planning.pile", "planning.plan"),
     *(
         "training.calibration",
         "training.checkpoints",

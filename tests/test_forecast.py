@@ -19,10 +19,10 @@ from ns_ray.config.validation import validate
 from ns_ray.data.packing import pack
 from ns_ray.errors import StageError
 from ns_ray.planning import forecast
-from ns_ray.planning.estimates import Hours, hours
+from ns_ray.planning.estimates import hours
 from ns_ray.planning.forecast import forecast_run
 from ns_ray.store.corpora import Corpora, open_corpus
-from ns_ray.store.plans import PlannedStage, read_plan, write_plan
+from ns_ray.store.plans import Hours, PlannedStage, read_plan, write_plan
 
 HERE = Workers(count=1, cpus=2, gpus=0, loaders=2, in_process=True, in_turn=True)
 POOL = Pool(actors=1, cpus=2, gpus=0, in_process=True)

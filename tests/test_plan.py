@@ -134,7 +134,7 @@ def test_everything_that_is_wrong_is_said_at_once(ask: Ask, images: Path, tmp_pa
         "'resnet19' is not known to timm",
         "resources.num_workers=999",
         "storage=",
-        "5 of 9 failed",
+        "5 of 12 failed",
     ):
         assert part in " ".join(result.output.split()), result.output
     assert "Traceback" not in result.output

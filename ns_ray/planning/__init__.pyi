@@ -1,8 +1,6 @@
 from .budget import fit_budget as fit_budget
 from .check import check_run as check_run
 from .costs import Counts as Counts
-from .estimates import Hours as Hours
-from .estimates import memory as memory
 from .findings import findings_table as findings_table
 from .forecast import forecast_run as forecast_run
 from .images import image_bytes as image_bytes

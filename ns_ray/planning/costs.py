@@ -9,7 +9,6 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Literal
 
 import timm
 import torch
@@ -29,14 +28,11 @@ from ns_ray.data import Augment, Listings, decode, seeded
 from ns_ray.itinerary import steps
 from ns_ray.model import Cost, Rate, forward_cost, load, measured_rate, model_name, training_cost
 from ns_ray.steps import Label, Part, Robustness, Score, Train, among_more
-from ns_ray.store import Corpora, Facts, open_bundle
+from ns_ray.store import Corpora, Facts, Kind, open_bundle
 from ns_ray.training import lane_sizes, total_steps
 
 MEASURED_MEMORY = 0.4
 """Share of the memory that a measured step may need on a machine where nothing is trained yet."""
-
-
-Kind = Literal["train", "label", "score"]
 
 
 @dataclass(frozen=True)

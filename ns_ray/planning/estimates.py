@@ -1,41 +1,20 @@
 """What the stages of a run take together: time, CPU- and GPU-hours, room on the disk, and money."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from ns_ray.compute import Pool, Workers
 from ns_ray.config import PricesConfig, RunConfig
-from ns_ray.planning.costs import Counts, Kind, Stage
+from ns_ray.store import Hours, Kind
+
+if TYPE_CHECKING:
+    from ns_ray.planning.costs import Counts, Stage
 
 START_SECONDS = 2.0
 """What a stage takes before its first and after its last image: about half of it here, with a
 process of its own two or three times as long."""
 LABEL_BYTES = 40
 """Of a pseudo-label besides its probabilities: a key, a class and a confidence."""
-
-
-@dataclass(frozen=True)
-class Hours:
-    """What is held, and how long.
-
-    Attributes:
-        seconds: from the first stage to the end of the last, one after the other.
-        cpus: CPU-hours.
-        gpus: GPU-hours.
-    """
-
-    seconds: float = 0.0
-    cpus: float = 0.0
-    gpus: float = 0.0
-
-    def __add__(self, other: "Hours") -> "Hours":
-        return Hours(self.seconds + other.seconds, self.cpus + other.cpus, self.gpus + other.gpus)
-
-    def money(self, prices: PricesConfig) -> float | None:
-        """What they cost; None where nothing has a price."""
-        if prices.cpu_hour is None and prices.gpu_hour is None:
-            return None
-        return self.cpus * (prices.cpu_hour or 0.0) + self.gpus * (prices.gpu_hour or 0.0)
 
 
 def hours(kind: Kind, seconds: float, workers: Workers, pool: Pool) -> Hours:
@@ -49,13 +28,13 @@ def hours(kind: Kind, seconds: float, workers: Workers, pool: Pool) -> Hours:
     return Hours(seconds, cpus * seconds / 3600, gpus * seconds / 3600)
 
 
-def total(stages: Iterable[Stage], workers: Workers, pool: Pool) -> Hours:
+def total(stages: "Iterable[Stage]", workers: Workers, pool: Pool) -> Hours:
     """All of them, one after the other; what was not measured counts nothing."""
     known = [(stage.kind, stage_seconds(stage, workers, pool) or 0.0) for stage in stages]
     return sum((hours(kind, seconds, workers, pool) for kind, seconds in known), Hours())
 
 
-def stage_seconds(stage: Stage, workers: Workers, pool: Pool) -> float | None:
+def stage_seconds(stage: "Stage", workers: Workers, pool: Pool) -> float | None:
     """What a stage takes with what it is going to work with; None where it was not measured."""
     if stage.rate is None:
         return None
@@ -76,13 +55,13 @@ def label_bytes(config: RunConfig, rows: int, classes: int) -> int:
     return len(config.students) * rows * (LABEL_BYTES + 2 * numbers)
 
 
-def model_bytes(stages: Iterable[Stage]) -> int:
+def model_bytes(stages: "Iterable[Stage]") -> int:
     """What the models of a run take of the disk, in fp32."""
     trained = {stage.id: stage.cost for stage in stages if stage.kind == "train"}
     return sum(4 * cost.parameters for cost in trained.values() if cost)
 
 
-def disk_bytes(config: RunConfig, counts: Counts, stages: Iterable[Stage], images: int) -> int:
+def disk_bytes(config: RunConfig, counts: "Counts", stages: "Iterable[Stage]", images: int) -> int:
     """What a run takes of the disk at its end, with these bytes of packed images."""
     return images + label_bytes(config, counts.unlabeled, counts.classes) + model_bytes(stages)
 

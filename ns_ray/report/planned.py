@@ -5,9 +5,9 @@ from typing import Any
 from ns_ray import store
 from ns_ray.config import PricesConfig, validate
 from ns_ray.errors import ConfigError, DamagedFileError
-from ns_ray.planning import Hours, memory
+from ns_ray.report import words
 from ns_ray.report.facts import Run
-from ns_ray.store import PlannedStage, arm_name
+from ns_ray.store import Hours, PlannedStage, arm_name
 
 KINDS = {"train": "Training", "label": "Labeling", "score": "Scoring"}
 
@@ -45,7 +45,7 @@ def planned(run: Run) -> dict[str, Any] | None:
     return {
         "rows": [*rows, _row("All", before, after)],
         "gpus": before.gpus > 0,
-        "disk": [memory(disk), memory(store.size(run.layout.root))],
+        "disk": [words.size(disk), words.size(store.size(run.layout.root))],
         "money": [f"{m:,.2f} {prices.currency}" for m in money if m is not None],
     }
 

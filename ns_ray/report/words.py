@@ -41,6 +41,11 @@ def seconds(value: float) -> str:
     return f"{whole // 3600:,} h {whole % 3600 // 60} min"
 
 
+def size(value: int) -> str:
+    """`35 MB`, `27.6 GB` of bytes."""
+    return f"{value / 1e9:,.1f} GB" if value >= 1e9 else f"{max(1, round(value / 1e6))} MB"
+
+
 def p_value(p: float | None) -> str:
     """`p = 0.03`."""
     if p is None:

@@ -60,6 +60,8 @@ from .paths import is_web as is_web
 from .paths import join as join
 from .paths import kept as kept
 from .places import from_here as from_here
+from .plans import Hours as Hours
+from .plans import Kind as Kind
 from .plans import PlannedStage as PlannedStage
 from .plans import read_plan as read_plan
 from .plans import write_plan as write_plan

@@ -4,8 +4,35 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Literal
 
+from ns_ray.config import PricesConfig
 from ns_ray.store.contents import Count, Seconds, holding
 from ns_ray.store.files import read_json, write_json
+
+Kind = Literal["train", "label", "score"]
+
+
+@dataclass(frozen=True)
+class Hours:
+    """What is held, and how long.
+
+    Attributes:
+        seconds: from the first stage to the end of the last, one after the other.
+        cpus: CPU-hours.
+        gpus: GPU-hours.
+    """
+
+    seconds: float = 0.0
+    cpus: float = 0.0
+    gpus: float = 0.0
+
+    def __add__(self, other: "Hours") -> "Hours":
+        return Hours(self.seconds + other.seconds, self.cpus + other.cpus, self.gpus + other.gpus)
+
+    def money(self, prices: PricesConfig) -> float | None:
+        """What they cost; None where nothing has a price."""
+        if prices.cpu_hour is None and prices.gpu_hour is None:
+            return None
+        return self.cpus * (prices.cpu_hour or 0.0) + self.gpus * (prices.gpu_hour or 0.0)
 
 
 @dataclass(frozen=True)
@@ -22,7 +49,7 @@ class PlannedStage:
     """
 
     id: str
-    kind: Literal["train", "label", "score"]
+    kind: Kind
     images: Count
     seconds: Seconds | None
     cpus: Seconds
