@@ -75,11 +75,11 @@ def test_a_plan_has_hours_room_and_money(tmp_path: Path) -> None:
         return " ".join(result.output.split())
 
     said = ask("--set", "prices.cpu_hour=3600", "--set", "prices.currency=EUR")
-    assert " CPU-hours, 3 MB of disk, " in said  # two models of 0.4 M parameters
+    assert " CPU-hours, 27 MB of disk, " in said  # two models of 0.4 M, two checkpoints each
     assert " EUR" in said
     assert "what isn't measured" not in said
     unknown = ask("--no-measure")
-    assert "about 0 s: 0 CPU-hours, 3 MB of disk; and what isn't measured: gen-00 train" in unknown
+    assert "about 0 s: 0 CPU-hours, 27 MB of disk; and what isn't measured: gen-00 train" in unknown
     assert "of disk besides the images" in ask("--images", "100", "--no-measure")
 
 

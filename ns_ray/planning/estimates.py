@@ -10,9 +10,14 @@ from ns_ray.store import Hours, Kind
 if TYPE_CHECKING:
     from ns_ray.planning.costs import Counts, Stage
 
-START_SECONDS = 2.0
+START_SECONDS: dict[Kind, float] = {"train": 2.0, "label": 1.0, "score": 0.1}
 """What a stage takes before its first and after its last image: about half of it here, with a
 process of its own two or three times as long."""
+CHECKPOINTS, CHECKPOINT_BYTES = 2, 16
+"""Checkpoints of a training that are kept, and bytes of one for each parameter: the weights, their
+average, and the two moments of AdamW."""
+SIGNATURE_BYTES = 1700
+"""Of a validation or test image, for its copies to be known by; measured on Fashion-MNIST."""
 LABEL_BYTES = 40
 """Of a pseudo-label besides its probabilities: a key, a class and a confidence."""
 
@@ -46,7 +51,7 @@ def stage_seconds(stage: "Stage", workers: Workers, pool: Pool) -> float | None:
         several, loaders, beside = pool.actors * share, int(pool.cpus), pool.gpus > 0
     loading = stage.loading / max(1, loaders)
     per_image = max(work, loading) if beside else work + loading
-    return START_SECONDS + stage.images * per_image / several
+    return START_SECONDS[stage.kind] + stage.images * per_image / several
 
 
 def label_bytes(config: RunConfig, rows: int, classes: int) -> int:
@@ -55,15 +60,33 @@ def label_bytes(config: RunConfig, rows: int, classes: int) -> int:
     return len(config.students) * rows * (LABEL_BYTES + 2 * numbers)
 
 
-def model_bytes(stages: "Iterable[Stage]") -> int:
-    """What the models of a run take of the disk, in fp32."""
-    trained = {stage.id: stage.cost for stage in stages if stage.kind == "train"}
-    return sum(4 * cost.parameters for cost in trained.values() if cost)
+def disk_bytes(
+    config: RunConfig,
+    counts: "Counts",
+    timed: "Iterable[tuple[Stage, float | None]]",
+    images: int,
+) -> int:
+    """What a run takes of the disk at its end.
+
+    Args:
+        config: the run.
+        counts: its images.
+        timed: its stages, and the seconds that they take.
+        images: bytes of those it packs.
+    """
+    signed = 0 if config.data.leaks == "exact" else counts.validation + counts.test
+    labels = label_bytes(config, counts.unlabeled, counts.classes)
+    trainings = [(stage, seconds) for stage, seconds in timed if stage.kind == "train"]
+    models = sum(_model_bytes(config, stage, seconds) for stage, seconds in trainings)
+    return images + signed * SIGNATURE_BYTES + labels + models
 
 
-def disk_bytes(config: RunConfig, counts: "Counts", stages: "Iterable[Stage]", images: int) -> int:
-    """What a run takes of the disk at its end, with these bytes of packed images."""
-    return images + label_bytes(config, counts.unlabeled, counts.classes) + model_bytes(stages)
+def _model_bytes(config: RunConfig, stage: "Stage", seconds: float | None) -> int:
+    """A model in fp32, and the checkpoints that its training leaves."""
+    parameters = stage.cost.parameters if stage.cost else 0
+    every = config.train.checkpoint_seconds
+    made = CHECKPOINTS if seconds is None or not every else int(seconds // every)
+    return 4 * parameters + min(made, CHECKPOINTS) * CHECKPOINT_BYTES * parameters
 
 
 def amount(number: int) -> str:

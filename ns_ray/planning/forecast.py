@@ -56,7 +56,8 @@ def forecast_run(
         return
     packed = [corpus for corpus in vars(data).values() if corpus is not None]
     images = sum(shard.bytes for corpus in packed for shard in corpus.shards)
-    disk = disk_bytes(config, Counts.packed(data), stages, images)
+    timed = [(stage, stage_seconds(stage, workers, pool)) for stage in stages]
+    disk = disk_bytes(config, Counts.packed(data), timed, images)
     unknown = sorted({stage.model for stage in stages if stage.rate is None})
     words = in_words(total(stages, workers, pool), disk, config.prices)
     say(f"plan: {words}" + (f"; and what {', '.join(unknown)} takes" if unknown else ""))

@@ -82,7 +82,8 @@ def make_plan(
     device = torch.device("cuda" if machine.gpus and on_gpu else "cpu")
     planner = Planner(config, counts, device, on_gpu, measure, images)
     stages = tuple(planner.stages())
-    disk = disk_bytes(config, counts, stages, image_bytes or 0)
+    timed = [(stage, stage_seconds(stage, workers, pool)) for stage in stages]
+    disk = disk_bytes(config, counts, timed, image_bytes or 0)
     return Plan(
         name=config.name,
         stages=stages,
