@@ -7,9 +7,12 @@ import os
 import struct
 import sys
 import tarfile
+import threading
+import time
 import types
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -22,6 +25,7 @@ from scipy.io import savemat
 
 from ns_ray.data.images import decode
 from ns_ray.data.sources import list_source
+from ns_ray.data.sources.files import walk
 from ns_ray.data.sources.items import (
     Item,
     Items,
@@ -482,3 +486,27 @@ def test_names_that_are_no_text_are_refused(tmp_path: Path) -> None:
     (tmp_path / "t.jsonl").write_text('{"path": "/a/\\ud800.jpg"}\n')
     with pytest.raises(DataError, match=r"no Unicode text: '/a/\\ud800.jpg'"):
         list_source(str(tmp_path / "t.jsonl"))
+
+
+@pytest.mark.parametrize(("waits", "threads"), [(0.02, 2), (0.0, 1)])
+def test_folders_of_a_slow_disk_are_read_several_at_a_time(
+    waits: float, threads: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for i in range(40):
+        folder = tmp_path / "images" / f"class{i:02d}"
+        folder.mkdir(parents=True)
+        (folder / "a.png").touch()
+    seen: set[int] = set()
+    scan = os.scandir
+
+    def slow(path: str) -> Any:
+        time.sleep(waits)
+        seen.add(threading.get_ident())
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", slow)
+    found = walk(str(tmp_path / "images"))
+    assert [Path(file.path).parent.name for file in found.files] == [
+        f"class{i:02d}" for i in range(40)
+    ]
+    assert min(len(seen), 2) == threads

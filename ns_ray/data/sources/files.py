@@ -3,8 +3,9 @@
 import fnmatch
 import os
 import re
-from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -22,7 +23,12 @@ IMAGE_ENDINGS = (
 )
 
 FOLDERS = 8
-"""Folders that are read at a time: a file server takes a while to answer, but many at once."""
+"""Folders that are read at a time where a disk is slow: a file server takes a while to answer, but
+many at once."""
+LOOKED_AT, WAITING, AT_A_TIME = 0.001, 0.75, 64
+"""A folder that takes more seconds than this, most of them waited, is of a slow disk: so many more
+are read at a time before another one is looked at. A disk of this machine whose folders it knows is
+not waited for: a million files took 28.6 s with threads and 11.7 s without."""
 
 PARTS = frozenset({"train", "val", "valid", "validation", "dev", "test", "unlabeled"})
 """Names of parts of a set, which are no classes."""
@@ -95,7 +101,7 @@ def _walk_here(root: str) -> Walk:
             links.sort(reverse=True)
             following = folders or [links.pop()]
             folders = []
-            for path, found in zip(following, pool.map(_read, following), strict=True):
+            for path, found in zip(following, _read_all(following, pool), strict=True):
                 if found.identity in seen:
                     again.append(path)
                     continue
@@ -119,6 +125,21 @@ class _Folder:
     """To folders."""
     unseen: int = 0
     dangling: int = 0
+
+
+def _read_all(folders: Sequence[str], pool: Executor) -> Iterator[_Folder]:
+    """In turn; the next ones several at a time where one was mostly waited for, as on a disk across
+    a network. Threads that wait for no disk would wait for each other."""
+    i = 0
+    while i < len(folders):
+        start, used = time.perf_counter(), time.thread_time()
+        found = _read(folders[i])
+        passed, working = time.perf_counter() - start, time.thread_time() - used
+        yield found
+        i += 1
+        if passed > LOOKED_AT and working < (1 - WAITING) * passed:
+            yield from pool.map(_read, folders[i : i + AT_A_TIME])
+            i += AT_A_TIME
 
 
 def _read(folder: str) -> _Folder:
