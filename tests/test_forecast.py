@@ -110,18 +110,20 @@ def test_a_run_writes_its_plan_once(
     assert read_plan(out)[0]
 
 
+@pytest.mark.parametrize("kind", [StageError, RuntimeError])
 def test_a_plan_that_cannot_be_made_costs_no_run(
+    kind: type[Exception],
     data: Corpora,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def fail(*_: Any) -> Any:
-        raise StageError("no memory")
+        raise kind("no memory")
 
     monkeypatch.setattr(forecast, "measured", fail)
     forecast_run(run(tmp_path), data, workers=HERE, pool=POOL, out=str(tmp_path / "plan.json"))
-    assert "no plan: " in capsys.readouterr().out
+    assert "no plan: no memory" in capsys.readouterr().out
     assert not (tmp_path / "plan.json").exists()
 
 

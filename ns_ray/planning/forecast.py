@@ -10,7 +10,7 @@ import torch
 from ns_ray import store
 from ns_ray.compute import Pool, Workers, tasks
 from ns_ray.config import RunConfig
-from ns_ray.errors import DamagedFileError, NsRayError
+from ns_ray.errors import DamagedFileError, NsRayError, first_line
 from ns_ray.log import say
 from ns_ray.planning.costs import Counts, Planner, Stage
 from ns_ray.planning.estimates import disk_bytes, hours, in_words, stage_seconds, total
@@ -51,8 +51,8 @@ def forecast_run(
             cpus=workers.cpus,
             gpus=workers.gpus,
         )
-    except NsRayError as error:
-        say(f"no plan: {error}")
+    except (NsRayError, RuntimeError) as error:  # the latter is torch's, such as for want of memory
+        say(f"no plan: {first_line(error)}")
         return
     packed = [corpus for corpus in vars(data).values() if corpus is not None]
     images = sum(shard.bytes for corpus in packed for shard in corpus.shards)
