@@ -39,6 +39,35 @@ settings.register_profile("untimed", deadline=None)  # no test asserts a time
 settings.load_profile("untimed")
 
 
+@pytest.fixture(autouse=True)
+def ray_is_started_by_marked_tests_only(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that starts a cluster without a word takes ten times as long as it looks."""
+    if request.node.get_closest_marker("ray"):
+        return
+    import ray
+
+    def init(**_: Any) -> None:
+        raise AssertionError("this test starts Ray: give it the mark `ray`, or keep it from it")
+
+    monkeypatch.setattr(ray, "init", init)
+
+
+@pytest.fixture
+def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Commands that are called in this process find a machine of two CPUs and do all work here:
+    what they do then takes seconds, and starting Ray and its workers would take a minute."""
+    from ns_ray.compute import Machine
+
+    @contextlib.contextmanager
+    def cluster(*_: Any) -> Iterator[Machine]:
+        yield Machine(cpus=2, gpus=0, local=True)
+
+    monkeypatch.setattr("ns_ray.compute.prepare", lambda: None)
+    monkeypatch.setattr("ns_ray.compute.cluster", cluster)
+
+
 @pytest.fixture(scope="session")
 def ray_local() -> Iterator[Any]:
     """One local cluster for the whole test run; tests that use it are marked `ray`.

@@ -7,10 +7,12 @@ from typing import Any, Literal
 import pytest
 import yaml
 from test_selftrain import Fakes
-from tiny import MODEL, flat_folder, folder_per_class, settings, start
+from tiny import MODEL, flat_folder, folder_per_class, settings
+from typer.testing import CliRunner
 
 from ns_ray import store
 from ns_ray.ablation import ablate
+from ns_ray.commands import run_app
 from ns_ray.compute.resources import Machine, Pool, Workers
 from ns_ray.config.defaults import BUDGET, Images, settle
 from ns_ray.config.loading import chosen_in, config_hash, dump, parse
@@ -252,8 +254,8 @@ def test_steps_are_measured_as_a_training_worker(ray_local: Any, tmp_path: Path)
         budget.fit_budget(run(budget="1s"), data, workers=worker, pool=POOL, passed=0)
 
 
-@pytest.mark.ray
 @pytest.mark.slow
+@pytest.mark.usefixtures("without_ray")
 def test_a_run_with_a_budget_ends_and_goes_on_as_it_began(tmp_path: Path) -> None:
     plain = settings(
         {
@@ -261,21 +263,22 @@ def test_a_run_with_a_budget_ends_and_goes_on_as_it_began(tmp_path: Path) -> Non
             "data.labeled": str(folder_per_class(tmp_path / "labeled", 8)),
             "data.unlabeled": [str(flat_folder(tmp_path / "pile", 20, start=500))],
             "data.validation_size": 12,
+            "resources.loaders": 0,
             "students": [{**MODEL, "train": {"epochs": 2}}],
         }
     )
     del plain["train"]["epochs"]
     config = tmp_path / "tiny.yaml"
     config.write_text(yaml.safe_dump(plain))
-    command = ["-m", "ns_ray.run"]
+    command = ["--config", str(config)]
 
-    refused = start(command, config, "--budget", "1s")
-    assert refused.returncode == 2
+    refused = CliRunner().invoke(run_app, [*command, "--budget", "1s"])
+    assert refused.exit_code == 2
     assert "budget=1s: with the fewest steps this run takes about" in refused.stderr
     assert "students.0.train.epochs" in refused.stderr
 
-    done = start(command, config, "--budget", "3h", "--overwrite")
-    assert done.returncode in (0, 5), done.stdout + done.stderr
+    done = CliRunner().invoke(run_app, [*command, "--budget", "3h", "--overwrite"])
+    assert done.exit_code in (0, 5), done.output
     root = tmp_path / "runs" / "tiny"
     fitted = chosen_in((root / "config.yaml").read_bytes())[BUDGET]
     said = f"budget 3h: steps x1, about {fitted['time']}\n"
@@ -283,8 +286,8 @@ def test_a_run_with_a_budget_ends_and_goes_on_as_it_began(tmp_path: Path) -> Non
 
     result = json.loads((root / "result.json").read_text())
     (root / "result.json").unlink()
-    again = start(command, config, "--budget", "3h")
-    assert again.returncode == done.returncode, again.stdout + again.stderr
+    again = CliRunner().invoke(run_app, [*command, "--budget", "3h"])
+    assert again.exit_code == done.exit_code, again.output
     assert said in again.stdout
     assert "measuring" not in again.stdout
     assert chosen_in((root / "config.yaml").read_bytes())[BUDGET] == fitted

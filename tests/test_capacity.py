@@ -30,6 +30,7 @@ def a_run(folder: Path, **changes: Any) -> Path:
     )
 
 
+@pytest.mark.trial
 def test_a_training_goes_on_with_fewer_workers_and_then_with_all_again(tmp_path: Path) -> None:
     """The node of a worker dies and none takes its place; later one comes."""
     config = a_run(tmp_path)

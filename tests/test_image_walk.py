@@ -4,30 +4,19 @@ goes. docs/architecture.md shows the same way."""
 import json
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
-import torch
-from tiny import COLORS, MODEL, flat_folder, folder_per_class, user_environment, write_config
+from tiny import flat_folder, folder_per_class, given_teacher, user_environment, write_config
 from walks import Call, following
 
 from ns_ray.commands.whole import execute
+from ns_ray.compute import Machine
 from ns_ray.config.loading import load_config
-from ns_ray.config.training import ModelConfig
-from ns_ray.model.bundle import save
-from ns_ray.model.networks import build
 
 WALK = ("data", "model", "labeling", "selection", "training")
 STAGES = [f"ns_ray.{room}.stage" for room in ("data", "labeling", "selection", "training")]
-
-
-def given_teacher(folder: Path) -> str:
-    """A bundle, so that no training comes before the pile is labeled."""
-    torch.manual_seed(0)
-    model = build(ModelConfig.model_validate(MODEL), len(COLORS))
-    names = tuple(COLORS)
-    save(model, str(folder), classes=names, fingerprint="teacher", provenance={"model": "x"})
-    return str(folder)
 
 
 def walk(folder: Path) -> list[Call]:
@@ -42,8 +31,12 @@ def walk(folder: Path) -> list[Call]:
         "resources.loaders": 0,
     }
     config = load_config(write_config(folder / "run.yaml", changes))
+    import ns_ray.training.loop  # noqa: F401  following imports takes longer than all the rest
+
     calls: list[Call] = []
-    with following(calls):
+    with pytest.MonkeyPatch.context() as patch, following(calls):
+        here = nullcontext(Machine(cpus=2, gpus=0, local=True))
+        patch.setattr("ns_ray.compute.cluster", lambda *_: here)
         execute(config)
     return calls
 

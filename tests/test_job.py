@@ -5,7 +5,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from tiny import flat_folder, folder_per_class, write_config
+from tiny import flat_folder, folder_per_class, given_teacher, write_config
 
 from ns_ray.store.labels import open_labels
 
@@ -22,6 +22,8 @@ def test_a_submitted_job_leaves_a_run(head: dict[str, str], tmp_path: Path) -> N
             "data.labeled": str(folder_per_class(tmp_path / "labeled", 20)),
             "data.unlabeled": [str(pile)],
             "data.rows_per_shard": 10,
+            "teacher": {"bundle": given_teacher(tmp_path / "teacher")},
+            "select.threshold": 0.0,
             "train.epochs": 2,
             "resources": {"loaders": 1, "label_actors": 1},  # the rest is what the cluster has
         },

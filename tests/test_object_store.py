@@ -144,6 +144,7 @@ def test_a_run_in_an_object_store_survives_a_kill_and_an_outage(
     assert len([name for name in names if name.startswith("tensorboard/")]) >= 2
 
 
+@pytest.mark.trial
 def test_of_two_drivers_of_a_run_on_two_nodes_one_works(
     bucket: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

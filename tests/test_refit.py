@@ -7,8 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 from test_selftrain import Fakes, folder, run
-from tiny import flat_folder, folder_per_class, start, write_config
+from tiny import flat_folder, folder_per_class, write_config
+from typer.testing import CliRunner
 
+from ns_ray.commands import app
 from ns_ray.compute.resources import Workers
 from ns_ray.config.training import ModelConfig, TrainConfig
 from ns_ray.data import pack, together
@@ -153,9 +155,8 @@ def test_a_given_temperature_divides_the_logits(tmp_path: Path) -> None:
     np.testing.assert_allclose(probs[0.5], sharper / sharper.sum(), rtol=1e-3)
 
 
-@pytest.mark.ray
 @pytest.mark.slow
-def test_a_run_delivers_it_and_says_so(tmp_path: Path) -> None:
+def test_a_run_delivers_it_and_says_so(tmp_path: Path, without_ray: None) -> None:
     folder_per_class(tmp_path / "labeled", 12)
     folder_per_class(tmp_path / "test", 10, start=300)
     flat_folder(tmp_path / "pile", 40, start=500)
@@ -169,10 +170,12 @@ def test_a_run_delivers_it_and_says_so(tmp_path: Path) -> None:
             "data.validation_size": 0.25,
             "accept.max_p": 1.0,
             "refit": True,
+            "resources.loaders": 0,
         },
     )
-    done = start(["-m", "ns_ray.run"], config)
-    assert done.returncode == 0, done.stderr
+    run = ["run", "--config", str(config)]
+    done = CliRunner().invoke(app, run)
+    assert done.exit_code == 0, done.output
     (root,) = (tmp_path / "runs").iterdir()
     result = json.loads((root / "result.json").read_text())
     assert result["refit"]["labeled"] == 36
@@ -189,10 +192,10 @@ def test_a_run_delivers_it_and_says_so(tmp_path: Path) -> None:
     assert said == percent(result["refit"]["scores"]["test"]["ece"])
     assert "On all 36 labels (delivered)" in (root / "report.html").read_text()
 
-    status = start(["-m", "ns_ray", "status"], config)
+    status = CliRunner().invoke(app, ["status", "--config", str(config)])
     assert f"refit {name} train" in status.stdout
     assert "missing" not in status.stdout
     (root / "result.json").unlink()
-    assert start(["-m", "ns_ray.run"], config).returncode == 0
+    assert CliRunner().invoke(app, run).exit_code == 0
     again = json.loads((root / "result.json").read_text())
     assert again["refit"] == result["refit"]

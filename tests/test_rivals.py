@@ -1,14 +1,16 @@
 """The rivals of `benchmarks/rivals.py`: how long they train, what is counted, what is printed."""
 
 import csv
+import sys
 from pathlib import Path
 
 import pytest
 import rival_arms
 import rivals
 from rivals import DELIVERED, Line, table
-from tiny import flat_folder, folder_per_class, start, write_config
+from tiny import flat_folder, folder_per_class, write_config
 
+from ns_ray import compute
 from ns_ray.config.loading import load_recipe
 from ns_ray.config.training import TrainConfig
 from ns_ray.itinerary import steps
@@ -66,8 +68,10 @@ def test_without_test_validation_is_compared() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.ray
-def test_all_rivals_of_a_tiny_run(tmp_path: Path) -> None:
+@pytest.mark.usefixtures("without_ray")
+def test_all_rivals_of_a_tiny_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Test images are left alone first, and what has been made is not made again."""
     config = write_config(
         tmp_path / "tiny.yaml",
@@ -76,19 +80,22 @@ def test_all_rivals_of_a_tiny_run(tmp_path: Path) -> None:
             "data.unlabeled": [str(flat_folder(tmp_path / "pile", 60, start=500))],
             "data.test": str(folder_per_class(tmp_path / "test", 10, start=300)),
             "control": True,
+            "resources.loaders": 0,
         },
     )
     out = tmp_path / "out"
-    arguments = ("--out", str(out), "--seeds", "3")
-    first = start([rivals.__file__], config, *arguments, "--no-test")
-    assert first.returncode == 0, first.stderr
+    monkeypatch.setattr(rivals, "prepare", compute.prepare)
+    monkeypatch.setattr(rivals, "cluster", compute.cluster)
+    command = ["rivals.py", "--config", str(config), "--out", str(out), "--seeds", "3"]
+    monkeypatch.setattr(sys, "argv", [*command, "--no-test"])
+    rivals.main()
     assert not list(out.rglob("evaluation/test"))
     bundles = {path: path.stat().st_mtime_ns for path in out.rglob("bundle/model.safetensors")}
-    second = start([rivals.__file__], config, *arguments)
-    assert second.returncode == 0, second.stderr
+    monkeypatch.setattr(sys, "argv", command)
+    rivals.main()
     again = {path: path.stat().st_mtime_ns for path in out.rglob("bundle/model.safetensors")}
     assert again == bundles
-    assert "| fixmatch | " in second.stdout
+    assert "| fixmatch | " in capsys.readouterr().out
     with (out / "rivals.csv").open() as file:
         rows = {row["arm"]: row for row in csv.DictReader(file)}
     asked = {*rivals.NAMES} - {"probe"}  # nothing is pretrained

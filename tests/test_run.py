@@ -13,8 +13,10 @@ import timm
 import torch
 import yaml
 from tiny import COLORS, LONELY, MODEL, Whole, start, user_environment
+from typer.testing import CliRunner
 
 from ns_ray import store
+from ns_ray.commands import run_app
 from ns_ray.store.corpora import open_corpus
 from ns_ray.store.labels import open_labels, open_selection
 
@@ -188,14 +190,16 @@ def test_other_settings_under_the_same_name_are_refused(whole: Whole) -> None:
 
 @needs_run
 def test_overwrite_redoes_what_a_setting_changes_and_only_that(
-    whole: Whole, tmp_path: Path
+    whole: Whole, tmp_path: Path, without_ray: None
 ) -> None:
     root = tmp_path / "tiny"
     shutil.copytree(whole.root, root)
     before = times(root)
-    changes = ["--set", f"storage={tmp_path}", "--set", "select.threshold=0.4"]
-    again = start([*PROGRAM], whole.config, *changes, "--overwrite")
-    assert again.returncode in (0, 5), again.stdout + again.stderr
+    changes = (f"storage={tmp_path}", "select.threshold=0.4", "resources.loaders=0")
+    asked = ["--config", str(whole.config), "--overwrite"]
+    asked += [word for change in changes for word in ("--set", change)]
+    again = CliRunner().invoke(run_app, asked)
+    assert again.exit_code in (0, 5), again.output
     changed = {path.relative_to(root) for path, at in times(root).items() if before.get(path) != at}
     stages = {str(path.parent) for path in changed}
     assert {"gen-01/selection", "gen-01/bundle", "gen-01/evaluation/test", "model"} <= stages

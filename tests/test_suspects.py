@@ -9,7 +9,7 @@ import pytest
 import torch
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser
-from tiny import COLORS, folder_per_class, png, start, write_config
+from tiny import COLORS, folder_per_class, png, write_config
 from typer.testing import CliRunner
 
 from ns_ray.commands import app
@@ -108,13 +108,14 @@ def test_features_of_pretrained_weights_tell_labels_of_images_they_were_not_fitt
 
 
 @pytest.mark.slow
-@pytest.mark.ray
+@pytest.mark.usefixtures("without_ray")
 def test_flipped_labels_are_found(tmp_path: Path, browser: Browser) -> None:
     wrong = flipped(tmp_path / "labeled", 16)
-    config = write_config(tmp_path / "run.yaml", {"data.labeled": str(tmp_path / "labeled")})
+    changes = {"data.labeled": str(tmp_path / "labeled"), "resources.loaders": 0}
+    config = write_config(tmp_path / "run.yaml", changes)
     arguments = ["--out", str(tmp_path / "found"), "--set", "data.validation_size=6"]
-    done = start(["-m", "ns_ray", "suspects"], config, *arguments)
-    assert done.returncode == 0, done.stdout + done.stderr
+    done = CliRunner().invoke(app, ["suspects", "--config", str(config), *arguments])
+    assert done.exit_code == 0, done.output
     with (tmp_path / "found" / "suspects.csv").open(newline="") as file:
         lines = list(csv.DictReader(file))
     assert f"{len(lines)} of 48 labels are suspect" in " ".join(done.stdout.split())

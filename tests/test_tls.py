@@ -20,7 +20,7 @@ from ray.util import get_node_ip_address
 from raylets import driver_of
 from tiny import flat_folder, folder_per_class, write_config
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.trial]
 
 HERE = get_node_ip_address()
 """What Ray makes of 127.0.0.1, too."""

@@ -167,7 +167,7 @@ def test_two_workers_do_what_one_does_in_two_passes(
 @pytest.mark.parametrize(
     "workers",
     [
-        Workers(count=1, cpus=1.0, gpus=0.0, loaders=0),
+        Workers(count=1, cpus=1.0, gpus=0.0, loaders=0, in_process=True),
         Workers(count=1, cpus=1.0, gpus=0.0, loaders=2, in_turn=True),
     ],
     ids=["in a thread", "in turn"],
@@ -218,8 +218,10 @@ def test_a_killed_worker_is_replaced_and_the_weights_are_the_same(
     data: Data,
     ray_local: Any,
     tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
+    monkeypatch.setattr(ray_workers, "NOTICED", 1.0)  # no node goes
     killed: list[int] = []
 
     def kill(step: int) -> None:
@@ -268,21 +270,10 @@ def test_what_is_trained_is_not_trained_again(
     assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == before
 
 
-def test_a_diverging_training_names_the_setting_and_is_not_retried(
-    data: Data, ray_local: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    attempts = []
-    trainer = ray_workers.make_trainer
-
-    def counted(*args: Any) -> Any:
-        attempts.append(0)
-        return trainer(*args)
-
-    monkeypatch.setattr(ray_workers, "make_trainer", counted)
+def test_a_diverging_training_names_the_setting(data: Data, tmp_path: Path) -> None:
     with pytest.raises(StageError, match=r"train\.lr \(1e\+30\)") as caught:
-        fit(data, tmp_path, lr=1e30)
+        fit(data, tmp_path, HERE, lr=1e30)
     assert "\n" not in str(caught.value)
-    assert len(attempts) == 1
 
 
 def test_a_device_without_room_names_the_settings(
@@ -297,9 +288,21 @@ def test_a_device_without_room_names_the_settings(
 
 
 @pytest.mark.parametrize("in_process", [True, False])
-def test_an_image_that_has_broken_is_named_in_one_line(
-    in_process: bool, data: Data, ray_local: Any, tmp_path: Path
+def test_an_image_that_has_broken_is_named_in_one_line_and_nothing_is_retried(
+    in_process: bool,
+    data: Data,
+    ray_local: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    attempts = []
+    trainer = ray_workers.make_trainer
+
+    def counted(*args: Any) -> Any:
+        attempts.append(0)
+        return trainer(*args)
+
+    monkeypatch.setattr(ray_workers, "make_trainer", counted)
     shutil.copytree(data.labeled.path, tmp_path / "corpus")
     broken = open_corpus(f"{tmp_path}/corpus")
     for shard in broken.shards:
@@ -311,6 +314,7 @@ def test_an_image_that_has_broken_is_named_in_one_line(
     workers = replace(ONE, in_process=in_process)
     with pytest.raises(ImageError, match=r"^truncated: [^\n]*$"):
         fit(replace(data, labeled=broken), tmp_path, workers)
+    assert len(attempts) == 1
 
 
 @pytest.mark.parametrize(

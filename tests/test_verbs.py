@@ -61,6 +61,7 @@ def test_label_select_train_evaluate(work: Path, tmp_path: Path) -> None:
     assert 0.0 <= scores["top1"] <= 1.0
 
 
+@pytest.mark.usefixtures("without_ray")
 def test_a_student_alone_starts_from_its_teacher_and_is_fine_tuned(
     work: Path, tmp_path: Path
 ) -> None:

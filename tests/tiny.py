@@ -87,6 +87,21 @@ def write_config(path: Path, changes: Mapping[str, Any]) -> Path:
     return path
 
 
+def given_teacher(folder: Path) -> str:
+    """A bundle with random weights, so that no training comes before the pile is labeled."""
+    import torch
+
+    from ns_ray.config.training import ModelConfig
+    from ns_ray.model.bundle import save
+    from ns_ray.model.networks import build
+
+    torch.manual_seed(0)
+    model = build(ModelConfig.model_validate(MODEL), len(COLORS))
+    names = tuple(COLORS)
+    save(model, str(folder), classes=names, fingerprint="teacher", provenance={"model": "x"})
+    return str(folder)
+
+
 def user_environment() -> dict[str, str]:
     """What a user's shell has: nothing of what conftest.py sets for tests in this process."""
     ours = ("RAY_", "OMP_", "MALLOC_")
