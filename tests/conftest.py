@@ -64,7 +64,7 @@ def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     def cluster(*_: Any) -> Iterator[Machine]:
         yield Machine(cpus=2, gpus=0, local=True)
 
-    monkeypatch.setattr("ns_ray.compute.prepare", lambda: None)
+    monkeypatch.setattr("ns_ray.compute.prepare", lambda **_: None)
     monkeypatch.setattr("ns_ray.compute.cluster", cluster)
 
 

@@ -57,7 +57,7 @@ def no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     def init(**_: Any) -> None:
         raise AssertionError("Ray is started before the mistake is found")
 
-    monkeypatch.setattr("ns_ray.compute.prepare", lambda: None)
+    monkeypatch.setattr("ns_ray.compute.prepare", lambda **_: None)
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setattr(ray, "init", init)
 

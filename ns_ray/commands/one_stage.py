@@ -7,7 +7,7 @@ import typer
 
 from ns_ray import store
 from ns_ray.commands.options import Data, Debug, Out, set_of
-from ns_ray.commands.preparing import listed, owning, packed, ray_running, ready_to_infer
+from ns_ray.commands.preparing import begun, listing_of, owning, packed, ray_running, ready_to_infer
 from ns_ray.compute import done_here
 from ns_ray.config import (
     DataConfig,
@@ -55,8 +55,9 @@ def pack(
     """Pack images into a corpus: Parquet shards, a manifest, and rejected.parquet."""
     settings = parse_sections(PackSettings, set_, data={"labeled": data})
     place = store.kept(out, "--out")
-    with owning(place), ray_running(settings.resources, place):
-        corpus = packed(settings.data, listed(settings.data), place, labeled=True)
+    listing = begun(listing_of(settings.data))  # takes seconds, as Ray's start does
+    with owning(place), ray_running(settings.resources, place, models=False):
+        corpus = packed(settings.data, listing.result(), place, labeled=True)
     rejected = sum(corpus.rejected.values())
     say(f"{corpus.path}: {corpus.rows:,} images, {rejected:,} rejected")
 
@@ -121,7 +122,7 @@ def select(
     from ns_ray.selection import select as select_rows
 
     here = done_here(seconds(found))
-    running = nullcontext() if here else ray_running(settings.resources, place)
+    running = nullcontext() if here else ray_running(settings.resources, place, models=False)
     with owning(place), running:
         chosen = select_rows(settings.select, found, seed=seed, out=place)
     say(f"{place}: {chosen.kept:,} images, {chosen.copies:,} with copies")

@@ -1,9 +1,11 @@
 """What a stage alone needs before it can begin: Ray, and its images as a packed corpus."""
 
 import tempfile
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager, nullcontext
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from ns_ray import store
 from ns_ray.compute import Machine, Pool, done_here, resources
@@ -12,6 +14,8 @@ from ns_ray.store import Corpus
 
 if TYPE_CHECKING:
     from ns_ray.data import Listing
+
+T = TypeVar("T")
 
 
 @contextmanager
@@ -31,15 +35,20 @@ def owning(out: str, last: str = store.DONE) -> Iterator[None]:
 
 
 @contextmanager
-def ray_running(config: ResourcesConfig, out: str) -> Iterator[Machine]:
+def ray_running(config: ResourcesConfig, out: str, *, models: bool = True) -> Iterator[Machine]:
     """Ray, with its messages in a file among its own, and an output that all of its nodes see.
+
+    Args:
+        config: what the machine must have room for.
+        out: the output.
+        models: whether there will be any in this process.
 
     Raises:
         ConfigError: a node does not see it, or cannot write there.
     """
     from ns_ray.compute import cluster, prepare
 
-    prepare()
+    prepare(models=models)
     with (
         tempfile.NamedTemporaryFile(prefix="ns-ray-", suffix=".log") as log,
         cluster(config, log.name) as machine,
@@ -83,12 +92,35 @@ def ready_to_infer(
         yield corpus, resources.pool(config, machine)
 
 
+def begun(work: Callable[[], T]) -> Future[T]:
+    """A call that goes on beside what follows, and ends with this process at the latest."""
+    made: Future[T] = Future()
+
+    def call() -> None:
+        try:
+            made.set_result(work())
+        except BaseException as error:
+            made.set_exception(error)
+
+    threading.Thread(target=call, daemon=True).start()
+    return made
+
+
 def listed(data: DataConfig) -> "Listing":
     """What `--data` holds; see `data.id_column`."""
+    return listing_of(data)()
+
+
+def listing_of(data: DataConfig) -> "Callable[[], Listing]":
+    """What lists it. Its imports are made here: threads that import one package from two ends can
+    meet it half-initialized."""
     from ns_ray.data import list_sources, staying
 
-    listing = list_sources(data.labeled, setting="--data")
-    return listing if data.id_column is None else staying(listing, data.id_column)
+    def work() -> "Listing":
+        listing = list_sources(data.labeled, setting="--data")
+        return listing if data.id_column is None else staying(listing, data.id_column)
+
+    return work
 
 
 def packed(config: DataConfig, source: "str | Listing", out: str, *, labeled: bool) -> Corpus:

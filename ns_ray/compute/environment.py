@@ -33,10 +33,13 @@ def keep_memory() -> None:
             mallopt(option, value)
 
 
-def prepare() -> None:
-    """Set the environment that Ray reads when it is imported, where the user hasn't; import torch
-    and timm, which every run needs and which take seconds, beside what follows; let SIGTERM end
-    the process like Ctrl-C."""
+def prepare(*, models: bool = True) -> None:
+    """Set the environment that Ray reads when it is imported, where the user hasn't; let SIGTERM
+    end the process like Ctrl-C.
+
+    Args:
+        models: import torch and timm, which take seconds, beside what follows.
+    """
     keep_memory()
     stop_like_ctrl_c()
     defaults = {
@@ -54,6 +57,8 @@ def prepare() -> None:
             defaults.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32))
     for name, value in defaults.items():
         os.environ.setdefault(name, value)
+    if not models:
+        return
     # Only what never imports Ray: two threads that import one package from two ends can meet it
     # half-initialized.
     threading.Thread(target=import_module, args=("timm",)).start()

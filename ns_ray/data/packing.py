@@ -19,6 +19,7 @@ from itertools import pairwise, takewhile
 from typing import Any, TypeVar
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import xxhash
 
 from ns_ray import store
@@ -198,8 +199,9 @@ def _contents(items: Sequence[Items], packed: Sequence[Packed]) -> str:
     digest = xxhash.xxh3_128()
     table = pa.concat_tables(some.table.select(["key", "label"]) for some in items)
     for rows in table.to_batches(BATCH):
-        named = zip(rows["key"].to_pylist(), rows["label"].to_pylist(), strict=True)
-        digest.update("".join(f"{key}\t{label}\n" for key, label in named).encode())
+        tab, labels = pa.scalar("\t", pa.large_string()), rows["label"].fill_null("None")
+        lines = pc.binary_join_element_wise(rows["key"], labels, tab)
+        digest.update("\n".join([*lines.to_pylist(), ""]).encode())
     if not packed:
         return digest.hexdigest()
     return store.fingerprint(digest.hexdigest(), [part.mark for part in packed])

@@ -19,6 +19,9 @@ import xxhash
 
 from ns_ray.errors import DamagedFileError
 
+HASHED = 65_536
+"""Keys that are objects at a time while they are hashed."""
+
 FORMAT = 1
 """Version of the file formats; a reader refuses a newer one."""
 
@@ -192,8 +195,9 @@ def hash_keys(keys: pa.Array | pa.ChunkedArray, seed: int) -> np.ndarray[Any, An
     """uint64 hashes of keys: every tie, copy and shuffle is decided by these, so that the outcome
     is the same on any cluster."""
     digest = xxhash.xxh3_64_intdigest
+    few = (keys.slice(first, HASHED) for first in range(0, len(keys), HASHED))
     return np.fromiter(
-        (digest(key, seed) for key in keys.cast(pa.large_binary()).to_pylist()),
+        (digest(key, seed) for some in few for key in some.cast(pa.large_binary()).to_pylist()),
         dtype=np.uint64,
         count=len(keys),
     )

@@ -14,17 +14,18 @@ nothing: images are read when they are packed.
 
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from typing import Any
 
-import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.fs as pafs
 
 from ns_ray import store
 from ns_ray.data.sources.files import (
     IMAGE_ENDINGS,
     File,
+    Files,
     Walk,
     base_of,
     braces,
@@ -36,7 +37,7 @@ from ns_ray.data.sources.files import (
     walk,
 )
 from ns_ray.data.sources.idx import idx, is_idx
-from ns_ray.data.sources.items import BATCH, Items, Range, classes_of, natural
+from ns_ray.data.sources.items import COLUMNS, Item, Items, Range, classes_of, natural
 from ns_ray.data.sources.labels import suspects
 from ns_ray.data.sources.listing import Listing, Packed
 from ns_ray.data.sources.named import NAMED_SETS, named
@@ -142,7 +143,7 @@ def _files(source: str, infos: list[File], where: str) -> Listing:
         parts = parts_of(infos, base_of(infos))
         return replace(read(source, infos, where), parts=tuple(parts))
     if endings <= set(IMAGE_ENDINGS):
-        return _images(source, base_of(infos), Walk(infos))
+        return _images(source, base_of(infos), Walk(Files.of(infos)))
     if others := endings & {".gz", ".bz2", ".xz", ".zst", ".zip"}:
         raise DataError(
             f"{where}: files ending in {', '.join(sorted(others))} are not read; unpack them, or "
@@ -162,65 +163,67 @@ def _ending(path: str) -> str:
 
 def _folder(source: str, path: str, where: str) -> Listing:
     found = walk(path)
-    if any(info.path.endswith(".lance") for info in found.files):
+    if found.files.ending(".lance"):
         raise DataError(
             f"{where} is a Lance table, which is not read; write it as Parquet, such as "
             "pyarrow.dataset.write_dataset(lance.dataset(PATH).to_batches(), OUT, "
             "schema=lance.dataset(PATH).schema, format='parquet')"
         )
     start = len(path.rstrip("/")) + 1
-    named = (i for i in found.files if i.path.lower().endswith(TABLE_ENDINGS))
-    top = {info.path[start:]: info for info in named}
+    top = {info.path[start:]: info for info in found.files.ending(TABLE_ENDINGS)}
     for ending in TABLE_ENDINGS:
         if (name := f"metadata{ending}") in top:
             listing = tables(source, [top[name]], where)
             return replace(listing, notes=(*listing.notes, *_not_in(listing, name, found)))
-    if not any(info.path.lower().endswith(IMAGE_ENDINGS) for info in found.files):
-        idx_files = tuple(i.path.lower() for i in found.files if is_idx(i.path))
-        for endings in (TAR_ENDINGS, (".parquet",), idx_files):
-            some = [i for i in found.files if i.path.lower().endswith(endings)]
-            if some:
+    if not found.files.ending(IMAGE_ENDINGS):
+        for endings in (TAR_ENDINGS, (".parquet",)):
+            if some := [*found.files.ending(endings)]:
                 listing = _files(source, some, where)
-                left = _left_out(found, endings)
+                left = _left_out(found, found.files.ending(endings, False))
                 return replace(listing, notes=(*listing.notes, *left))
+        if some := [info for info in found.files if is_idx(info.path)]:
+            listing = _files(source, some, where)
+            left = _left_out(found, [info for info in found.files if not is_idx(info.path)])
+            return replace(listing, notes=(*listing.notes, *left))
     return _images(source, path, found)
 
 
 def _images(source: str, base: str, found: Walk) -> Listing:
     """Image files; the first folder below `base` is the class."""
     start = len(readable(base).rstrip("/")) + 1
-    chosen = [i for i in found.files if store.bare(i.path).lower().endswith(IMAGE_ENDINGS)]
+    chosen = found.files.ending(IMAGE_ENDINGS)
     fingerprint = stamp(chosen, base)
-    few = (chosen[first : first + BATCH] for first in range(0, len(chosen), BATCH))
-    items = Items.joined([_whole_files(infos, start) for infos in few])
+    items = _whole_files(chosen, start)
     return Listing(
         name=source,
         items=items,
         classes=classes_of(items),
         fingerprint=fingerprint,
-        notes=tuple(_left_out(found, IMAGE_ENDINGS)),
+        notes=tuple(_left_out(found, found.files.ending(IMAGE_ENDINGS, False))),
     )
 
 
-def _whole_files(infos: list[File], start: int) -> Items:
+def _whole_files(files: Files, start: int) -> Items:
     """Images by their files; keys are what comes from character `start` on."""
-    uris = [info.path if info.path.isascii() else readable(info.path) for info in infos]
-    keys = [uri[start:] for uri in uris]
-    labels = [key.split("/", 1)[0] if "/" in key else None for key in keys]
-    columns: list[list[Any]] = [keys, uris, labels, [info.size for info in infos]]
+    uris = files.table["path"]
+    keys = pc.utf8_slice_codeunits(uris, start)
+    labels = pc.struct_field(pc.extract_regex(keys, r"^(?P<label>[^/]*)/"), "label")
+    columns = [keys, uris, labels.cast(keys.type), files.table["size"]]
+    items = Items(pa.Table.from_arrays(columns, schema=COLUMNS))
+    if not files.odd:
+        return items
     # A name that is no text leads nowhere as one: its bytes are kept beside.
-    odd = [n for n, (uri, info) in enumerate(zip(uris, infos, strict=True)) if uri != info.path]
-    if not odd:
-        return Items.columns(columns)
-    places = np.full(len(infos), None)
-    for n in odd:
-        places[n] = Range(infos[n].path, 0, infos[n].size)
-    return Items.columns(columns, places)
+    odd = []
+    for path, size, _ in files.odd:
+        key = readable(path)[start:]
+        label = key.split("/", 1)[0] if "/" in key else None
+        odd.append(Item(key, readable(path), label, size, Range(path, 0, size)))
+    return Items.joined([items, Items.of(odd)])
 
 
-def _left_out(found: Walk, taken: tuple[str, ...]) -> list[str]:
+def _left_out(found: Walk, other_files: Iterable[File]) -> list[str]:
     """What of a folder's files is not taken, and why."""
-    others = [i.path for i in found.files if not i.path.lower().endswith(taken)]
+    others = [info.path for info in other_files]
     if not others:
         return [*found.left_out]
     endings = Counter(os.path.splitext(path.lower())[1] or "no ending" for path in others)
@@ -232,7 +235,7 @@ def _left_out(found: Walk, taken: tuple[str, ...]) -> list[str]:
 
 def _not_in(listing: Listing, name: str, found: Walk) -> list[str]:
     """Images of a folder that its table does not name."""
-    images = {i.path for i in found.files if i.path.lower().endswith(IMAGE_ENDINGS)}
+    images = {info.path for info in found.files.ending(IMAGE_ENDINGS)}
     missing = len(images - {item.uri for item in listing.items})
     told = [f"{missing:,} of {len(images):,} images are not in {name}, left out"] if missing else []
     return [*told, *found.left_out]
