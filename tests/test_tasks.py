@@ -313,6 +313,34 @@ def test_an_error_of_ours_comes_out_of_a_data_job(actor: type, ray_local: Any) -
     assert (caught.value.reason, caught.value.detail) == ("truncated", "at 7")
 
 
+class FailsAtThree:
+    def __call__(self, batch: Any) -> Any:
+        if batch["n"][0] == 3:
+            raise ImageError("truncated", "at 3")
+        return batch
+
+
+@pytest.mark.ray
+def test_the_actors_of_a_failed_job_give_their_cpus_back_while_its_error_is_kept(
+    ray_local: Any,
+) -> None:
+    """They kept them, and what came next waited for ever (CI, twice)."""
+    import ray.data
+
+    job = ray.data.from_items([{"n": n} for n in range(6)], override_num_blocks=6).map_batches(
+        FailsAtThree, batch_size=1, compute=ray.data.ActorPoolStrategy(size=2), num_cpus=1
+    )
+    with pytest.raises(ImageError) as caught:
+        list(tasks.stream(job, "labeling", cpus=1))
+    for _ in range(100):
+        free = ray_local.available_resources().get("CPU")
+        if free == ALL_CPUS:
+            break
+        time.sleep(0.2)
+    assert free == ALL_CPUS
+    assert caught.value.detail == "at 3"
+
+
 class RaisesConfigError:
     """Ray Data appends advice of its own to the text of what a worker raises."""
 

@@ -171,5 +171,22 @@ def stream(
     """
     # Otherwise an error of Ray Data comes out, and the one that was raised stays in the worker.
     dataset.context.raise_original_map_exception = True
+    _kill_actors_of_failed_jobs()
     with capacity.watched(doing, cpus, gpus), translated(doing, Exception):
         yield from dataset.iter_rows()
+
+
+def _kill_actors_of_failed_jobs() -> None:
+    """Ray 2.60 kills the actors of a job whose rows are no longer asked for, and only forgets those
+    of one that fails. They keep their CPUs as long as anything else knows of them, such as the
+    frames of the error, and a later job waits for these CPUs for ever."""
+    from ray.data._internal.execution.streaming_executor import StreamingExecutor
+
+    forget = StreamingExecutor.shutdown
+    if forget.__name__ == "kill":
+        return
+
+    def kill(self: Any, force: bool, exception: BaseException | None = None) -> None:
+        forget(self, force or exception is not None, exception)
+
+    StreamingExecutor.shutdown = kill
