@@ -324,7 +324,7 @@ class FailsAtThree:
 def test_the_actors_of_a_failed_job_give_their_cpus_back_while_its_error_is_kept(
     ray_local: Any,
 ) -> None:
-    """They kept them, and what came next waited for ever (CI, twice)."""
+    """They kept them, and what came next waited for ever."""
     import ray.data
 
     job = ray.data.from_items([{"n": n} for n in range(6)], override_num_blocks=6).map_batches(
