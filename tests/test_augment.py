@@ -327,6 +327,7 @@ def test_recipes_shift_images_as_far_as_the_authors_do(
         assert found == pytest.approx(share * magnitude / 10, abs=1.5 / size)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "size", "noise"), RECIPES.values(), ids=list(RECIPES))
 def test_recipes_leave_something_of_nearly_every_image(
     name: str, size: int, noise: NoiseConfig

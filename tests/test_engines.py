@@ -34,6 +34,7 @@ def model_and_pixels(
 
 
 @pytest.mark.slow
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "size", "arguments"),
     [

@@ -54,6 +54,7 @@ def test_its_batches_can_be_shared_among_its_workers(name: str) -> None:
             lane_sizes(finer[1], workers, False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_its_models_are_the_published_ones(name: str) -> None:
     """In size and arithmetic; teacher and student are the same."""

@@ -69,6 +69,7 @@ def test_status_waits_for_the_steps_of_the_itinerary(
     assert [row.name for row in run_status(asked).lines] == [step.title for step in steps(asked)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in RUNS if not name.startswith("a teacher")])
 def test_a_plan_prices_the_steps_of_the_itinerary(tmp_path: Path, name: str) -> None:
     asked = config(tmp_path, RUNS[name])
