@@ -300,14 +300,14 @@ def verdict(root: Path) -> dict[str, Any]:
     }
 
 
-def cases() -> Iterator[tuple[str, str, bool]]:
-    """Every damage of every kind of file of a finished run; of a half one, which has a student to
-    train, one damage of each kind of file, and all for what the training reads."""
+def cases() -> Iterator[Any]:
+    """Every damage of every kind of file of a finished run and of a half one. That has a student to
+    train: trials, but for one damage of each kind of file, and all of what the training reads."""
     for i, kind in enumerate(KINDS):
         for j, how in enumerate(SPOILED):
-            yield kind, how, False
-            if kind.startswith(READ) or (i + j) % len(SPOILED) == 0:
-                yield kind, how, True
+            yield pytest.param(kind, how, False)
+            often = kind.startswith(READ) or (i + j) % len(SPOILED) == 0
+            yield pytest.param(kind, how, True, marks=[] if often else pytest.mark.trial)
 
 
 @pytest.mark.slow

@@ -12,7 +12,15 @@ from tiny import flat_folder, folder_per_class, user_environment, write_config
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 
-@pytest.mark.parametrize(("how", "workers"), [(signal.SIGINT, 1), (signal.SIGTERM, 2)])
+@pytest.mark.parametrize(
+    ("how", "workers"),
+    [
+        (signal.SIGINT, 1),
+        (signal.SIGTERM, 2),
+        pytest.param(signal.SIGINT, 2, marks=pytest.mark.trial),
+        pytest.param(signal.SIGTERM, 1, marks=pytest.mark.trial),
+    ],
+)
 def test_a_stopped_run_says_how_to_go_on(how: signal.Signals, workers: int, tmp_path: Path) -> None:
     config = write_config(
         tmp_path / "run.yaml",

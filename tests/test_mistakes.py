@@ -69,6 +69,7 @@ def mistake(config: Path, settings: list[str]) -> tuple[int, str]:
     assert isinstance(done.exception, SystemExit), done.exception
     *_, last = done.output.splitlines()
     assert done.output.count("error:") == 1
+    assert "Traceback" not in done.output
     assert last.startswith("error: ")
     return done.exit_code, last
 

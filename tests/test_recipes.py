@@ -68,7 +68,13 @@ def test_its_models_are_the_published_ones(name: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["efficientnet-b0", "efficientnet-b7", "svhn"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("efficientnet-b0", "efficientnet-b7", "svhn"),
+        *(pytest.param(f"efficientnet-b{n}", marks=pytest.mark.trial) for n in range(1, 7)),
+    ],
+)
 def test_its_student_learns_for_two_steps(name: str) -> None:
     """At 64 px, in the middle of its schedule, with the optimizer and averages of a real one."""
     config = recipe(name)

@@ -180,8 +180,10 @@ def _kill_actors_of_failed_jobs() -> None:
     """Ray 2.60 kills the actors of a job whose rows are no longer asked for, and only forgets those
     of one that fails. They keep their CPUs as long as anything else knows of them, such as the
     frames of the error, and a later job waits for these CPUs for ever."""
-    from ray.data._internal.execution.streaming_executor import StreamingExecutor
-
+    try:
+        from ray.data._internal.execution.streaming_executor import StreamingExecutor
+    except ImportError:  # of a later Ray, which can label all the same
+        return
     forget = StreamingExecutor.shutdown
     if forget.__name__ == "kill":
         return
