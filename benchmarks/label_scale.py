@@ -38,11 +38,11 @@ SHARD_SECONDS = 0.2
 class Waiting(actor.ShardPredictor):
     """An accelerator that takes `SHARD_SECONDS` per shard and writes what is expected of it."""
 
-    def _label(self, name: str, table: Any) -> tuple[int, int]:
+    def _label(self, name: str, read: actor.Read) -> tuple[int, int]:
         time.sleep(SHARD_SECONDS)
         path = store.join(self._job.out, part_name(name, self._job.fingerprint))
         store.write_bytes(path, b"")
-        return table.num_rows, 0
+        return read.table.num_rows, 0
 
 
 def images(folder: Path, count: int) -> str:

@@ -43,8 +43,8 @@ Label = Callable[..., PseudoLabels]
 class Mortal(actor.ShardPredictor):
     """Dies once, at the worst moment: its shard is written, and nobody has been told."""
 
-    def _label(self, name: str, table: pa.Table) -> tuple[int, int]:
-        counts = super()._label(name, table)
+    def _label(self, name: str, read: actor.Read) -> tuple[int, int]:
+        counts = super()._label(name, read)
         grave = Path(self._job.out).parent / "grave"
         if not grave.exists():
             grave.write_text(name)

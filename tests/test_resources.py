@@ -40,12 +40,13 @@ def resources(**settings: Any) -> ResourcesConfig:
         ({"num_workers": 8}, CLUSTER, Workers(8, 1.0, 1.0, 7)),
         ({"num_workers": 8, "loaders": 2}, CLUSTER, Workers(8, 6.0, 1.0, 2)),
         ({"num_workers": 9, "gpus_per_worker": 0}, CLUSTER, Workers(9, 6.0, 0.0, 1)),
-        # By node: all of one, two that share one, and none that needs more than one has.
+        # By node, but for loaders beside GPUs: all of one, two that share one, none that needs
+        # more than one has.
         ({}, nodes(8, (16, 1)), Workers(1, 8.0, 1.0, 8)),
         ({"num_workers": 2}, nodes(2, (8, 0)), Workers(2, 6.0, 0.0, 2)),
         ({"num_workers": 4}, nodes(2, (8, 0)), Workers(4, 3.0, 0.0, 1)),
         ({"num_workers": 3}, nodes(4, (2, 0)), Workers(3, 1.0, 0.0, 1)),
-        ({"num_workers": 2}, Machine.of([Node(0), Node(32), Node(4, 2)]), Workers(2, 1.0, 1.0, 1)),
+        ({"num_workers": 2}, Machine.of([Node(0), Node(32), Node(4, 2)]), Workers(2, 1.0, 1.0, 8)),
     ],
 )
 def test_workers(settings: dict[str, Any], machine: Machine, expected: Workers) -> None:
@@ -57,16 +58,16 @@ def test_workers(settings: dict[str, Any], machine: Machine, expected: Workers) 
     [
         ({}, LAPTOP, Pool(1, 2.0, 0.0, True)),
         ({"label_actors": 4}, LAPTOP, Pool(4, 1.0, 0.0)),
-        ({}, BOX, Pool(1, 16.0, 1.0, True)),
-        ({"gpus_per_actor": 0.5}, BOX, Pool(2, 8.0, 0.5)),
+        ({}, BOX, Pool(1, 4.0, 1.0, True, spare=12)),
+        ({"gpus_per_actor": 0.5}, BOX, Pool(2, 4.0, 0.5, spare=4)),
         ({"gpus_per_actor": 0}, BOX, Pool(2, 8.0, 0.0)),
-        ({}, CLUSTER, Pool(8, 7.0, 1.0)),
+        ({}, CLUSTER, Pool(8, 4.0, 1.0, spare=4)),
         ({}, Machine(1, 0, False), Pool(1, 1.0, 0.0)),
         ({}, nodes(4, (2, 0)), Pool(3, 2.0, 0.0)),
         ({}, nodes(8, (16, 0)), Pool(15, 8.0, 0.0)),
-        ({"cpus_per_actor": 3}, nodes(4, (4, 0)), Pool(4, 3.0, 0.0)),
-        ({}, nodes(8, (16, 1)), Pool(8, 15.0, 1.0)),
-        ({}, Machine.of([Node(0), Node(32), Node(4, 2)]), Pool(2, 2.0, 1.0)),
+        ({"cpus_per_actor": 3}, nodes(4, (4, 0)), Pool(4, 3.0, 0.0, spare=1)),
+        ({}, nodes(8, (16, 1)), Pool(8, 4.0, 1.0, spare=12)),
+        ({}, Machine.of([Node(0), Node(32), Node(4, 2)]), Pool(2, 2.0, 1.0, spare=16)),
     ],
 )
 def test_pool(settings: dict[str, Any], machine: Machine, expected: Pool) -> None:

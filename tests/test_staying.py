@@ -22,7 +22,7 @@ from ns_ray.data.sources import list_source
 from ns_ray.data.sources.listing import rows_of
 from ns_ray.data.sources.staying import staying
 from ns_ray.errors import DataError
-from ns_ray.labeling.actor import ShardPredictor
+from ns_ray.labeling.actor import Read, ShardPredictor
 from ns_ray.labeling.stage import pseudo_label
 from ns_ray.model import bundle
 from ns_ray.model.networks import build
@@ -183,7 +183,7 @@ def test_a_pointer_to_images_in_place_is_labeled_once_each(
 
     was = ShardPredictor._label
 
-    def dies(self: ShardPredictor, name: str, rows: pa.Table) -> tuple[int, int]:
+    def dies(self: ShardPredictor, name: str, rows: Read) -> tuple[int, int]:
         if name == corpus.shards[1].name:
             raise KeyboardInterrupt
         return was(self, name, rows)

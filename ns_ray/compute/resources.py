@@ -117,12 +117,14 @@ class Pool:
         cpus: CPUs of each: decoding threads, and forward threads without a GPU.
         gpus: GPUs of each.
         in_process: whether the driver's own process may do a small job instead.
+        spare: whole CPUs that none of them has, for each of them.
     """
 
     actors: int
     cpus: float
     gpus: float
     in_process: bool = False
+    spare: int = 0
 
     @property
     def device(self) -> Device:
@@ -132,6 +134,9 @@ class Pool:
 
 CPUS_PER_ACTOR = 8
 """Most CPUs of one predictor actor on a CPU cluster: more threads add little to one forward."""
+CPUS_BESIDE_A_GPU = 4
+"""CPUs of a predictor actor that has one: threads of one interpreter decode a thousand images/s,
+eight no more than four (docs/gpu.md). Those that are left decode in tasks, where that pays."""
 LOADERS = 8
 """Most loader processes of a worker, unless told otherwise."""
 CPUS_PER_LOADER = 4
@@ -168,7 +173,9 @@ def workers(config: ResourcesConfig, machine: Machine) -> Workers:
     share = _share(machine, count, gpus)
     loaders, cpus = config.loaders, config.cpus_per_worker
     if loaders is None:
-        loaders = max(1, min(LOADERS, share - 1 if gpus else share // CPUS_PER_LOADER))
+        # Beside GPUs they work on any node: all CPUs but one for each worker.
+        free = machine.cpus // count - 1
+        loaders = max(1, min(LOADERS, free if gpus else share // CPUS_PER_LOADER))
     if cpus is None:
         cpus = float(max(1, share - loaders))
     # One whole CPU stays free for tasks, or nothing would ever be loaded.
@@ -230,14 +237,15 @@ def pool(config: ResourcesConfig, machine: Machine) -> Pool:
         share = (
             free // actors if machine.local else min(_share(machine, actors, gpus), free // actors)
         )
-        cpus = float(max(1, share))
+        cpus = float(max(1, min(share, CPUS_BESIDE_A_GPU) if gpus else share))
     if not machine.local and (actors * cpus > free or machine.holds(cpus, gpus) < actors):
         raise ConfigError(
             f"{actors} label actors with {cpus:g} CPUs and {gpus:g} GPUs each have no room in this "
             f"cluster: {free} CPUs are free for them, at most {machine.largest()} on one node; "
             "lower resources.label_actors, resources.cpus_per_actor or resources.gpus_per_actor"
         )
-    return Pool(actors, cpus, gpus, in_process=machine.local and actors == 1)
+    spare = max(0, int(machine.cpus / actors - cpus))
+    return Pool(actors, cpus, gpus, in_process=machine.local and actors == 1, spare=spare)
 
 
 def _spread(machine: Machine, free: int) -> tuple[int, float]:

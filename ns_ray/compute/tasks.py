@@ -61,10 +61,11 @@ def done_here(seconds: float, pool: Pool | None = None) -> bool:
     """
     if pool is not None:
         return pool.in_process and seconds <= ALONE
-    return seconds <= (TASK if _ray_runs() else RAY)
+    return seconds <= (TASK if ray_runs() else RAY)
 
 
-def _ray_runs() -> bool:
+def ray_runs() -> bool:
+    """Whether this process is part of a Ray cluster, as its driver or as a worker."""
     ray = sys.modules.get("ray")
     return ray is not None and bool(ray.is_initialized())
 

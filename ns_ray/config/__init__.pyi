@@ -3,6 +3,7 @@ from .defaults import FEW_LABELS as FEW_LABELS
 from .defaults import Images as Images
 from .defaults import settle as settle
 from .labeling import AcceptConfig as AcceptConfig
+from .labeling import Decode as Decode
 from .labeling import LabelConfig as LabelConfig
 from .labeling import PredictConfig as PredictConfig
 from .labeling import SelectConfig as SelectConfig

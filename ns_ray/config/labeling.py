@@ -12,6 +12,8 @@ from pydantic import (
 
 from ns_ray.config.validation import Fraction, Settings
 
+Decode = Literal["auto", "with_model", "apart"]
+
 
 class PredictConfig(Settings):
     """How images go through a model when it labels or is scored."""
@@ -42,6 +44,10 @@ class LabelConfig(Settings):
     probabilities labels the pile for the first student. All else that is said of the first teacher
     is said of the first of them; later students are taught by one model. null: 3 where the
     teacher's epochs are left open and at most 2,000 images are labeled, else 1."""
+    decode: Decode = "auto"
+    """Where images are decoded: in threads beside the model (with_model), or in Ray tasks on any
+    CPU of the cluster (apart). auto: beside it, unless CPUs are left over, the model waits for
+    pixels, and a measurement of both says that apart is faster."""
     noised: bool = False
     """Label noised images with a noised teacher (the noise it was trained with). Costs accuracy:
     for the paper's ablation only."""
@@ -52,6 +58,8 @@ class LabelConfig(Settings):
         values: dict[str, Any] = dump(self)
         if self.teachers is None:
             values.pop("teachers", None)
+        if self.decode == "auto":
+            values.pop("decode", None)
         return values
 
 

@@ -1,5 +1,7 @@
 from .augment import Augment as Augment
 from .augment import seeded as seeded
+from .batches import Decoded as Decoded
+from .batches import decode_batch as decode_batch
 from .folding import folded as folded
 from .images import MAX_PIXELS as MAX_PIXELS
 from .images import Normalize as Normalize

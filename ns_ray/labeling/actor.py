@@ -5,11 +5,13 @@ grow with the corpus.
 """
 
 import json
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -17,6 +19,7 @@ import pyarrow as pa
 from ns_ray import store
 from ns_ray.compute import tasks
 from ns_ray.errors import ImageError
+from ns_ray.labeling.decoding import Begun, Decoder
 from ns_ray.labeling.foreign import HELD_OUT, LABELED, Scale, images_of, scale_of
 from ns_ray.labeling.job import InferenceJob
 from ns_ray.store import (
@@ -27,17 +30,41 @@ from ns_ray.store import (
     part_name,
 )
 
+if TYPE_CHECKING:
+    from ns_ray.model import Predictor
+
+Answer = np.ndarray[Any, Any] | ImageError
+"""Of one image: probabilities, float32 [classes], or why there are none."""
+
+
+@dataclass(frozen=True)
+class Read:
+    """A shard whose decoding has begun.
+
+    Attributes:
+        table: its rows.
+        images: encoded.
+        begun: their decoding for the first models.
+    """
+
+    table: pa.Table
+    images: list[bytes]
+    begun: Begun
+
 
 class ShardPredictor:
     """Ray Data actor: names of shards in, files of probabilities out."""
 
-    def __init__(self, job: InferenceJob, threads: int, images: int, device: str) -> None:
+    def __init__(
+        self, job: InferenceJob, threads: int, images: int, device: str, spare: int = 0
+    ) -> None:
         """
         Args:
             job: what to do.
             threads: for decoding, and of the forward pass.
             images: about how many this actor will get.
             device: cpu or cuda.
+            spare: whole CPUs that no actor has, for each of them.
         """
         from ns_ray.model import NoisedPredictor, Predictor
 
@@ -55,22 +82,22 @@ class ShardPredictor:
             )
             for bundle in job.bundles
         ]
+        self._together = grouped(self._predictors) if job.noise is None else [self._predictors]
+        how = job.decode if job.noise is None else "with_model"
+        self._decoders = [Decoder(models[0], how, spare) for models in self._together]
         self._scale = self._scaled(job.known[1]) if job.known else None
         self._job = job
         self._corpus = open_corpus(job.corpus)
         self._shards = {shard.name: shard for shard in self._corpus.shards}
+        self._turn = threading.Lock()
 
     def _scaled(self, held_out: str) -> Scale | None:
         """What foreign means to these models; None where they cannot tell."""
         if not all(predictor.knows for predictor in self._predictors):
             return None
-        answers = self._answers(tasks.patiently(images_of, held_out, HELD_OUT))
+        images = tasks.patiently(images_of, held_out, HELD_OUT)
+        answers = [averaged(one) for one in zip(*self._said(images), strict=True)]
         return scale_of(np.array([a[-1] for a in answers if not isinstance(a, ImageError)]))
-
-    def _answers(self, images: Sequence[bytes]) -> list[np.ndarray[Any, Any] | ImageError]:
-        """The mean of what the models say of each image."""
-        answers = [predictor.predict(images) for predictor in self._predictors]
-        return [averaged(one) for one in zip(*answers, strict=True)]
 
     def __call__(self, batch: dict[str, np.ndarray[Any, Any]]) -> dict[str, list[Any]]:
         """The rows that `each` gives, as columns; `now` is when all of them have been made."""
@@ -84,39 +111,65 @@ class ShardPredictor:
     def each(self, names: list[str]) -> Iterator[dict[str, Any]]:
         """One row per shard: shard, rows, rejected, waited (seconds), began, ended and now (seconds
         of a clock that others don't have), engine (JSON). The next shard is read while one is
-        predicted."""
+        predicted, and its first images are decoded where that is done apart."""
         with ThreadPoolExecutor(1, thread_name_prefix="read") as reader:
-            coming = [reader.submit(tasks.patiently, self._read, names[0])]
+            coming = [reader.submit(self._begin, names[0])]
             for index, name in enumerate(names):
-                began, waited_before = time.monotonic(), self._waited()
-                table = coming.pop().result()
-                waited = time.monotonic() - began
+                asked = time.monotonic()
+                read = coming.pop().result()
+                waited = time.monotonic() - asked
                 if index + 1 < len(names):
-                    coming.append(reader.submit(tasks.patiently, self._read, names[index + 1]))
-                rows, rejected = self._label(name, table)
-                choice, ended = self._predictors[0].choice, time.monotonic()
+                    coming.append(reader.submit(self._begin, names[index + 1]))
+                with self._turn:
+                    began, waited_before = time.monotonic(), self._waited()
+                    rows, rejected = self._label(name, read)
+                    ended, waited = time.monotonic(), waited + self._waited() - waited_before
+                choice, decoder = self._predictors[0].choice, self._decoders[0]
+                engine = choice.facts() if choice else {}
+                engine["decode"] = "apart" if decoder.apart else "with_model"
                 yield {
                     "shard": name,
                     "rows": rows,
                     "rejected": rejected,
-                    "waited": waited + self._waited() - waited_before,
+                    "waited": waited,
                     "began": began,
                     "ended": ended,
                     "now": ended,
-                    "engine": json.dumps(choice.facts() if choice else {}),
+                    "engine": json.dumps(engine),
+                    "decoding": decoder.said,
                 }
+
+    def _begin(self, name: str) -> Read:
+        """Read a shard, and begin to decode it for the first models."""
+        table = tasks.patiently(self._read, name)
+        images = [image.as_buffer().to_pybytes() for image in table["image"]]
+        return Read(table, images, self._decoders[0].begin(images))
+
+    def _said(self, images: Sequence[bytes], begun: Begun | None = None) -> list[list[Answer]]:
+        """What each model says of each image. Models that want their images made alike share them.
+
+        Args:
+            images: encoded.
+            begun: their decoding for the first models, where it has begun.
+        """
+        answers = []
+        for models, decoder in zip(self._together, self._decoders, strict=True):
+            batches = decoder.batches(begun or decoder.begin(images))
+            answers += models[0].answer(batches, models[1:])
+            begun = None
+        return answers
 
     def _waited(self) -> float:
         """Seconds that the models have waited for decoded images so far."""
-        return sum(predictor.waited for predictor in self._predictors)
+        return sum(decoder.waited for decoder in self._decoders)
 
     def _read(self, name: str) -> pa.Table:
         return self._corpus.read(self._shards[name], ["key", "image", "uri"])
 
-    def _label(self, name: str, table: pa.Table) -> tuple[int, int]:
+    def _label(self, name: str, read: Read) -> tuple[int, int]:
         """Predict a shard and write its files; the number of good and of bad images."""
-        images = [image.as_buffer().to_pybytes() for image in table["image"]]
-        results = self._answers(images)
+        table, answers = read.table, self._said(read.images, read.begun)
+        results = [averaged(one) for one in zip(*answers, strict=True)]
         good = np.array([not isinstance(result, ImageError) for result in results], dtype=bool)
         kept = table.filter(pa.array(good))
         classes = len(self._predictors[0].classes)
@@ -146,9 +199,15 @@ class ShardPredictor:
         return len(keys), len(bad)
 
 
-def averaged(
-    answers: Sequence[np.ndarray[Any, Any] | ImageError],
-) -> np.ndarray[Any, Any] | ImageError:
+def grouped(predictors: Sequence["Predictor"]) -> list[list["Predictor"]]:
+    """Those together that want their images made alike."""
+    groups: dict[Any, list[Predictor]] = {}
+    for predictor in predictors:
+        groups.setdefault(predictor.preprocess, []).append(predictor)
+    return list(groups.values())
+
+
+def averaged(answers: Sequence[Answer]) -> Answer:
     """The mean of what several models say of one image, or why one of them says nothing.
 
     Args:

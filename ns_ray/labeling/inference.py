@@ -73,6 +73,7 @@ def infer(job: InferenceJob, *, pool: Pool, title: str) -> Inferred:
     missing = [shard for shard in corpus.shards if names[shard.name] not in present]
     fresh, waited = 0, 0.0
     engine: dict[str, Any] = {}
+    decoding = ""
     spans: list[tuple[float, float, int]] = []
     with progress(title, corpus.rows) as meter:
         meter.skip(corpus.rows - sum(shard.rows for shard in missing))
@@ -85,6 +86,9 @@ def infer(job: InferenceJob, *, pool: Pool, title: str) -> Inferred:
                     engine = json.loads(str(row["engine"]))
                     if engine.get("note"):
                         say(f"{title}: {engine['note']}")
+                if row["decoding"] and row["decoding"] != decoding:
+                    decoding = str(row["decoding"])
+                    say(f"{title}: {decoding}")
                 meter.add(done, waited=float(row["waited"]) / pool.actors)
     present = set(store.list_files(job.out))
     lost = [name for name in names.values() if name not in present]
@@ -158,6 +162,7 @@ def _run(
         "threads": max(1, int(pool.cpus)),
         "images": images // pool.actors,
         "device": pool.device,
+        "spare": pool.spare,
     }
     if tasks.done_here(seconds(images, len(job.bundles)), pool):
         with translated(title, OSError):
@@ -173,7 +178,11 @@ def _run(
         actor.ShardPredictor,
         fn_constructor_kwargs=arguments,
         batch_size=per_task,
-        compute=ray.data.ActorPoolStrategy(size=min(pool.actors, len(names))),
+        compute=ray.data.ActorPoolStrategy(
+            size=min(pool.actors, len(names)),
+            # One reads and decodes ahead, where the other has the model.
+            max_concurrent_calls_per_actor=2 if pool.gpus or job.decode == "apart" else None,
+        ),
         num_cpus=pool.cpus,
         num_gpus=pool.gpus or None,
     )

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from ns_ray.config import NoiseConfig, PredictConfig
+from ns_ray.config import Decode, NoiseConfig, PredictConfig
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,7 @@ class InferenceJob:
             is written.
         known: folders of labeled images of the model's classes, those it has learnt and those that
             were held out: write how foreign each row is to them.
+        decode: where images are decoded; see `label.decode`.
     """
 
     bundle: str
@@ -35,6 +36,7 @@ class InferenceJob:
     among: tuple[int, ...] | None = None
     others: tuple[str, ...] = ()
     known: tuple[str, str] | None = None
+    decode: Decode = "auto"
 
     @property
     def bundles(self) -> tuple[str, ...]:

@@ -111,6 +111,7 @@ def _job(
         predict=predict,
         top_k=top_k,
         noise=noise,
+        decode=config.decode,
         others=tuple(other.path for other in others),
     )
 

@@ -215,10 +215,8 @@ class TorchForward:
         """One forward pass, of which the first `rows` are answers."""
         cuda = self._device.type == "cuda"
         with torch.inference_mode():
-            batch = torch.from_numpy(pixels)
-            if cuda:
-                batch = batch.pin_memory().to(self._device, non_blocking=True)
-            images = self._normalize(batch)
+            batch = _tensor(pixels, pinned=cuda)
+            images = self._normalize(batch.to(self._device, non_blocking=cuda))
             with torch.autocast(self._device.type, torch.bfloat16, enabled=self._bf16):
                 answer = self._model(images)
             probs = self._probabilities(answer)[:rows]
@@ -235,6 +233,16 @@ class TorchForward:
             return np.asarray(there.numpy())
 
         return finish
+
+
+def _tensor(pixels: np.ndarray[Any, Any], pinned: bool) -> torch.Tensor:
+    """The pixels for torch; a copy where CUDA fetches them, or where they cannot be written to, as
+    those that come from another process."""
+    if not pinned and pixels.flags.writeable:
+        return torch.from_numpy(pixels)
+    copy = torch.empty(pixels.shape, dtype=torch.uint8, pin_memory=pinned)
+    np.copyto(copy.numpy(), pixels)
+    return copy
 
 
 class Probabilities(nn.Module):

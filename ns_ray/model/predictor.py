@@ -7,7 +7,7 @@ import threading
 import time
 import zlib
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, suppress
 from typing import Any
@@ -17,7 +17,7 @@ import torch
 
 from ns_ray.compute import cpus, enough_memory, no_memory
 from ns_ray.config import NoiseConfig, PredictConfig
-from ns_ray.data import MAX_PIXELS, Augment, Normalize, decode, eval_pixels, seeded
+from ns_ray.data import MAX_PIXELS, Augment, Decoded, Normalize, decode, eval_pixels, seeded
 from ns_ray.errors import DataError, ImageError, first_line
 from ns_ray.model.bundle import load
 from ns_ray.model.engines import Choice, Finish, choose
@@ -27,6 +27,10 @@ from ns_ray.store import Bundle, open_bundle
 
 AHEAD = 2
 """Batches that are decoded before the model asks for them."""
+
+
+Answer = np.ndarray[Any, Any] | ImageError
+"""Of one image: float32 [classes], or why there is none."""
 
 
 class Predictor:
@@ -100,12 +104,11 @@ class Predictor:
         """Pooled features, float32 [n, features] on the CPU, of those images that can be decoded;
         None where there are none, or the model has no such features."""
         found: list[torch.Tensor] = []
-        for batch in self._decoded(known):
-            good = [item for item in batch if not isinstance(item, ImageError)]
-            if good:
+        for batch in self.decoded(known):
+            if batch.pixels is not None:
                 model = self._model.to(self.device)
                 normalize = Normalize(self.preprocess, self.device)
-                images = normalize(torch.from_numpy(np.stack(good)).to(self.device))
+                images = normalize(torch.from_numpy(batch.pixels).to(self.device))
                 if not found and not has_pooled_features(model, images):
                     return None
                 found.append(pooled_features(model, images).cpu())
@@ -157,7 +160,7 @@ class Predictor:
                 ) from error
         return self.choice
 
-    def predict(self, images: Sequence[bytes]) -> list[np.ndarray[Any, Any] | ImageError]:
+    def predict(self, images: Sequence[bytes]) -> list[Answer]:
         """Probabilities, float32 [classes], of each image, or why it has none; with one more number
         where the model `knows`.
 
@@ -165,30 +168,42 @@ class Predictor:
             ConfigError: the device has no room for a batch.
             DataError: the model cannot take them.
         """
+        return self.answer(self.decoded(images))[0]
+
+    def answer(
+        self, batches: Iterable[Decoded], beside: Sequence["Predictor"] = ()
+    ) -> list[list[Answer]]:
+        """What this model and others beside it, which want their images made alike, say of decoded
+        images: of each model what `predict` returns.
+
+        Raises:
+            ConfigError: the device has no room for a batch.
+            DataError: a model cannot take them.
+        """
+        models = (self, *beside)
+        answers: list[list[Answer]] = [[] for _ in models]
+        running: deque[tuple[Decoded, list[Finish]]] = deque()
+
+        def join(batch: Decoded, begun: list[Finish]) -> None:
+            for index, found in enumerate(answers):
+                found += batch.answers(begun[index]() if begun else None)
+
         with self._enough_memory():
-            return self._predict(images)
+            for batch in batches:
+                pixels = batch.pixels
+                begun = [] if pixels is None else [model.start(pixels) for model in models]
+                running.append((batch, begun))
+                if len(running) > self._in_flight:
+                    join(*running.popleft())
+            for batch, begun in running:
+                join(batch, begun)
+        return answers
 
     def _enough_memory(self) -> AbstractContextManager[None]:
         batch = f"a batch of {self.batch_size:,} images of {self.preprocess.size} px"
         return enough_memory(batch, "lower batch_size (of `label` and `evaluate`)")
 
-    def _predict(self, images: Sequence[bytes]) -> list[np.ndarray[Any, Any] | ImageError]:
-        results: list[np.ndarray[Any, Any] | ImageError] = []
-        running: deque[tuple[list[Any], Finish]] = deque()
-        for batch in self._decoded(images):
-            good = [item for item in batch if not isinstance(item, ImageError)]
-            pixels = np.stack(good) if good else None
-            finish = self.start(pixels) if pixels is not None else _nothing
-            running.append((batch, finish))
-            if len(running) > self._in_flight:
-                results += _joined(*running.popleft())
-        for batch, finish in running:
-            results += _joined(batch, finish)
-        return results
-
-    def _decoded(
-        self, images: Sequence[bytes]
-    ) -> Iterator[list[np.ndarray[Any, np.dtype[np.uint8]] | ImageError]]:
+    def decoded(self, images: Sequence[bytes]) -> Iterator[Decoded]:
         """Batches of decoded images in order, a few of them ahead of the model."""
         pending: deque[list[Future[Any]]] = deque()
         for start in range(0, len(images), self.batch_size):
@@ -199,11 +214,11 @@ class Predictor:
         while pending:
             yield self._collect(pending.popleft())
 
-    def _collect(self, futures: list[Future[Any]]) -> list[Any]:
+    def _collect(self, futures: list[Future[Any]]) -> Decoded:
         start = time.monotonic()
         items = [future.result() for future in futures]
         self.waited += time.monotonic() - start
-        return items
+        return Decoded.of(items)
 
     def _pixels_or_error(self, data: bytes) -> np.ndarray[Any, Any] | ImageError:
         try:
@@ -240,16 +255,6 @@ class NoisedPredictor(Predictor):
         with seeded(seed):  # torch's generator too, by one thread at a time
             torch.manual_seed(seed)
             return super().start(pixels)
-
-
-def _nothing() -> np.ndarray[Any, Any]:
-    return np.zeros((0, 0), np.float32)
-
-
-def _joined(batch: list[Any], finish: Finish) -> list[np.ndarray[Any, Any] | ImageError]:
-    """Probabilities in the places of the images that could be decoded."""
-    probs = iter(finish())
-    return [item if isinstance(item, ImageError) else next(probs) for item in batch]
 
 
 def _yield_to_the_model() -> None:
