@@ -8,14 +8,13 @@ table: mean and standard deviation of validation and test accuracy, in percent.
 
 import argparse
 import json
-import platform
 import statistics
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
-from ns_ray.compute import cpus
+from machine import machine
 
 
 def run(seed: int, storage: str, overrides: list[str]) -> dict[str, Any]:
@@ -46,7 +45,7 @@ def main() -> None:
     args = parser.parse_args()
     results = [run(seed, args.storage, args.set) for seed in args.seeds]
 
-    print(f"\nMachine: {cpus()} CPUs, {platform.machine()}; seeds {args.seeds}\n")
+    print(f"\nMachine: {machine()}; seeds {args.seeds}\n")
     print("| | model | parameters | validation | test | minutes |")
     print("|---|---|---:|---:|---:|---:|")
     count = min(len(result["generations"]) for result in results)

@@ -13,7 +13,6 @@ one teacher a seed labels it for a student that takes all, one without what is f
 
 import argparse
 import json
-import platform
 import statistics
 import sys
 from itertools import islice
@@ -24,10 +23,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from machine import machine
 from scipy.special import logsumexp, softmax
 from sklearn.metrics import roc_auc_score
 
-from ns_ray.compute import Machine, cpus
+from ns_ray.compute import Machine
 from ns_ray.config.loading import parse
 from ns_ray.data import Item, Normalize, Row, eval_pixels, list_source, read_rows
 from ns_ray.labeling.foreign import images_of, scale_of
@@ -192,7 +192,7 @@ def students(args: argparse.Namespace) -> None:
         arm: [student(args, seed, arm) for seed in args.seeds]
         for arm in ("all", "without", "clean")
     }
-    print(f"\nMachine: {cpus()} CPUs, {platform.machine()}; seeds {args.seeds}; test, percent\n")
+    print(f"\nMachine: {machine()}; seeds {args.seeds}; test, percent\n")
     print(
         "| student taught | above the limit | kept | teacher | student |\n|---|---:|---:|---:|---:|"
     )

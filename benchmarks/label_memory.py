@@ -11,7 +11,6 @@ import argparse
 import io
 import json
 import os
-import platform
 import subprocess
 import sys
 import tempfile
@@ -21,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+from machine import machine
 from PIL import Image
 
 DISTINCT = 512
@@ -158,11 +158,8 @@ def main() -> None:
             done = subprocess.run(command, check=True, capture_output=True, text=True)
             line = next(x for x in done.stdout.splitlines() if x.startswith("RESULT "))
             results.append({**json.loads(line.removeprefix("RESULT ")), "corpus": corpus_bytes})
-    from ns_ray.compute import resources
 
-    print(
-        f"Machine: {resources.cpus()} CPUs, {platform.machine()}; {args.model} at {args.image} px\n"
-    )
+    print(f"Machine: {machine()}; {args.model} at {args.image} px\n")
     print("| images | corpus, MiB | seconds | images/s | peak memory, MiB | against the first |")
     print("|---:|---:|---:|---:|---:|---:|")
     for r in results:

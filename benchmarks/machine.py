@@ -2,20 +2,43 @@
 
 import platform
 import time
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from ns_ray.compute import cpus
 
+INSTRUCTIONS = {
+    "avx2": "AVX2",
+    "avx512f": "AVX-512",
+    "avx512_vnni": "VNNI",
+    "avx512_bf16": "bf16",
+    "amx_bf16": "AMX",
+    "asimd": "NEON",
+    "sve": "SVE",
+}
+"""Those that decide how fast networks are, by their names in /proc/cpuinfo."""
+
+PACKAGES = ("torch", "ray", "openvino", "pyarrow", "pillow")
+
 
 def machine() -> str:
-    """Processor and number of CPUs, such as "AMD EPYC, 2 CPUs"."""
-    name = platform.machine()
+    """Processor, instruction sets, number of CPUs and versions, such as "AMD EPYC (AVX2, AVX-512),
+    2 CPUs; Python 3.11, torch 2.14.1"."""
     info = Path("/proc/cpuinfo")
-    if info.exists():
-        lines = [line for line in info.read_text().splitlines() if line.startswith("model name")]
-        name = lines[0].partition(":")[2].strip() if lines else name
-    return f"{name}, {cpus()} CPUs"
+    told: dict[str, str] = {}
+    for line in info.read_text().splitlines() if info.exists() else []:
+        key, _, value = line.partition(":")
+        told.setdefault(key.strip(), value.strip())
+    name = told.get("model name") or platform.processor() or platform.machine()
+    flags = told.get("flags", told.get("Features", "")).split()
+    sets = ", ".join(short for flag, short in INSTRUCTIONS.items() if flag in flags)
+    found = [f"Python {platform.python_version()}"]
+    for package in PACKAGES:
+        with suppress(PackageNotFoundError):
+            found.append(f"{package} {version(package)}")
+    return f"{name}{f' ({sets})' if sets else ''}, {cpus()} CPUs; {', '.join(found)}"
 
 
 def forward_rates(model: Any) -> dict[str, float]:

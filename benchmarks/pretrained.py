@@ -13,7 +13,6 @@ Test is scored once, when a run has ended. A run that has ended is only read.
 import argparse
 import csv
 import json
-import platform
 import statistics
 import subprocess
 import sys
@@ -25,8 +24,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from machine import machine
 
-from ns_ray.compute import cpus
 from ns_ray.config import ModelConfig, dump
 from ns_ray.config.loading import parse
 from ns_ray.model import build
@@ -136,7 +135,7 @@ def main() -> None:
         writer.writeheader()
         writer.writerows(rows)
 
-    print(f"\nMachine: {cpus()} CPUs, {platform.machine()}; seeds {args.seeds}; test, percent\n")
+    print(f"\nMachine: {machine()}; seeds {args.seeds}; test, percent\n")
     print("| labels | probe | first teacher | control arm | last student | delivered | ECE |")
     print("|---:|---:|---:|---:|---:|---:|---:|")
     names = ("probe", "teacher", "control", "student", "delivered", "delivered_ece")

@@ -295,6 +295,7 @@ def test_one_stage_alone() -> None:
 def test_the_hash_ignores_where_and_with_what_a_run_works() -> None:
     one = config_hash(settings())
     same = ["storage=/elsewhere", "resources.num_workers=4", "resources.loaders=0"]
+    same += ["prices.cpu_hour=0.05", "label.decode=apart"]
     assert config_hash(settings(*same)) == one
     for override in ("seed=1", "train.lr=0.051", "students.1.model=resnet50", "data.test=t"):
         assert config_hash(settings(override)) != one

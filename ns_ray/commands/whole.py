@@ -22,6 +22,7 @@ from ns_ray.config import (
     dump_chosen,
     load_either,
     recorded,
+    without_effect_left_out,
 )
 from ns_ray.errors import ConfigError, DamagedFileError, DataError, StorageError, first_line
 from ns_ray.log import Metrics, say
@@ -124,10 +125,8 @@ def _check_same(config: RunConfig, layout: RunLayout, overwrite: bool) -> None:
         for name in ("versions", "chosen"):
             old.pop(name, None)
         if found != config_hash(config):
-            new = config.model_dump(mode="json")
-            changed = [
-                d for d in differences(old, new) if not d.startswith(("storage", "res", "prices"))
-            ]
+            new = without_effect_left_out(config.model_dump(mode="json"))
+            changed = differences(without_effect_left_out(old), new)
             raise ConfigError(
                 f"run {config.name!r} exists in {layout.root} with other settings "
                 f"({'; '.join(changed[:5])}); choose another `name`, or pass --overwrite"

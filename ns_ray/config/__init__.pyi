@@ -18,6 +18,7 @@ from .loading import load_recipe as load_recipe
 from .loading import parse_sections as parse_sections
 from .loading import read_yaml as read_yaml
 from .loading import recorded as recorded
+from .loading import without_effect_left_out as without_effect_left_out
 from .noise import NoiseConfig as NoiseConfig
 from .run import DataConfig as DataConfig
 from .run import PricesConfig as PricesConfig

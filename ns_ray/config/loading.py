@@ -250,14 +250,28 @@ def plain(value: Any) -> str:
     return text.removesuffix("...\n").strip()
 
 
+WITHOUT_EFFECT = ("storage", "resources", "prices", "label.decode")
+"""Settings that do not change what a run makes: they say where it is stored, what works, and what
+that costs."""
+
+
 def config_hash(config: Settings | Mapping[str, Any]) -> str:
-    """Twelve hex digits that change with anything that changes the result of a run: where it is
-    stored, which resources it gets and what they cost do not."""
-    plain = dict(config.model_dump(mode="json") if isinstance(config, Settings) else config)
-    for key in ("storage", "resources", "prices"):
-        plain.pop(key, None)
+    """Twelve hex digits that change with anything that changes the result of a run."""
+    whole = dict(config.model_dump(mode="json") if isinstance(config, Settings) else config)
+    plain = without_effect_left_out(whole)
     text = json.dumps(plain, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def without_effect_left_out(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A plain config, but for the settings that change nothing."""
+    return {
+        key: without_effect_left_out(value, f"{prefix}{key}.")
+        if isinstance(value, Mapping)
+        else value
+        for key, value in values.items()
+        if f"{prefix}{key}" not in WITHOUT_EFFECT
+    }
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:

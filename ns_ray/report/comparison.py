@@ -5,7 +5,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from ns_ray.config import CHOSEN, CHOSEN_NOISE, differences
+from ns_ray.config import CHOSEN, CHOSEN_NOISE, differences, without_effect_left_out
 from ns_ray.errors import DataError
 from ns_ray.report import accuracy, charts, findings, gallery, words
 from ns_ray.report.facts import Run
@@ -17,8 +17,8 @@ from ns_ray.store import Predictions
 
 CLASSES = 20
 """Classes listed, those that changed most."""
-NOT_COMPARED = ("storage", "resources", "config_hash", "versions", "name")
-"""Settings that don't change what a run computes."""
+NOT_COMPARED = ("config_hash", "versions", "name")
+"""Besides settings that do not change what a run makes."""
 
 
 def comparison_page(a: Run, b: Run) -> str:
@@ -170,7 +170,8 @@ def _classes(runs: tuple[Run, Run], split: str) -> list[dict[str, Any]]:
 
 def _settings(run: Run) -> dict[str, Any]:
     """The settings as asked for; what was left open says so."""
-    found = {key: value for key, value in run.config.items() if key not in NOT_COMPARED}
+    settings = without_effect_left_out(run.config)
+    found = {key: value for key, value in settings.items() if key not in NOT_COMPARED}
     train = {**dict.fromkeys(CHOSEN, "chosen"), **found["train"]}
     train["noise"] = {**dict.fromkeys(CHOSEN_NOISE, "chosen"), **train.get("noise", {})}
     return {**found, "train": train}
