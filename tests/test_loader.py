@@ -17,10 +17,12 @@ import pyarrow as pa
 import pytest
 import torch
 from broken_files import encoded, picture
+from PIL import Image
 
 from ns_ray import store
 from ns_ray.config.noise import NoiseConfig, NoiseName
 from ns_ray.config.training import TrainConfig
+from ns_ray.data import decode
 from ns_ray.errors import DataError
 from ns_ray.store import schema
 from ns_ray.store.corpora import Corpus, Shard, corpus_manifest, open_corpus
@@ -303,6 +305,41 @@ def test_labeled_images_come_first_and_each_stream_has_its_noise(tmp_path: Path)
     assert (batch.images[:6] != batch.images[6:]).any(axis=(1, 2, 3)).all()
     swapped = make_batch(rows, tables, NoiseConfig(erase=1.0, off_unlabeled=of_images), 16)
     np.testing.assert_array_equal(swapped.images[6:], batch.images[:6])
+
+
+def test_small_images_are_decoded_once_and_large_ones_each_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = Examples(corpus(tmp_path / "labeled", [6]))
+    [segment] = next(one.stream(1, 0).segments(0, 6))
+    rows, tables = BatchRows((segment,), (), seed=0), [one.load(segment.chunk)]
+    decoded: list[bytes] = []
+
+    def counted(data: bytes, shrink_to: int) -> Image.Image:
+        decoded.append(data)
+        return decode(data, shrink_to=shrink_to)
+
+    def made(noise: NoiseConfig, size: int, times: int = 3) -> list[Any]:
+        decoded.clear()
+        return [make_batch(rows, tables, noise, size).images for _ in range(times)]
+
+    whole = NoiseConfig(randaugment="rand-m9-n2-p1.0", crop_scale=None, crop_padding=0.1)
+    kept: dict[tuple[bytes, int], Image.Image] = {}
+    monkeypatch.setattr(loader, "decode", counted)
+    monkeypatch.setattr(loader, "_small", kept)
+    first, *others = made(whole, 16)
+    assert len(decoded) == 6
+    assert all(np.array_equal(first, other) for other in others), "noise leaves what is kept alone"
+    assert made(whole, 24)[0].shape == (6, 24, 24, 3)
+    assert len(decoded) == 6, "made anew for another size"
+    made(NoiseConfig(crop_scale=(0.3, 1.0)), 16)
+    assert len(decoded) == 18, "parts are drawn from the whole image"
+    made(whole, 64)
+    assert len(decoded) == 18
+    kept.clear()
+    monkeypatch.setattr(loader, "KEPT", 2)
+    assert np.array_equal(made(whole, 16)[0], first)
+    assert (len(decoded), len(kept)) == (2 + 3 * 4, 2)
 
 
 def test_threads_do_not_disturb_each_other_s_pixels(

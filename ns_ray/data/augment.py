@@ -19,6 +19,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from ns_ray.config import NoiseConfig
+from ns_ray.data.lookup import FAST
 from ns_ray.errors import ConfigError
 
 GRAY = (128, 128, 128)
@@ -82,6 +83,8 @@ class Augment:
                     noise.randaugment,
                     {"translate_pct": translation(noise, size), "img_mean": GRAY},
                 )
+                for operation in self.randaugment.ops:
+                    operation.aug_fn = FAST.get(operation.name, operation.aug_fn)
             except (AssertionError, ValueError, KeyError) as error:
                 raise ConfigError(
                     f"train.noise.randaugment={noise.randaugment!r} is not a RandAugment string "
@@ -182,17 +185,20 @@ def fit_square(image: Image.Image, size: int) -> Image.Image:
 
 
 def _shift(image: Image.Image, padding: int) -> Image.Image:
-    """Random crop of the image padded by reflection."""
+    """Random crop of the image padded by reflection: of at most `padding` < its side on each."""
     dx, dy = random.randint(-padding, padding), random.randint(-padding, padding)
-    rows, columns = _reflected(image.height, dy), _reflected(image.width, dx)
-    return Image.fromarray(np.asarray(image).take(rows, axis=0).take(columns, axis=1))
-
-
-def _reflected(length: int, offset: int) -> np.ndarray[Any, np.dtype[np.intp]]:
-    """Indices offset, offset + 1, ... of an axis, those outside reflected at its ends."""
-    inside = np.abs(np.arange(offset, offset + length))
-    mirrored: np.ndarray[Any, np.dtype[np.intp]] = np.minimum(inside, 2 * (length - 1) - inside)
-    return mirrored
+    width, height = image.size
+    if dx:
+        at, from_ = (0, 1) if dx < 0 else (width - dx, width - 1 - dx)
+        strip = image.crop((from_, 0, from_ + abs(dx), height))
+        image = image.crop((dx, 0, dx + width, height))
+        image.paste(strip.transpose(Image.Transpose.FLIP_LEFT_RIGHT), (at, 0))
+    if dy:
+        at, from_ = (0, 1) if dy < 0 else (height - dy, height - 1 - dy)
+        strip = image.crop((0, from_, width, from_ + abs(dy)))
+        image = image.crop((0, dy, width, dy + height))
+        image.paste(strip.transpose(Image.Transpose.FLIP_TOP_BOTTOM), (0, at))
+    return image
 
 
 def _erase(pixels: np.ndarray[Any, np.dtype[np.uint8]]) -> None:
