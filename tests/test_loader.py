@@ -324,7 +324,7 @@ def test_small_images_are_decoded_once_and_large_ones_each_time(
         return [make_batch(rows, tables, noise, size).images for _ in range(times)]
 
     whole = NoiseConfig(randaugment="rand-m9-n2-p1.0", crop_scale=None, crop_padding=0.1)
-    kept: dict[tuple[bytes, int], Image.Image] = {}
+    kept: dict[tuple[bytes, int, int], Image.Image] = {}
     monkeypatch.setattr(loader, "decode", counted)
     monkeypatch.setattr(loader, "_small", kept)
     first, *others = made(whole, 16)

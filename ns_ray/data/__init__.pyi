@@ -1,5 +1,4 @@
 from .augment import Augment as Augment
-from .augment import fit_square as fit_square
 from .augment import seeded as seeded
 from .batches import Decoded as Decoded
 from .batches import decode_batch as decode_batch

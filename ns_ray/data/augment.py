@@ -93,12 +93,26 @@ class Augment:
 
     def __call__(self, image: Image.Image) -> np.ndarray[Any, np.dtype[np.uint8]]:
         """uint8 [size, size, 3]."""
+        return self.finish(self.begin(image))
+
+    def begin(self, image: Image.Image) -> Image.Image:
+        """The part that draws nothing, and so can be kept: the image itself where parts are drawn
+        from it, else as a square, padded by reflection."""
+        if self.crop is not None:
+            return image
+        image = fit_square(image, self.size)
+        if not self.padding:
+            return image
+        around = ((self.padding, self.padding), (self.padding, self.padding), (0, 0))
+        return Image.fromarray(np.pad(np.asarray(image), around, mode="reflect"))
+
+    def finish(self, image: Image.Image) -> np.ndarray[Any, np.dtype[np.uint8]]:
+        """The part that draws, of what `begin` has returned: uint8 [size, size, 3]."""
         if self.crop is not None:
             image = random_crop(image, self.size, self.crop)
-        else:
-            image = fit_square(image, self.size)
-            if self.padding:
-                image = _shift(image, self.padding)
+        elif self.padding:
+            left, top = random.randint(0, 2 * self.padding), random.randint(0, 2 * self.padding)
+            image = image.crop((left, top, left + self.size, top + self.size))
         if random.random() < self.flip:
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         if self.randaugment is not None:
@@ -182,23 +196,6 @@ def fit_square(image: Image.Image, size: int) -> Image.Image:
     if image.size == (size, size):
         return image
     return ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC)
-
-
-def _shift(image: Image.Image, padding: int) -> Image.Image:
-    """Random crop of the image padded by reflection: of at most `padding` < its side on each."""
-    dx, dy = random.randint(-padding, padding), random.randint(-padding, padding)
-    width, height = image.size
-    if dx:
-        at, from_ = (0, 1) if dx < 0 else (width - dx, width - 1 - dx)
-        strip = image.crop((from_, 0, from_ + abs(dx), height))
-        image = image.crop((dx, 0, dx + width, height))
-        image.paste(strip.transpose(Image.Transpose.FLIP_LEFT_RIGHT), (at, 0))
-    if dy:
-        at, from_ = (0, 1) if dy < 0 else (height - dy, height - 1 - dy)
-        strip = image.crop((0, from_, width, from_ + abs(dy)))
-        image = image.crop((0, dy, width, dy + height))
-        image.paste(strip.transpose(Image.Transpose.FLIP_TOP_BOTTOM), (0, at))
-    return image
 
 
 def _erase(pixels: np.ndarray[Any, np.dtype[np.uint8]]) -> None:

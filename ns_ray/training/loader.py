@@ -26,7 +26,7 @@ import ray
 from PIL import Image
 
 from ns_ray.config import NoiseConfig, TrainConfig
-from ns_ray.data import Augment, decode, fit_square, seeded
+from ns_ray.data import Augment, decode, seeded
 from ns_ray.store import Corpus, open_corpus, open_labels, open_selection
 from ns_ray.training.examples import Examples
 from ns_ray.training.job import Job, lane_sizes
@@ -40,9 +40,9 @@ AHEAD = 3
 CHUNKS = 4
 """Chunks of a stream that are kept at hand."""
 SMALL_PIXELS = 48 * 48
-"""Most pixels of an image that is kept as such: 9 KiB."""
+"""Most pixels of an image that is kept as such: 9 KiB, and its padding."""
 KEPT = 2**14
-"""Images that a process keeps, 64 MiB of 32 px. Of many more, few would come again soon."""
+"""Images that a process keeps, 100 MiB of 32 px. Of many more, few would come again soon."""
 
 
 @dataclass(frozen=True)
@@ -86,27 +86,28 @@ def make_batch(rows: BatchRows, tables: Sequence[pa.Table], noise: NoiseConfig, 
                 if "weight" in table.column_names:
                     weights.append(table["weight"].to_numpy())
                 for image in table["image"]:
-                    pixels = _decoded(image.as_buffer().to_pybytes(), augments[which])
-                    images.append(augments[which](pixels))
+                    begun = _begun(image.as_buffer().to_pybytes(), augments[which])
+                    images.append(augments[which].finish(begun))
     labels = np.concatenate(targets[0])
     pseudo, weighed = (np.concatenate(some) if some else None for some in (targets[1], weights))
     return Batch(np.stack(images), labels, pseudo, weighed)
 
 
-_small: dict[tuple[bytes, int], Image.Image] = {}
+_small: dict[tuple[bytes, int, int], Image.Image] = {}
 
 
-def _decoded(data: bytes, augment: Augment) -> Image.Image:
-    """An encoded image, in the size that `augment` begins with. As many small ones as there is room
-    for are made once by each process."""
+def _begun(data: bytes, augment: Augment) -> Image.Image:
+    """An encoded image, as `augment` goes on from it. As many small ones as there is room for are
+    made once by each process."""
     size = augment.size
     if augment.crop is not None or size * size > SMALL_PIXELS:
-        return decode(data, shrink_to=2 * size)
-    image = _small.get((data, size))
+        return augment.begin(decode(data, shrink_to=2 * size))
+    key = (data, size, augment.padding)
+    image = _small.get(key)
     if image is None:
-        image = fit_square(decode(data, shrink_to=2 * size), size)
+        image = augment.begin(decode(data, shrink_to=2 * size))
         if len(_small) < KEPT:
-            _small[data, size] = image
+            _small[key] = image
     return image
 
 
