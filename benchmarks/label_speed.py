@@ -9,6 +9,7 @@ processes of its own, in turn:
 - plain: timm + DataLoader with two workers, channels_last, timm's transform, and bf16 autocast or
   fp32, whichever this processor is measured to do faster (without bf16 instructions, bf16 takes ten
   times as long);
+- timm's inference script, plain Ray Data and Daft, as an expert would write them (label_rivals.py);
 - ours: `pseudo_label` on a packed corpus through Ray Data, start-up given apart;
 - limit: 1 / (1 / forward alone + 1 / decode alone), each on all cores, of the runtime that ours
   chose.
@@ -29,6 +30,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import label_rivals
 import numpy as np
 from machine import forward_rates, machine
 
@@ -180,6 +182,9 @@ def apart(side: str, *arguments: str) -> dict[str, Any]:
     return result
 
 
+RIVALS = {"timm": "timm's inference script", "ray_data": "Ray Data", "daft": "Daft"}
+
+
 def main() -> None:
     """Measure all sides and print the tables."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -196,6 +201,9 @@ def main() -> None:
             "ours": ours,
             "limit": limit,
             "agreement": agreement,
+            "timm": label_rivals.timm_inference,
+            "ray_data": label_rivals.ray_data,
+            "daft": label_rivals.daft,
         }
         numbers = [int(value) if value.isdigit() else value for value in rest]
         print(json.dumps(sides[side](*numbers)))
@@ -219,7 +227,10 @@ def main() -> None:
         few, rounds = str(args.plain_images), str(args.rounds)
         # In turn, and the limit on both sides of ours: shared machines change their speed.
         loops, found, limits = [], {}, {}
+        rivals: dict[str, list[dict[str, Any]]] = {name: [] for name in RIVALS}
         for precision in ("auto", "fp32"):
+            for name, runs in rivals.items():
+                runs.append(apart(name, bundle, folder if name == "timm" else corpus))
             loops.append(apart("plain", bundle, folder, few, rounds))
             before = apart("limit", bundle, folder, precision, rounds)
             found[precision] = apart("ours", bundle, corpus, precision)
@@ -234,6 +245,11 @@ def main() -> None:
     print("| | images/s | against plain | against the limit |\n|---|---:|---:|---:|")
     spread = f"{min(rates):.0f} to {max(rates):.0f}"
     print(f"| plain: timm + DataLoader, {used}, channels_last ({spread}) | {base:.0f} | 1.0 | |")
+    for rival, runs in rivals.items():
+        each = [side["rate"] for side in runs]
+        middle, start = statistics.mean(each), statistics.mean(side["start"] for side in runs)
+        spread = f"{min(each):.0f} to {max(each):.0f}; {start:.0f} s to its first batch"
+        print(f"| {RIVALS[rival]} ({spread}) | {middle:.0f} | {middle / base:.1f} | |")
     for precision, facts in found.items():
         both = limits[precision]
         top = 1 / (1 / both["forward"] + 1 / both["decode"])

@@ -3,6 +3,7 @@
 import platform
 import shutil
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -178,9 +179,9 @@ def test_batches_are_the_same_whoever_makes_them(
     assert fit(data, tmp_path, workers).losses == alone.losses
 
 
-@pytest.mark.parametrize("in_turn", [True, False])
+@pytest.mark.parametrize("in_turn", [3, 0])
 def test_loaders_rest_while_the_model_works_where_they_share_cpus(
-    in_turn: bool, data: Data, ray_local: Any, monkeypatch: pytest.MonkeyPatch
+    in_turn: int, data: Data, ray_local: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[Any] = []
     real = loader._make_task
@@ -200,7 +201,7 @@ def test_loaders_rest_while_the_model_works_where_they_share_cpus(
     examples = Examples(data.labeled)
     rows = batches([examples.stream(1, 0)], Sizes(4, 0, 16), lane=0, start=0, seed=0)
     made = loader.from_tasks([examples], rows, NoiseConfig(), 16, processes=2, in_turn=in_turn)
-    round_, busy = 2 * loader.AHEAD, []
+    round_, busy = 2 * (in_turn or loader.AHEAD), []
     for _ in range(2 * round_):
         next(made)
         done, _ = ray_local.wait(asked, num_returns=len(asked), timeout=0)
@@ -211,6 +212,27 @@ def test_loaders_rest_while_the_model_works_where_they_share_cpus(
         assert len(asked) == 2 * round_
     else:
         assert len(asked) == 3 * round_ - 1
+
+
+@pytest.mark.parametrize("in_turn", [3, 0])
+def test_no_batch_is_made_beyond_the_last_step(in_turn: int, data: Data, ray_local: Any) -> None:
+    examples = Examples(data.labeled)
+    rows = list(
+        islice(batches([examples.stream(1, 0)], Sizes(4, 0, 16), lane=0, start=0, seed=0), 11)
+    )
+    in_tasks = loader.from_tasks(
+        [examples], iter(rows), NoiseConfig(), 16, processes=2, in_turn=in_turn
+    )
+    in_thread = list(loader.from_thread([examples], iter(rows), NoiseConfig(), 16))
+    assert len(in_thread) == 11
+    for ours, theirs in zip(in_tasks, in_thread, strict=True):
+        assert np.array_equal(ours.images, theirs.images)
+
+
+def test_a_round_has_many_small_batches_and_few_large_ones() -> None:
+    assert loader.round_of(Sizes(32, 224, 32)) == 16
+    assert loader.round_of(Sizes(64, 192, 64)) == 5
+    assert loader.round_of(Sizes(256, 768, 224)) == loader.AHEAD
 
 
 def test_a_killed_worker_is_replaced_and_the_weights_are_the_same(

@@ -37,6 +37,9 @@ if TYPE_CHECKING:
 
 AHEAD = 3
 """Batches per process that are made before they are asked for."""
+ROUND, ROUND_BYTES = 16, 16 * 2**20
+"""Most batches that a process makes in its turn, and bytes of them where there are more than
+`AHEAD`."""
 CHUNKS = 4
 """Chunks of a stream that are kept at hand."""
 SMALL_PIXELS = 48 * 48
@@ -160,7 +163,7 @@ def from_tasks(
     size: int,
     *,
     processes: int,
-    in_turn: bool,
+    in_turn: int,
 ) -> Generator[Batch, None, None]:
     """The batches that are asked for, made in Ray tasks ahead of need.
 
@@ -170,29 +173,39 @@ def from_tasks(
         noise: input noise.
         size: side of the images in pixels.
         processes: tasks that work at a time.
-        in_turn: whether they work while the model waits and rest while it works, which is faster
-            where both are on the same CPUs (docs/decisions/0015-training-in-turn.md).
+        in_turn: so many batches are made by each task while the model waits, and while it works
+            on them none is: faster where both are on the same CPUs
+            (docs/decisions/0015-training-in-turn.md). 0: each makes one, beside the model.
     """
     load = [lru_cache(CHUNKS)(partial(_load_task.remote, ray.put(one))) for one in examples]
-    each = AHEAD if in_turn else 1
-    make = _make_task.options(num_returns=each)
 
-    def next_ones() -> tuple[list[BatchRows], list[Any]]:
-        some = list(islice(asked, each))
-        return some, [table for rows in some for table in _tables(rows, load)]
+    def next_ones() -> list[tuple[list[BatchRows], list[Any]]]:
+        """What the next tasks make: the rows of their batches, and the chunks of these rows."""
+        some = list(islice(asked, in_turn * processes or 1))
+        each = max(1, -(-len(some) // processes) if in_turn else 1)
+        parts = [some[at : at + each] for at in range(0, len(some), each)]
+        return [(part, [t for rows in part for t in _tables(rows, load)]) for part in parts]
 
     pending: deque[Any] = deque()
     coming = next_ones()
-    while True:
+    while coming or pending:
         if not (in_turn and pending):
-            while len(pending) < AHEAD * processes:
-                rows, tables = coming
+            while coming and len(pending) < (1 if in_turn else AHEAD * processes):
+                for part, tables in coming:
+                    make = _make_task.options(num_returns=len(part))
+                    made = make.remote(noise, size, part, *tables)
+                    pending.extend(made if len(part) > 1 else [made])
                 coming = next_ones()  # its chunks are loaded beside the batches before it
-                made = make.remote(noise, size, rows, *tables)
-                pending.extend(made if each > 1 else [made])
             if in_turn:
                 ray.wait(list(pending), num_returns=len(pending))
         yield ray.get(pending.popleft())
+
+
+def round_of(sizes: Sizes) -> int:
+    """Batches that a loader makes in its turn: many small ones, since a round costs 40 ms beside
+    them, and few large ones."""
+    batch = (sizes.labeled + sizes.pseudo) * sizes.image**2 * 3
+    return max(AHEAD, min(ROUND, ROUND_BYTES // batch))
 
 
 def from_thread(
@@ -208,9 +221,9 @@ def from_thread(
 
     try:
         pending = deque(begin(rows) for rows in islice(asked, AHEAD))
-        while True:
+        while pending:
             batch = pending.popleft().result()
-            pending.append(begin(next(asked)))
+            pending.extend(begin(rows) for rows in islice(asked, 1))
             yield batch
     finally:
         pool.shutdown(cancel_futures=True)
@@ -279,9 +292,10 @@ class Loader:
         self._lanes: list[Generator[Batch, None, None]] = []
         for lane in range(rank, job.lanes, world):
             asked = batches(streams, self.sizes, lane=lane, start=first, seed=job.seed)
-            what = (examples, asked, train.noise, size)
+            what = (examples, islice(asked, job.steps - first), train.noise, size)
+            in_turn = round_of(self.sizes) if job.in_turn else 0
             self._lanes.append(
-                from_tasks(*what, processes=job.loaders, in_turn=job.in_turn)
+                from_tasks(*what, processes=job.loaders, in_turn=in_turn)
                 if job.loaders
                 else from_thread(*what)
             )
@@ -312,8 +326,10 @@ class Loader:
         while True:
             for lane in self._lanes:
                 start = time.monotonic()
-                batch = next(lane)
+                batch = next(lane, None)
                 self.waited += time.monotonic() - start
+                if batch is None:
+                    return
                 yield batch
 
 
