@@ -12,6 +12,7 @@ memory does not grow, and whatever dies, only decoded pixels are lost.
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -27,10 +28,14 @@ AHEAD = 2
 """Batches that are asked for, for each CPU that decodes: one that it works on, one that waits."""
 AHEAD_BYTES = 256 * 2**20
 """Most bytes of pixels that are asked for, as far as two batches at least are."""
+FETCHED = 3
+"""Batches that are on their way from other nodes at a time: one comes when it is asked for."""
 PATIENCE = 60.0
 """Seconds after which the model's process decodes a batch that no other has."""
-MEASURED = 1.0
+MEASURED = 2.0
 """Seconds that either way is measured for."""
+SETTLED = 10.0
+"""Seconds of decoding apart that are not measured: processes start, and import, on each node."""
 WAITING = 0.1
 """Share of its time that a model must wait for pixels before the other way is tried."""
 BETTER = 1.05
@@ -55,7 +60,6 @@ class Apart:
             images: encoded.
             cpus: about how many of them decode for this process.
         """
-        self.waited = 0.0
         size, batch = predictor.preprocess.size, predictor.batch_size
         self._most = max(2, min(AHEAD * cpus, AHEAD_BYTES // (batch * size * size * 3)))
         self._how = (predictor.preprocess, predictor.config.fast_decode)
@@ -68,13 +72,13 @@ class Apart:
             self._pending.append((_task().remote(images, *self._how), images))
 
     def __iter__(self) -> Iterator[Decoded]:
-        while self._pending:
-            task, images = self._pending.popleft()
-            began = time.monotonic()
-            decoded = self._result(task, images)
-            self.waited += time.monotonic() - began
-            self._fill()
-            yield decoded
+        fetched: deque[Future[Decoded]] = deque()
+        with ThreadPoolExecutor(FETCHED, thread_name_prefix="fetch") as pool:
+            while self._pending or fetched:
+                while self._pending and len(fetched) < FETCHED:
+                    fetched.append(pool.submit(self._result, *self._pending.popleft()))
+                    self._fill()
+                yield fetched.popleft().result()
 
     def _result(self, task: Any, images: Sequence[bytes]) -> Decoded:
         """Decoded here where no CPU does it in time, or those that did are lost too often."""
@@ -82,6 +86,8 @@ class Apart:
 
         try:
             decoded: Decoded = ray.get(task, timeout=PATIENCE)
+        except ray.exceptions.RayTaskError:  # a fault of ours
+            raise
         except ray.exceptions.RayError:
             decoded = decode_batch(images, *self._how)
         return decoded
@@ -127,7 +133,7 @@ class Decoder:
         self.said, self.waited = "", 0.0
         self._open = how == "auto" and spare >= 1 and tasks.ray_runs()
         self._beside, self._elsewhere = Measured(), Measured()
-        self._warm = False
+        self._warm, self._settling = False, SETTLED
 
     def begin(self, images: Sequence[bytes]) -> Begun:
         """Decoding the images of a shard; what is decoded apart begins at once."""
@@ -146,7 +152,9 @@ class Decoder:
             self.waited += came - asked
             yield batch
             now = time.monotonic()
-            if self._warm:  # the first batch chooses what runs the model
+            if isinstance(begun, Apart) and self._settling > 0.0:
+                self._settling -= now - asked
+            elif self._warm:  # the first batch chooses what runs the model
                 measured.images += batch.images
                 measured.seconds += now - asked
                 measured.waited += came - asked

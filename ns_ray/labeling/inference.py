@@ -82,10 +82,9 @@ def infer(job: InferenceJob, *, pool: Pool, title: str) -> Inferred:
                 done = int(row["rows"]) + int(row["rejected"])
                 fresh, waited = fresh + done, waited + float(row["waited"])
                 spans.append(span(row, time.monotonic()))
-                if not engine:
-                    engine = json.loads(str(row["engine"]))
-                    if engine.get("note"):
-                        say(f"{title}: {engine['note']}")
+                first, engine = not engine, json.loads(str(row["engine"]))
+                if first and engine.get("note"):
+                    say(f"{title}: {engine['note']}")
                 if row["decoding"] and row["decoding"] != decoding:
                     decoding = str(row["decoding"])
                     say(f"{title}: {decoding}")
