@@ -5,6 +5,7 @@ folder, channels_last, in the precision that this processor is faster with; all 
 pass. Each says its images/s from the end of its first batch on, and the seconds until then.
 """
 
+import json
 import os
 import tempfile
 import time
@@ -164,9 +165,8 @@ def daft(bundle: str, corpus: str) -> dict[str, Any]:
     import daft
     import pyarrow.parquet as pq
     from daft import DataType, Series, col
-    from timm.models import load_model_config_from_path
 
-    size = load_model_config_from_path(bundle)[0]["input_size"][-1]
+    size = json.loads(Path(f"{bundle}/config.json").read_text())["pretrained_cfg"]["input_size"][-1]
     began = time.monotonic()
 
     @daft.cls
