@@ -6,7 +6,6 @@ pass. Each says its images/s from the end of its first batch on, and the seconds
 """
 
 import json
-import os
 import tempfile
 import time
 from collections.abc import Callable
@@ -16,6 +15,8 @@ from typing import Any
 
 import numpy as np
 from machine import forward_rates
+
+from ns_ray.compute import cpus
 
 BATCH = 64
 
@@ -28,7 +29,7 @@ class Model:
         import torch
         from timm.data import resolve_model_data_config
 
-        torch.set_num_threads(os.cpu_count() or 1)
+        torch.set_num_threads(cpus())
         model = timm.create_model(f"local-dir:{bundle}", pretrained=True).eval()
         self.model = model.to(memory_format=torch.channels_last)
         forward = forward_rates(self.model)
@@ -98,7 +99,7 @@ def timm_inference(bundle: str, folder: str) -> dict[str, Any]:
         create_dataset("", root=folder),
         batch_size=BATCH,
         use_prefetcher=False,
-        num_workers=os.cpu_count() or 1,
+        num_workers=cpus(),
         device=torch.device("cpu"),
         **{k: config[k] for k in ("input_size", "interpolation", "mean", "std", "crop_pct")},
     )
@@ -121,7 +122,7 @@ def ray_data(bundle: str, corpus: str) -> dict[str, Any]:
     import pyarrow.parquet as pq
     import ray
 
-    ray.init(num_cpus=2 * (os.cpu_count() or 1), include_dashboard=False, log_to_driver=False)
+    ray.init(num_cpus=2 * cpus(), include_dashboard=False, log_to_driver=False)
     began = time.monotonic()
 
     class Decode:
@@ -142,7 +143,7 @@ def ray_data(bundle: str, corpus: str) -> dict[str, Any]:
             return {"key": batch["key"], "probs": probs, "now": now}
 
     shards = sorted(str(file) for file in Path(corpus).glob("shard-*"))
-    workers = os.cpu_count() or 1
+    workers = cpus()
     with tempfile.TemporaryDirectory() as out:
         pile = ray.data.read_parquet(shards, columns=["key", "image"])
         pile = pile.map_batches(

@@ -63,6 +63,7 @@ def test_an_image_walks_through_the_rooms_in_the_order_of_the_paper(tmp_path: Pa
     between = {(a, b) for a, b in rooms if a in WALK and b in WALK and a != b}
     assert between == {
         ("model", "data"),
+        ("labeling", "data"),
         ("labeling", "model"),
         ("training", "data"),
         ("training", "model"),

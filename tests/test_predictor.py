@@ -178,7 +178,7 @@ def test_a_gpu_works_while_the_next_batch_is_made_ready(
     folder: str, predictor: Predictor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pipelined = Predictor(folder, batch_size=4, device="cpu", threads=1, config=FP32)
-    pipelined._in_flight = 1
+    pipelined.in_flight = 1
     calls: list[str] = []
     start = Choice.start
 

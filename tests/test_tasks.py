@@ -42,10 +42,10 @@ class PlaceError(StageError):
 
 
 def test_little_work_is_done_here(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tasks, "_ray_runs", lambda: False)
+    monkeypatch.setattr(tasks, "ray_runs", lambda: False)
     assert tasks.done_here(tasks.RAY)
     assert not tasks.done_here(tasks.RAY + 0.1)
-    monkeypatch.setattr(tasks, "_ray_runs", lambda: True)
+    monkeypatch.setattr(tasks, "ray_runs", lambda: True)
     assert tasks.done_here(tasks.TASK)
     assert not tasks.done_here(tasks.RAY)
     here = Pool(actors=1, cpus=2.0, gpus=0.0, in_process=True)

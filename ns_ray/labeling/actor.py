@@ -152,12 +152,16 @@ class ShardPredictor:
             images: encoded.
             begun: their decoding for the first models, where it has begun.
         """
-        answers = []
+        from ns_ray.model import Answers
+
+        said = []
         for models, decoder in zip(self._together, self._decoders, strict=True):
-            batches = decoder.batches(begun or decoder.begin(images))
-            answers += models[0].answer(batches, models[1:])
+            answers = Answers(models)
+            for batch in decoder.batches(begun or decoder.begin(images)):
+                answers.add(batch)
+            said += answers.all()
             begun = None
-        return answers
+        return said
 
     def _waited(self) -> float:
         """Seconds that the models have waited for decoded images so far."""

@@ -27,6 +27,7 @@ from .networks import precision_for as precision_for
 from .networks import recompute_activations as recompute_activations
 from .networks import statistics_kept as statistics_kept
 from .onnx import export as export
+from .predictor import Answers as Answers
 from .predictor import NoisedPredictor as NoisedPredictor
 from .predictor import Predictor as Predictor
 from .pretrained import imagenet_synsets as imagenet_synsets

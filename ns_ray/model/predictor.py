@@ -7,7 +7,7 @@ import threading
 import time
 import zlib
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, suppress
 from typing import Any
@@ -86,7 +86,7 @@ class Predictor:
         self.waited = 0.0
         self.choice: Choice | None = None
         # A GPU works on one batch while the next is stacked and copied.
-        self._in_flight = 1 if self.device.type == "cuda" else 0
+        self.in_flight = 1 if self.device.type == "cuda" else 0
         if self.device.type == "cpu":
             torch.set_num_threads(self.threads)
         self._images, self._max_pixels = images, max_pixels
@@ -94,7 +94,7 @@ class Predictor:
         self._pool = ThreadPoolExecutor(
             self.threads, thread_name_prefix="decode", initializer=_yield_to_the_model
         )
-        with self._enough_memory():
+        with self.enough_memory():
             features = self._features(known)
         self.knows = features is not None
         if features is not None:
@@ -168,38 +168,13 @@ class Predictor:
             ConfigError: the device has no room for a batch.
             DataError: the model cannot take them.
         """
-        return self.answer(self.decoded(images))[0]
+        answers = Answers([self])
+        for batch in self.decoded(images):
+            answers.add(batch)
+        return answers.all()[0]
 
-    def answer(
-        self, batches: Iterable[Decoded], beside: Sequence["Predictor"] = ()
-    ) -> list[list[Answer]]:
-        """What this model and others beside it, which want their images made alike, say of decoded
-        images: of each model what `predict` returns.
-
-        Raises:
-            ConfigError: the device has no room for a batch.
-            DataError: a model cannot take them.
-        """
-        models = (self, *beside)
-        answers: list[list[Answer]] = [[] for _ in models]
-        running: deque[tuple[Decoded, list[Finish]]] = deque()
-
-        def join(batch: Decoded, begun: list[Finish]) -> None:
-            for index, found in enumerate(answers):
-                found += batch.answers(begun[index]() if begun else None)
-
-        with self._enough_memory():
-            for batch in batches:
-                pixels = batch.pixels
-                begun = [] if pixels is None else [model.start(pixels) for model in models]
-                running.append((batch, begun))
-                if len(running) > self._in_flight:
-                    join(*running.popleft())
-            for batch, begun in running:
-                join(batch, begun)
-        return answers
-
-    def _enough_memory(self) -> AbstractContextManager[None]:
+    def enough_memory(self) -> AbstractContextManager[None]:
+        """Inside, a device that has no room for a batch is a ConfigError that says so."""
         batch = f"a batch of {self.batch_size:,} images of {self.preprocess.size} px"
         return enough_memory(batch, "lower batch_size (of `label` and `evaluate`)")
 
@@ -225,6 +200,41 @@ class Predictor:
             return self.pixels(data)
         except ImageError as error:
             return error
+
+
+class Answers:
+    """What models that want their images made alike say of them, batch after batch."""
+
+    def __init__(self, models: Sequence[Predictor]) -> None:
+        self._models = models
+        self._found: list[list[Answer]] = [[] for _ in models]
+        self._running: deque[tuple[Decoded, list[Finish]]] = deque()
+
+    def add(self, batch: Decoded) -> None:
+        """Have the models begin with a batch.
+
+        Raises:
+            ConfigError: the device has no room for it.
+            DataError: a model cannot take it.
+        """
+        with self._models[0].enough_memory():
+            pixels = batch.pixels
+            begun = [] if pixels is None else [model.start(pixels) for model in self._models]
+            self._running.append((batch, begun))
+            while len(self._running) > self._models[0].in_flight:
+                self._join()
+
+    def all(self) -> list[list[Answer]]:
+        """Of each model, what `Predictor.predict` returns; of all batches so far."""
+        with self._models[0].enough_memory():
+            while self._running:
+                self._join()
+        return self._found
+
+    def _join(self) -> None:
+        batch, begun = self._running.popleft()
+        for index, found in enumerate(self._found):
+            found += batch.answers(begun[index]() if begun else None)
 
 
 class NoisedPredictor(Predictor):
