@@ -32,7 +32,7 @@ from typing import Any
 
 import label_rivals
 import numpy as np
-from machine import forward_rates, machine
+from machine import forward_rates, machine, record
 
 
 def plain(bundle: str, folder: str, images: int, rounds: int) -> dict[str, Any]:
@@ -192,6 +192,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=4096)
     parser.add_argument("--plain-images", type=int, default=320)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--record", action="store_true", help="add the ratios to history.csv")
     parser.add_argument("--side", nargs="+", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.side:
@@ -226,10 +227,11 @@ def main() -> None:
             corpus = pack(folder, out=f"{work}/corpus", classes=(), rows_per_shard=rows).path
         few, rounds = str(args.plain_images), str(args.rounds)
         # In turn, and the limit on both sides of ours: shared machines change their speed.
-        loops, found, limits = [], {}, {}
+        found, limits = {}, {}
+        loops: list[dict[str, Any]] = []
         rivals: dict[str, list[dict[str, Any]]] = {name: [] for name in RIVALS}
         for precision in ("auto", "fp32"):
-            for name, runs in rivals.items():
+            for name, runs in rivals.items() if args.rounds > 1 or not loops else ():
                 runs.append(apart(name, bundle, folder if name == "timm" else corpus))
             loops.append(apart("plain", bundle, folder, few, rounds))
             before = apart("limit", bundle, folder, precision, rounds)
@@ -250,16 +252,22 @@ def main() -> None:
         middle, start = statistics.mean(each), statistics.mean(side["start"] for side in runs)
         spread = f"{min(each):.0f} to {max(each):.0f}; {start:.0f} s to its first batch"
         print(f"| {RIVALS[rival]} ({spread}) | {middle:.0f} | {middle / base:.1f} | |")
+    ratios: dict[str, float] = {}
     for precision, facts in found.items():
         both = limits[precision]
         top = 1 / (1 / both["forward"] + 1 / both["decode"])
         steady = facts["steady_images_per_second"]
         name = f"{facts['engine']['runtime']} {facts['engine']['precision']}"
         print(f"| ours, {name} | {steady:.0f} | {steady / base:.1f} | {steady / top:.2f} |")
+        of = {"the limit": top, "a timm loop": base}
+        of |= {RIVALS[n]: statistics.mean(side["rate"] for side in r) for n, r in rivals.items()}
+        ratios |= {f"labeling {name}, of {side}": steady / rate for side, rate in of.items()}
         print(
             f"| limit, {name}: forward {both['forward']:.0f}, decode {both['decode']:.0f} "
             f"| {top:.0f} | {top / base:.1f} | 1.00 |"
         )
+    if args.record:
+        record(f"label_speed --model {args.model} --images {args.images}", ratios)
     for loop in loops:
         alone = ", ".join(f"{p} {rate:.0f}" for p, rate in loop["forward"].items())
         print(f"\nplain, forward pass alone in images/s: {alone}")

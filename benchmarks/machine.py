@@ -1,12 +1,16 @@
 """What the benchmarks say about the machine they ran on."""
 
+import csv
 import platform
 import time
+from collections.abc import Mapping
 from contextlib import suppress
+from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from ns_ray import __version__
 from ns_ray.compute import cpus
 
 INSTRUCTIONS = {
@@ -39,6 +43,28 @@ def machine() -> str:
         with suppress(PackageNotFoundError):
             found.append(f"{package} {version(package)}")
     return f"{name}{f' ({sets})' if sets else ''}, {cpus()} CPUs; {', '.join(found)}"
+
+
+HISTORY = Path(__file__).parent / "history.csv"
+"""Ratios of each release, to be looked at before the next."""
+
+
+def record(benchmark: str, ratios: Mapping[str, float], history: Path = HISTORY) -> None:
+    """Add a line for each ratio of a run; only sides of the same run are compared.
+
+    Args:
+        benchmark: the command, without its folder.
+        ratios: by what they are of.
+        history: date, release, benchmark, ratio, value, machine.
+    """
+    new = not history.exists()
+    with history.open("a", newline="") as file:
+        lines = csv.writer(file)
+        if new:
+            lines.writerow(["date", "release", "benchmark", "ratio", "value", "machine"])
+        for name, value in ratios.items():
+            today = datetime.now(tz=UTC).date().isoformat()
+            lines.writerow([today, __version__, benchmark, name, f"{value:.2f}", machine()])
 
 
 def forward_rates(model: Any) -> dict[str, float]:

@@ -24,7 +24,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from machine import machine
+from machine import machine, record
 
 NOISE_32 = {"randaugment": "rand-m9-n2-p1.0", "crop_scale": None, "crop_padding": 0.125}
 NOISE_224 = {"randaugment": "rand-m9-n2-p1.0", "crop_scale": (0.08, 1.0)}
@@ -215,6 +215,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int)
     parser.add_argument("--epochs", type=float)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--record", action="store_true", help="add the ratios to history.csv")
     parser.add_argument("--side", nargs="+", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.side:
@@ -254,6 +255,10 @@ def main() -> None:
             f"| {title}{spread} | {middle:.0f} | {middle / step_rate:.2f} "
             f"| {middle / plain_rate:.2f} |"
         )
+    if args.record:
+        ratios = {"of the bare step": rate / step_rate, "of timm's loop": rate / plain_rate}
+        ratios["waiting"] = found["waited"] / found["seconds"]
+        record(f"train_speed --size {args.size} --epochs {epochs:g}", ratios)
     print(
         f"\nours: {found['waited']:.1f} s of it waiting for batches; "
         f"{found['first_step']:.1f} s from the call to the end of a training of one step"
