@@ -2,16 +2,17 @@
 # Takes ns_ray to a GPU box that has torch and Python, but no network.
 #
 #   benchmarks/offline_box.sh pack FOLDER [3.12]   here: FOLDER/part-00, part-01, ..., 60 MB each
-#   bash FOLDER/run.sh [REPORTS]                   there: installs, runs `pytest -m gpu` and
+#   bash FOLDER/run.sh [REPORTS]                   there: installs, runs tests/test_gpu.py and
 #                                                  benchmarks/gpu.py, writes into REPORTS
 #
 # Packed are this checkout as committed, and wheels of what is installed beside it here, for
-# Linux on x86_64 and the Python named; torch and what belongs to it stay out. There, all is put into
-# a virtual environment that sees the box's own torch.
+# Linux on x86_64 and the Python named; torch and what belongs to it stay out, and so does what no GPU
+# test needs. There, all is put into a virtual environment that sees the box's own torch.
 set -euo pipefail
 
 PARTS=60m
 BOXES_OWN='^(torch|torchvision|triton|nvidia-.*|cuda-.*|ns[-_]ray|pip|setuptools|wheel)$'
+NOT_NEEDED='^(openvino.*|onnx.*|opencv-.*|llvmlite|numba|cleanlab|daft|playwright|axe-.*|litserve|mypy.*|ruff|hadolint.*|moto|boto.*|jsonschema[-_]rs|schemathesis|import-linter|deptry|efficientnet-lite[12].*|tensorboard.*|types-.*)$'
 
 pack() {
   local folder=$1 version=${2:-3.12} python=${PYTHON:-python}
@@ -22,14 +23,19 @@ pack() {
     platforms+=(--platform "manylinux_${glibc}_x86_64")
   done
   platforms+=(--platform manylinux2014_x86_64 --platform manylinux2010_x86_64 --platform manylinux1_x86_64)
-  "$python" -m pip list --format=freeze --exclude-editable |
-    while IFS='=' read -r name _ release; do
-      [[ $name =~ $BOXES_OWN ]] && continue
-      "$python" -m pip download --quiet --disable-pip-version-check --no-deps \
-        --only-binary=:all: --python-version "$version" "${platforms[@]}" \
-        --dest "$folder/box/wheels" "$name==$release" ||
-        echo "$name $release has no wheel for Python $version: left out"
+  local wanted
+  mapfile -t wanted < <("$python" -m pip list --format=freeze --exclude-editable |
+    awk -F= -v own="$BOXES_OWN" -v unneeded="$NOT_NEEDED" \
+      '{ name = tolower($1) } name !~ own && name !~ unneeded')
+  fetch() {
+    "$python" -m pip download --quiet --disable-pip-version-check --no-deps --only-binary=:all: \
+      --python-version "$version" "${platforms[@]}" --dest "$folder/box/wheels" "$@"
+  }
+  if ! fetch "${wanted[@]}"; then
+    for one in "${wanted[@]}"; do
+      fetch "$one" || echo "$one has no wheel for Python $version: left out"
     done
+  fi
   cat > "$folder/run.sh" <<'BOX'
 #!/usr/bin/env bash
 set -uo pipefail
@@ -39,8 +45,8 @@ work=$(mktemp -d) && cd "$work"
 cat "$here"/part-* | tar x && mkdir code && tar x -C code -f box/ns_ray.tar
 python3 -m venv --system-site-packages venv
 venv/bin/pip install --quiet --no-index --no-deps --no-warn-conflicts box/wheels/*.whl
-cd code && export PYTHONPATH=$PWD RAY_AUTH_MODE=disabled
-../venv/bin/python -m pytest -m gpu -o filterwarnings=default -p no:cacheprovider |& tee "$reports/tests.txt"
+cd code && export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH} RAY_AUTH_MODE=disabled
+../venv/bin/python -m pytest tests/test_gpu.py -o filterwarnings=default -p no:cacheprovider |& tee "$reports/tests.txt"
 ../venv/bin/python -W ignore benchmarks/gpu.py --out "$reports/gpu.json" |& tee "$reports/gpu.txt"
 BOX
   tar c -C "$folder" box | split -b "$PARTS" -d - "$folder/part-"
@@ -50,5 +56,5 @@ BOX
 
 case ${1:-} in
   pack) pack "${@:2}" ;;
-  *) sed -n '2,11s/^# \?//p' "$0"; exit 2 ;;
+  *) sed -n '2,12s/^# \?//p' "$0"; exit 2 ;;
 esac
