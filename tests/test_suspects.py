@@ -110,7 +110,7 @@ def test_features_of_pretrained_weights_tell_labels_of_images_they_were_not_fitt
 @pytest.mark.slow
 @pytest.mark.usefixtures("without_ray")
 def test_flipped_labels_are_found(tmp_path: Path, browser: Browser) -> None:
-    wrong = flipped(tmp_path / "labeled", 16)
+    wrong = flipped(tmp_path / "labeled", 24)
     changes = {"data.labeled": str(tmp_path / "labeled"), "resources.loaders": 0}
     config = write_config(tmp_path / "run.yaml", changes)
     arguments = ["--out", str(tmp_path / "found"), "--set", "data.validation_size=6"]
@@ -118,17 +118,17 @@ def test_flipped_labels_are_found(tmp_path: Path, browser: Browser) -> None:
     assert done.exit_code == 0, done.output
     with (tmp_path / "found" / "suspects.csv").open(newline="") as file:
         lines = list(csv.DictReader(file))
-    assert f"{len(lines)} of 48 labels are suspect" in " ".join(done.stdout.split())
+    assert f"{len(lines)} of 72 labels are suspect" in " ".join(done.stdout.split())
     margins = [float(line["margin"]) for line in lines]
     assert margins == sorted(margins, reverse=True)
     found = {line["key"] for line in lines}
-    assert len(found & wrong) >= 4  # as many as a model from scratch tells on any processor
+    assert len(found & wrong) >= 5
     assert len(found - wrong) <= 4
     for line in lines:
         assert Path(line["uri"]) == tmp_path / "labeled" / line["key"]
         assert line["key"].startswith(line["label"])
     every = pq.read_table(tmp_path / "found" / "labels.parquet").to_pylist()
-    assert len(every) == 48
+    assert len(every) == 72
     assert {row["key"] for row in every if row["suspect"]} == found
     for row in every:
         place = sorted(COLORS).index(row["label"])
