@@ -118,7 +118,7 @@ def timm_inference(bundle: str, folder: str) -> dict[str, Any]:
 
 
 def ray_data(bundle: str, corpus: str) -> dict[str, Any]:
-    """Ray Data: Parquet in, tasks that decode, an actor with the model, Parquet out."""
+    """Ray Data: Parquet in, actors that decode, one with the model, Parquet out."""
     import pyarrow.parquet as pq
     import ray
 

@@ -93,6 +93,15 @@ def test_where_images_are_decoded_changes_no_label(
     assert sum("reason" in row for row in apart.values()) == 3
 
 
+def test_a_labeling_is_the_same_one_wherever_its_images_are_decoded(
+    teachers: list[Bundle], pile: Corpus, tmp_path: Path
+) -> None:
+    first = labeled(teachers, pile, tmp_path / "labels", HERE, "with_model")
+    done = (tmp_path / "labels" / store.DONE).stat().st_mtime_ns
+    assert labeled(teachers, pile, tmp_path / "labels", HERE, "apart") == first
+    assert (tmp_path / "labels" / store.DONE).stat().st_mtime_ns == done
+
+
 @pytest.fixture
 def in_tasks(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
     """What a test puts in the place of `decode_batch` works in the tasks too."""
