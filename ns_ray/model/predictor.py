@@ -4,7 +4,6 @@ share. Decodes in threads while the model works. Knows nothing about Ray, files 
 
 import os
 import threading
-import time
 import zlib
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -40,7 +39,6 @@ class Predictor:
     Attributes:
         classes: class names in the order of the probabilities.
         device: where the forward pass runs.
-        waited: seconds spent waiting for decoded images so far.
         choice: what runs the model; None before the first images.
         knows: whether answers have one more number than there are classes: how near the image is to
             the known ones (see known.py).
@@ -83,7 +81,6 @@ class Predictor:
         self.device = torch.device(device)
         self.threads = threads or cpus()
         self.batch_size = batch_size
-        self.waited = 0.0
         self.choice: Choice | None = None
         # A GPU works on one batch while the next is stacked and copied.
         self.in_flight = 1 if self.device.type == "cuda" else 0
@@ -185,15 +182,9 @@ class Predictor:
             batch = images[start : start + self.batch_size]
             pending.append([self._pool.submit(self._pixels_or_error, data) for data in batch])
             if len(pending) > AHEAD:
-                yield self._collect(pending.popleft())
+                yield _joined(pending.popleft())
         while pending:
-            yield self._collect(pending.popleft())
-
-    def _collect(self, futures: list[Future[Any]]) -> Decoded:
-        start = time.monotonic()
-        items = [future.result() for future in futures]
-        self.waited += time.monotonic() - start
-        return Decoded.of(items)
+            yield _joined(pending.popleft())
 
     def _pixels_or_error(self, data: bytes) -> np.ndarray[Any, Any] | ImageError:
         try:
@@ -265,6 +256,10 @@ class NoisedPredictor(Predictor):
         with seeded(seed):  # torch's generator too, by one thread at a time
             torch.manual_seed(seed)
             return super().start(pixels)
+
+
+def _joined(futures: list[Future[Any]]) -> Decoded:
+    return Decoded.of([future.result() for future in futures])
 
 
 def _yield_to_the_model() -> None:
