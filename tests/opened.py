@@ -19,7 +19,7 @@ from reported import CLASSES, config, write_run
 from tiny import flat_folder, folder_per_class
 
 from ns_ray import report, store
-from ns_ray.commands import whole
+from ns_ray.api import whole
 from ns_ray.compute import tasks
 from ns_ray.config import DataConfig, SelectConfig, dump
 from ns_ray.config.loading import load_config
@@ -116,7 +116,7 @@ def use_run(root: Path) -> Any:
         mock.patch.object(whole, "_work", return_value=again),
         mock.patch.object(whole, "_report"),
     ):
-        code = whole.execute(settings)
+        code = whole.execute(settings)["status"]
     return code, [(line.name, line.state) for line in run_status(settings).lines]
 
 

@@ -15,8 +15,8 @@ import typer
 from tiny import flat_folder, folder_per_class, settings
 
 from ns_ray import report, store
+from ns_ray.api import execute
 from ns_ray.commands.door import door
-from ns_ray.commands.whole import execute
 from ns_ray.compute.resources import Machine
 from ns_ray.config.run import RunConfig
 from ns_ray.config.validation import validate
@@ -173,7 +173,7 @@ def test_what_cannot_be_made_again_is_named(
         shard.write_bytes(b"")
         raise met.pop(0)
 
-    monkeypatch.setattr("ns_ray.commands.whole._work", work)
+    monkeypatch.setattr("ns_ray.api.whole._work", work)
     says = (
         r"shard-00000\.parquet is damaged: .*keys 'a' to 'b'; it cannot be made again: no folder x"
     )
@@ -207,13 +207,13 @@ def test_a_damaged_config_is_written_anew(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spoil: Spoil
 ) -> None:
     config = validate(RunConfig, settings({"storage": str(tmp_path), **SOURCES}))
-    monkeypatch.setattr("ns_ray.commands.whole._work", lambda *_: {"status": "done"})
-    monkeypatch.setattr("ns_ray.commands.whole.show", lambda *_: None)
+    monkeypatch.setattr("ns_ray.api.whole._work", lambda *_: {"status": "done"})
+    monkeypatch.setattr("ns_ray.api.whole.show", lambda *_: None)
     path = tmp_path / "tiny" / "config.yaml"
-    assert execute(config) == 0
+    assert execute(config)["status"] == "done"
     whole = path.read_bytes()
     path.write_bytes(spoil(whole))
-    assert execute(config) == 0
+    assert execute(config)["status"] == "done"
     assert path.read_bytes() == whole
 
 
@@ -275,7 +275,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[RunConfig, 
     config = validate(RunConfig, settings(changes))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("ns_ray.compute.cluster", no_cluster)
-        assert execute(config) in (0, 5)
+        assert execute(config)["generations"]
         shutil.copytree(folder / "runs" / "tiny", folder / "kept")
         yield config, folder / "kept"
 
@@ -320,7 +320,7 @@ def test_a_run_with_a_damaged_file_ends_as_ever(
     restore(kept, root, HALF if half else [])
     for path in root.glob(kind):
         path.write_bytes(spoil(path.read_bytes()))
-    assert execute(config) in (0, 5)
+    assert execute(config)["generations"]
     assert verdict(root) == verdict(kept)
     if half and kind.startswith(READ):
         for path in kept.glob(kind):
@@ -328,7 +328,7 @@ def test_a_run_with_a_damaged_file_ends_as_ever(
             assert (
                 list((root / path.relative_to(kept)).parent.glob("*.damaged")) or "corpora" in kind
             )
-    assert execute(config) in (0, 5), "and again"
+    assert execute(config)["generations"], "and again"
     store.check_bundle(f"{root}/model")
 
 
@@ -355,7 +355,7 @@ def test_a_copied_run_is_a_run(
     before = (copy / "config.yaml").read_text().partition("chosen:")[2]
     there = config.model_copy(update={"storage": str(tmp_path)})
     published = {path: path.stat().st_mtime_ns for path in copy.rglob(store.DONE)}
-    assert execute(there) in (0, 5)
+    assert execute(there)["generations"]
     assert verdict(copy) == verdict(kept)
     assert {path: path.stat().st_mtime_ns for path in published} == published, "nothing done again"
     assert (copy / "config.yaml").read_text().partition("chosen:")[2] == before

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import yaml
 
-from ns_ray.commands import whole
+from ns_ray.api import whole
 from ns_ray.config.defaults import Images, settle
 from ns_ray.config.loading import (
     chosen_in,

@@ -11,7 +11,7 @@ import pytest
 from tiny import flat_folder, folder_per_class, given_teacher, user_environment, write_config
 from walks import Call, following
 
-from ns_ray.commands.whole import execute
+from ns_ray.api import execute
 from ns_ray.compute import Machine
 from ns_ray.config.loading import load_config
 

@@ -21,7 +21,8 @@ from tiny import write_config
 from typer.testing import CliRunner
 
 from ns_ray import store
-from ns_ray.commands import app, whole
+from ns_ray.api import whole
+from ns_ray.commands import app
 from ns_ray.config.loading import load_config
 from ns_ray.data.stage import pack
 from ns_ray.errors import DataError, StageError

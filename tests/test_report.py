@@ -31,7 +31,8 @@ from reported import (
 from typer.testing import CliRunner
 
 from ns_ray import report, store
-from ns_ray.commands import app, execute
+from ns_ray.api import execute
+from ns_ray.commands import app
 from ns_ray.report import findings, gallery, pictures, pile
 from ns_ray.report.damaged import damaged
 from ns_ray.report.facts import open_run
@@ -495,15 +496,15 @@ def test_a_run_ends_with_its_report_and_outlives_a_failing_one(
     root = write_run(tmp_path)
     settings = config(tmp_path, "made")
     capsys.readouterr()
-    assert execute(settings) == 0
+    assert execute(settings)["status"] == "done"
     assert capsys.readouterr().out.endswith(f"report: {root}/report.html\n")
     written = (root / "report.html").stat().st_mtime_ns
-    assert execute(settings) == 0  # nothing has changed
+    assert execute(settings)["status"] == "done"  # nothing has changed
     assert (root / "report.html").stat().st_mtime_ns == written
     (root / "report.html").unlink()
     (root / "gen-01" / "pseudo_labels" / "_DONE.json").unlink()
     capsys.readouterr()
-    assert execute(settings) == 0
+    assert execute(settings)["status"] == "done"
     last = capsys.readouterr().out.splitlines()[-1]
     assert last.startswith("the report could not be written: ")
     assert last.endswith(f"ns-ray report {root} tries again")

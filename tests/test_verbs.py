@@ -126,7 +126,7 @@ def test_small_work_does_not_wait_for_ray(
         raise AssertionError("Ray was started")
 
     monkeypatch.setattr("ns_ray.commands.one_stage.ray_running", started)
-    monkeypatch.setattr("ns_ray.commands.preparing.ray_running", started)
+    monkeypatch.setattr("ns_ray.api.preparing.ray_running", started)
     labels, selection = tmp_path / "labels", tmp_path / "selection"
     call("label", "--bundle", work / "teacher", "--data", work / "packed", "--out", labels)
     call("select", "--labels", labels, "--out", selection, "--set", "select.threshold=0.0")

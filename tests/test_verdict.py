@@ -6,7 +6,7 @@ import pytest
 from reported import WRONG, write_run
 
 from ns_ray import store
-from ns_ray.commands.verdict import show
+from ns_ray.api.verdict import show
 from ns_ray.store.layout import RunLayout
 
 

@@ -22,10 +22,9 @@ from ns_ray.commands import (
     whole,
 )
 from ns_ray.commands.door import door
-from ns_ray.commands.whole import execute
 from ns_ray.log import say
 
-__all__ = ["app", "execute", "main", "run_app"]
+__all__ = ["app", "main", "run_app"]
 
 GROUPS: dict[str, tuple[Callable[..., int | None], ...]] = {
     "A run": (whole.run, looking.check, looking.plan, looking.status, looking.report),

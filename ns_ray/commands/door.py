@@ -14,8 +14,8 @@ from rich.console import Console
 from rich.text import Text
 
 from ns_ray import __version__, store
-from ns_ray.errors import DamagedFileError, FaultError, NsRayError, first_line
-from ns_ray.store import Mending
+from ns_ray.api import mended
+from ns_ray.errors import FaultError, NsRayError, first_line
 
 INTERRUPTED = 130
 
@@ -32,7 +32,7 @@ def door(command: Callable[P, int | None]) -> Callable[P, None]:
     def opened(*args: P.args, **options: P.kwargs) -> None:
         try:
             with faults_go_to(None):
-                code = _mended(partial(command, *args, **options), options.get("out")) or 0
+                code = mended(partial(command, *args, **options), options.get("out")) or 0
         except NsRayError as error:
             if options.get("debug"):
                 traceback.print_exception(error)
@@ -44,18 +44,6 @@ def door(command: Callable[P, int | None]) -> Callable[P, None]:
         raise typer.Exit(code)
 
     return opened
-
-
-def _mended(work: Callable[[], int | None], out: object) -> int | None:
-    """Do the work of a command; again, where a file in the folder it makes turns out damaged."""
-    if not isinstance(out, str) or not out:
-        return work()
-    mending = Mending(store.absolute(out))
-    while True:
-        try:
-            return work()
-        except DamagedFileError as error:
-            mending.mend(error)
 
 
 @contextmanager

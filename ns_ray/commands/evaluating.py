@@ -10,8 +10,8 @@ from rich import box
 from rich.table import Table
 
 from ns_ray import store
+from ns_ray.api import owning, ready_to_infer
 from ns_ray.commands.options import Data, Debug, Out, set_of
-from ns_ray.commands.preparing import owning, ready_to_infer
 from ns_ray.compute import Pool
 from ns_ray.config import (
     DataConfig,

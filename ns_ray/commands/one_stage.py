@@ -6,36 +6,24 @@ from typing import Annotated
 import typer
 
 from ns_ray import store
+from ns_ray.api import LabelSettings, begun, label_images, listing_of, owning, packed, ray_running
 from ns_ray.commands.options import Data, Debug, Out, set_of
-from ns_ray.commands.preparing import begun, listing_of, owning, packed, ray_running, ready_to_infer
 from ns_ray.compute import done_here
 from ns_ray.config import (
     DataConfig,
-    LabelConfig,
-    PredictConfig,
     ResourcesConfig,
     SelectConfig,
     Settings,
     parse_sections,
 )
-from ns_ray.errors import ConfigError
 from ns_ray.log import say
-from ns_ray.store import check_same_classes, open_bundle, open_labels
+from ns_ray.store import open_labels
 
 
 class PackSettings(Settings):
     """What `--set` changes for `ns-ray pack`."""
 
     data: DataConfig
-    resources: ResourcesConfig = ResourcesConfig()
-
-
-class LabelSettings(Settings):
-    """What `--set` changes for `ns-ray label`."""
-
-    data: DataConfig
-    label: LabelConfig = LabelConfig()
-    predict: PredictConfig = PredictConfig()
     resources: ResourcesConfig = ResourcesConfig()
 
 
@@ -78,34 +66,7 @@ def label(
 ) -> None:
     """Pseudo-label images with a model or several. The summary is in _DONE.json of the result."""
     settings = parse_sections(LabelSettings, set_, data={"labeled": data})
-    if (settings.label.teachers or 1) > 1:
-        raise ConfigError(
-            f"label.teachers={settings.label.teachers} is for whole runs, which train them; give a "
-            "--bundle for each model that is to label"
-        )
-    models, place = [open_bundle(one) for one in bundle], store.kept(out, "--out")
-    check_same_classes(models)
-    with (
-        owning(place),
-        ready_to_infer(
-            settings.data, settings.resources, place, labeled=False, models=len(models)
-        ) as (pile, pool),
-    ):
-        from ns_ray.labeling import pseudo_label
-
-        labels = pseudo_label(
-            settings.label,
-            models[0],
-            pile,
-            pool=pool,
-            out=place,
-            title="label",
-            predict=settings.predict,
-            others=models[1:],
-        )
-    rate = labels.images_per_second
-    rejected = labels.rejected + sum(pile.rejected.values())
-    say(f"{place}: {labels.rows:,} images labeled, {rejected:,} rejected, {rate:,.0f} images/s")
+    label_images(bundle, settings, store.kept(out, "--out"))
 
 
 def select(

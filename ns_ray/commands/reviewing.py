@@ -5,8 +5,8 @@ from typing import Annotated
 import typer
 
 from ns_ray import store
+from ns_ray.api import owning, ray_running
 from ns_ray.commands.options import Config, Debug, Out, Recipe, Set
-from ns_ray.commands.preparing import owning, ray_running
 from ns_ray.compute import resources
 from ns_ray.config import load_either
 from ns_ray.errors import ConfigError

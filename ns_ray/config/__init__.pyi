@@ -9,6 +9,7 @@ from .labeling import PredictConfig as PredictConfig
 from .labeling import SelectConfig as SelectConfig
 from .loading import chosen_in as chosen_in
 from .loading import config_hash as config_hash
+from .loading import configured as configured
 from .loading import differences as differences
 from .loading import dump as dump
 from .loading import dump_chosen as dump_chosen

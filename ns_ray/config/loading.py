@@ -47,14 +47,17 @@ def load_recipe(name: str, overrides: Iterable[str] = ()) -> RunConfig:
     Raises:
         ConfigError: no such recipe, or a bad override.
     """
+    return parse(_recipe_text(name), overrides, origin=f"recipe {name}")
+
+
+def _recipe_text(name: str) -> str:
     if name not in recipe_names():
         raise ConfigError(
             f"recipe {name!r} does not exist{nearest(name, recipe_names())}; "
             f"--recipe takes one of: {', '.join(recipe_names())}"
         )
     recipes = resources.files("ns_ray.config") / "recipes"
-    text = recipes.joinpath(*f"{name}.yaml".split("/")).read_text()
-    return parse(text, overrides, origin=f"recipe {name}")
+    return recipes.joinpath(*f"{name}.yaml".split("/")).read_text()
 
 
 def load_config(path: str | Path, overrides: Iterable[str] = ()) -> RunConfig:
@@ -63,13 +66,16 @@ def load_config(path: str | Path, overrides: Iterable[str] = ()) -> RunConfig:
     Raises:
         ConfigError: the file is missing or not YAML, or a setting is wrong.
     """
+    return parse(_text_of(path), overrides, origin=str(path))
+
+
+def _text_of(path: str | Path) -> str:
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        return Path(path).read_text(encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"--config {path}: {error.strerror or error}") from None
     except UnicodeDecodeError:
         raise ConfigError(f"--config {path} is not a text file; give a YAML file") from None
-    return parse(text, overrides, origin=str(path))
 
 
 def load_either(config: str | None, recipe: str | None, overrides: list[str] | None) -> RunConfig:
@@ -85,15 +91,51 @@ def load_either(config: str | None, recipe: str | None, overrides: list[str] | N
     return load_recipe(str(recipe), overrides or [])
 
 
+def configured(
+    changes: Mapping[str, Any], *, config: str | None = None, recipe: str | None = None
+) -> RunConfig:
+    """Settings as plain values, on top of a user's YAML file or a recipe where one is given.
+
+    Args:
+        changes: nested settings; lists take the place of those of the file.
+        config, recipe: as `load_config` and `load_recipe` take them; both may be None.
+
+    Raises:
+        ConfigError: both are given, or as `load_config` and `load_recipe`.
+    """
+    if config is not None and recipe is not None:
+        raise ConfigError("give either config or recipe")
+    raw, origin = {}, ""
+    if config is not None:
+        raw, origin = _values_of(_text_of(config), config), config
+    elif recipe is not None:
+        raw, origin = _values_of(_recipe_text(recipe), recipe), f"recipe {recipe}"
+    return validate(RunConfig, _on_top(raw, changes), origin=origin)
+
+
+def _on_top(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(values)
+    for key, value in changes.items():
+        inner = merged.get(key)
+        if isinstance(value, Mapping) and isinstance(inner, Mapping):
+            value = _on_top(inner, value)
+        merged[key] = value
+    return merged
+
+
 def parse(text: str, overrides: Iterable[str] = (), *, origin: str = "config") -> RunConfig:
     """YAML text and `a.b=c` overrides, through one validation. The text may be what a run wrote."""
-    raw = read_yaml(text, origin)
-    if not isinstance(raw, dict):
-        raise ConfigError(f"{origin} must be a mapping of settings, not {type(raw).__name__}")
-    raw = {key: value for key, value in raw.items() if key not in RECORDED}
+    raw = _values_of(text, origin)
     for override in overrides:
         set_value(raw, override)
     return validate(RunConfig, raw, origin=origin)
+
+
+def _values_of(text: str, origin: str) -> dict[str, Any]:
+    raw = read_yaml(text, origin)
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{origin} must be a mapping of settings, not {type(raw).__name__}")
+    return {key: value for key, value in raw.items() if key not in RECORDED}
 
 
 def parse_sections(

@@ -20,6 +20,7 @@ from .mirrored import symmetric as symmetric
 from .packing import pack as pack
 from .sources import list_source as list_source
 from .sources import list_sources as list_sources
+from .sources.given import in_memory as in_memory
 from .sources.items import Item as Item
 from .sources.items import Row as Row
 from .sources.items import read_rows as read_rows

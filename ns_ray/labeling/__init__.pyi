@@ -1,8 +1,12 @@
 from .foreign import FEWEST as FEWEST
 from .foreign import scale_of as scale_of
+from .formats import SCHEMA as SCHEMA
+from .formats import of_each_image as of_each_image
+from .formats import write_rows as write_rows
 from .inference import Inferred as Inferred
 from .inference import infer as infer
 from .inference import seconds as seconds
 from .job import InferenceJob as InferenceJob
 from .predictions import predict as predict
+from .predictions import predicted as predicted
 from .stage import pseudo_label as pseudo_label

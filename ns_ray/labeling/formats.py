@@ -32,7 +32,7 @@ SCHEMA = pa.schema(
 The names are those of timm's inference.py."""
 
 
-def write(rows: Iterable[dict[str, Any]], format: Format, out: TextIO) -> None:
+def write_rows(rows: Iterable[dict[str, Any]], format: Format, out: TextIO) -> None:
     """Rows of SCHEMA, of each image together, as a table, CSV or JSON."""
     if format == "csv":
         writer = csv.DictWriter(out, SCHEMA.names, lineterminator="\n")
@@ -47,7 +47,7 @@ def write(rows: Iterable[dict[str, Any]], format: Format, out: TextIO) -> None:
 def _write_json(rows: Iterable[dict[str, Any]], out: TextIO) -> None:
     """A list with one object per image, in the words of the server."""
     separator = "[\n"
-    for entries in _of_each_image(rows):
+    for entries in of_each_image(rows):
         value: dict[str, Any] = {"filename": entries[0]["filename"]}
         if entries[0]["error"] is not None:
             value["error"] = entries[0]["error"]
@@ -58,7 +58,7 @@ def _write_json(rows: Iterable[dict[str, Any]], out: TextIO) -> None:
     out.write("\n]\n")
 
 
-def _of_each_image(rows: Iterable[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+def of_each_image(rows: Iterable[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
     """The rows of one image after the other. An image begins with rank 1, or has no rank: two of
     the same name are two."""
     entries: list[dict[str, Any]] = []

@@ -6,7 +6,7 @@ One process, no Ray: images are read, decoded and classified in chunks of consta
 import io
 import itertools
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
@@ -16,8 +16,8 @@ from ns_ray import store
 from ns_ray.config import PredictConfig
 from ns_ray.data import Item, Row, Stream, list_source, read_rows
 from ns_ray.errors import ConfigError, DataError, ImageError
-from ns_ray.labeling.formats import Format, write, write_parquet
-from ns_ray.log import progress, say
+from ns_ray.labeling.formats import Format, write_parquet, write_rows
+from ns_ray.log import Meter, progress, say
 
 if TYPE_CHECKING:
     from ns_ray.model import Predictor
@@ -54,16 +54,16 @@ def predict(
 
     predictor = Predictor(bundle, config=config, images=total)
     items = itertools.chain.from_iterable(listing.each() for listing in listings)
-    rows = _rows(predictor, items, total, top_k, shown=out is not None)
-    counted = _Counted(rows)
-    if out is None:
-        write(counted, format, sys.stdout)
-    elif format == "parquet":
-        write_parquet(counted, out)
-    else:
-        text = io.StringIO()
-        write(counted, format, text)
-        store.write_bytes(store.absolute(out), text.getvalue().encode())
+    with progress("predict", total) if out is not None else nullcontext() as meter:
+        counted = _Counted(predicted(predictor, items, top_k=top_k, meter=meter))
+        if out is None:
+            write_rows(counted, format, sys.stdout)
+        elif format == "parquet":
+            write_parquet(counted, out)
+        else:
+            text = io.StringIO()
+            write_rows(counted, format, text)
+            store.write_bytes(store.absolute(out), text.getvalue().encode())
     if counted.bad == total:
         raise DataError(f"none of the {total:,} images could be used: {counted.last}")
     if out is not None:
@@ -85,15 +85,22 @@ class _Counted:
             yield row
 
 
-def _rows(
-    predictor: "Predictor", items: Iterator[Item], total: int, top_k: int, shown: bool
+def predicted(
+    predictor: "Predictor", items: Iterable[Item], *, top_k: int, meter: Meter | None = None
 ) -> Iterator[dict[str, Any]]:
-    stream = Stream()
-    with progress("predict", total) if shown else nullcontext() as meter:
-        while chunk := list(itertools.islice(items, CHUNK)):
-            yield from _chunk_rows(predictor, chunk, stream, top_k)
-            if meter is not None:
-                meter.add(len(chunk))
+    """Rows of `formats.SCHEMA`: of each image its likeliest classes, or one with its error.
+
+    Args:
+        predictor: the model.
+        items: the images.
+        top_k: classes per image.
+        meter: counts images.
+    """
+    stream, left = Stream(), iter(items)
+    while chunk := list(itertools.islice(left, CHUNK)):
+        yield from _chunk_rows(predictor, chunk, stream, top_k)
+        if meter is not None:
+            meter.add(len(chunk))
 
 
 def _chunk_rows(

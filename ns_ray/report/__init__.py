@@ -57,6 +57,20 @@ def up_to_date(root: str) -> str:
     return run.layout.report if mark in page and whole else write(root)
 
 
+def brief(root: str) -> str:
+    """What came out of a finished run, as HTML for a notebook: the report's first sentences, and
+    the table of models.
+
+    Raises:
+        ConfigError: there is no run.
+        DataError: the run has not finished, or its files are damaged.
+    """
+    from ns_ray.report.facts import open_run
+    from ns_ray.report.page import brief_part
+
+    return brief_part(open_run(root))
+
+
 def beside(
     names: Sequence[str],
     models: Sequence[store.Bundle],

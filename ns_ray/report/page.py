@@ -55,6 +55,16 @@ def run_page(run: Run) -> str:
     )
 
 
+def brief_part(run: Run) -> str:
+    """The sentences and the table of models of a run's report, as a part of a page."""
+    return render(
+        "brief.html",
+        run=run,
+        sentences=[findings.asked(run), findings.outcome(run), *findings.warnings(run)],
+        models=[*(model_row(run, model) for model in run.models), *refit_rows(run)],
+    )
+
+
 def tiles(run: Run) -> list[dict[str, str]]:
     """The figures that matter most: label, value, note."""
     student, teacher = run.student, run.teacher

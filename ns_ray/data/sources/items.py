@@ -61,7 +61,14 @@ class Pixels:
     shape: tuple[int, ...]
 
 
-Place = Range | Streamed | Row | Pixels
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """The bytes of an image file that are here already."""
+
+    data: bytes
+
+
+Place = Range | Streamed | Row | Pixels | Encoded
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +108,8 @@ class Item:
             return read_rows([self.place])[0]
         if isinstance(self.place, Streamed):
             return (stream or Stream()).read(self.place)
+        if isinstance(self.place, Encoded):
+            return self.place.data
         flat = np.frombuffer(self.place.data, dtype=np.uint8)
         return images.encode_png(flat.reshape(self.place.shape))
 

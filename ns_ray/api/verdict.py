@@ -11,11 +11,11 @@ from ns_ray.log import console, say
 from ns_ray.store import CONTROL, RunLayout, arm_name
 
 
-def show(result: Mapping[str, Any], layout: RunLayout) -> None:
-    """The verdict on one screen."""
-    table = Table(title=f"run {result['name']}", title_justify="left", box=box.SIMPLE_HEAD)
+def table(result: Mapping[str, Any]) -> Table:
+    """The models of a run."""
+    made = Table(title=f"run {result['name']}", title_justify="left", box=box.SIMPLE_HEAD)
     for name in ("generation", "model"):
-        table.add_column(name, no_wrap=True)
+        made.add_column(name, no_wrap=True)
     for name in (
         "parameters",
         "validation",
@@ -26,12 +26,12 @@ def show(result: Mapping[str, Any], layout: RunLayout) -> None:
         "train img/s",
         "seconds",
     ):
-        table.add_column(name, justify="right")
+        made.add_column(name, justify="right")
     rows = [*result["generations"], *([result["control"]] if result["control"] else [])]
     for row in rows:
         pseudo = row["pseudo_labels"]
         control = row["role"] == "control"
-        table.add_row(
+        made.add_row(
             "control arm" if control else f"{row['generation']} {row['role']}",
             row["model"],
             f"{row['parameters']:,}",
@@ -43,12 +43,17 @@ def show(result: Mapping[str, Any], layout: RunLayout) -> None:
             _rate(row, "train"),
             f"{sum(row['seconds'].values()):.0f}",
         )
-    refit = result.get("refit")
-    if refit:
+    if refit := result.get("refit"):
         top1, seconds = refit["test_top1"], sum(refit["seconds"].values())
         name, right = f"{refit['generations'][-1]} refit", "-" if top1 is None else f"{top1:.4f}"
-        table.add_row(name, "", "", "-", right, "", "", "", "", f"{seconds:.0f}")
-    console.print(table)
+        made.add_row(name, "", "", "-", right, "", "", "", "", f"{seconds:.0f}")
+    return made
+
+
+def show(result: Mapping[str, Any], layout: RunLayout) -> None:
+    """The verdict on one screen."""
+    console.print(table(result))
+    refit = result.get("refit")
     more = f", made once more with all {refit['labeled']:,} labels" if refit else ""
     say(f"best: generation {result['best_generation']}{more}; model: {layout.model}")
     if refit and refit["test_top1"] is None:

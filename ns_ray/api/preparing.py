@@ -10,12 +10,30 @@ from typing import TYPE_CHECKING, TypeVar
 from ns_ray import store
 from ns_ray.compute import Machine, Pool, done_here, resources
 from ns_ray.config import DataConfig, ResourcesConfig
-from ns_ray.store import Corpus
+from ns_ray.errors import DamagedFileError
+from ns_ray.store import Corpus, Mending
 
 if TYPE_CHECKING:
     from ns_ray.data import Listing
 
 T = TypeVar("T")
+
+
+def mended(work: Callable[[], T], out: object) -> T:
+    """Do some work; again, where a file in the folder it makes turns out damaged.
+
+    Args:
+        work: writes into the folder.
+        out: the folder; where it is none, the work is done once.
+    """
+    if not isinstance(out, str) or not out:
+        return work()
+    mending = Mending(store.absolute(out))
+    while True:
+        try:
+            return work()
+        except DamagedFileError as error:
+            mending.mend(error)
 
 
 @contextmanager

@@ -1,0 +1,17 @@
+from .labels import LabelSettings as LabelSettings
+from .labels import label as label
+from .labels import label_images as label_images
+from .models import Model as Model
+from .models import Prediction as Prediction
+from .models import Predictions as Predictions
+from .models import load as load
+from .preparing import begun as begun
+from .preparing import listing_of as listing_of
+from .preparing import mended as mended
+from .preparing import owning as owning
+from .preparing import packed as packed
+from .preparing import ray_running as ray_running
+from .preparing import ready_to_infer as ready_to_infer
+from .runs import Run as Run
+from .runs import self_train as self_train
+from .whole import execute as execute

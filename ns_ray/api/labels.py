@@ -1,0 +1,101 @@
+"""`ns_ray.label` and `ns-ray label`: pseudo-labels of any images."""
+
+import os
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+from ns_ray import store
+from ns_ray.api.preparing import mended, owning, ready_to_infer
+from ns_ray.config import (
+    DataConfig,
+    LabelConfig,
+    PredictConfig,
+    ResourcesConfig,
+    Settings,
+    validate,
+)
+from ns_ray.errors import ConfigError
+from ns_ray.log import say
+from ns_ray.store import PseudoLabels, check_same_classes, open_bundle
+
+Place = str | os.PathLike[str]
+
+
+class LabelSettings(Settings):
+    """What `--set` changes for `ns-ray label`."""
+
+    data: DataConfig
+    label: LabelConfig = LabelConfig()
+    predict: PredictConfig = PredictConfig()
+    resources: ResourcesConfig = ResourcesConfig()
+
+
+def label(
+    bundle: Place | Sequence[Place], data: Place | Sequence[Place], *, out: Place, **settings: Any
+) -> PseudoLabels:
+    """Label images with a model or several: `ns-ray label`, from Python.
+
+    The same call again labels what is missing, and returns at once when nothing is.
+
+    Args:
+        bundle: a run folder, a bundle, or a timm local-dir. Several label together, by the mean of
+            their probabilities.
+        data: a source of images, as `data` of run.yaml takes it, or several; labels are ignored.
+        out: folder or URI of the pseudo-labels.
+        settings: sections of run.yaml: `label`, `predict`, `resources`, `data`.
+
+    Returns:
+        The pseudo-labels; `.dataset()` has them as a table with the place of each image.
+
+    Raises:
+        ConfigError: a setting is wrong, or there is no such model.
+        DataError: the images cannot be used, or two models know different classes.
+        StageError: something failed that the same call may get over.
+    """
+    sources = [data] if isinstance(data, str | os.PathLike) else data
+    given = {**settings.pop("data", {}), "labeled": [os.fspath(source) for source in sources]}
+    made = validate(LabelSettings, {**settings, "data": given}, origin="label")
+    bundles = [bundle] if isinstance(bundle, str | os.PathLike) else bundle
+    place = store.kept(os.fspath(out), "out")
+    work = partial(label_images, [os.fspath(one) for one in bundles], made, place)
+    return mended(work, place)
+
+
+def label_images(bundles: Sequence[str], settings: LabelSettings, out: str) -> PseudoLabels:
+    """Label the images of `settings.data.labeled`, and say so.
+
+    Args:
+        bundles: models, as users name them.
+        settings: see there.
+        out: the folder, absolute.
+    """
+    if (settings.label.teachers or 1) > 1:
+        raise ConfigError(
+            f"label.teachers={settings.label.teachers} is for whole runs, which train them; give a "
+            "--bundle for each model that is to label"
+        )
+    models = [open_bundle(one) for one in bundles]
+    check_same_classes(models)
+    with (
+        owning(out),
+        ready_to_infer(
+            settings.data, settings.resources, out, labeled=False, models=len(models)
+        ) as (pile, pool),
+    ):
+        from ns_ray.labeling import pseudo_label
+
+        labels = pseudo_label(
+            settings.label,
+            models[0],
+            pile,
+            pool=pool,
+            out=out,
+            title="label",
+            predict=settings.predict,
+            others=models[1:],
+        )
+    rate = labels.images_per_second
+    rejected = labels.rejected + sum(pile.rejected.values())
+    say(f"{out}: {labels.rows:,} images labeled, {rejected:,} rejected, {rate:,.0f} images/s")
+    return labels
