@@ -6,7 +6,7 @@ from functools import partial
 from typing import Any
 
 from ns_ray import store
-from ns_ray.api.preparing import mended, owning, ready_to_infer
+from ns_ray.api.preparing import mended, owning, ready_to_infer, signals_kept
 from ns_ray.config import (
     DataConfig,
     LabelConfig,
@@ -32,7 +32,11 @@ class LabelSettings(Settings):
 
 
 def label(
-    bundle: Place | Sequence[Place], data: Place | Sequence[Place], *, out: Place, **settings: Any
+    bundle: Place | Sequence[Place],
+    images: Place | Sequence[Place],
+    *,
+    out: Place,
+    **settings: Any,
 ) -> PseudoLabels:
     """Label images with a model or several: `ns-ray label`, from Python.
 
@@ -41,9 +45,10 @@ def label(
     Args:
         bundle: a run folder, a bundle, or a timm local-dir. Several label together, by the mean of
             their probabilities.
-        data: a source of images, as `data` of run.yaml takes it, or several; labels are ignored.
+        images: a source, as `data` of run.yaml takes it, or several; labels are ignored.
         out: folder or URI of the pseudo-labels.
-        settings: sections of run.yaml: `label`, `predict`, `resources`, `data`.
+        settings: sections of run.yaml: `label`, `predict`, `resources`, `data`, such as
+            `data={"rows_per_shard": 500}`.
 
     Returns:
         The pseudo-labels; `.dataset()` has them as a table with the place of each image.
@@ -53,13 +58,14 @@ def label(
         DataError: the images cannot be used, or two models know different classes.
         StageError: something failed that the same call may get over.
     """
-    sources = [data] if isinstance(data, str | os.PathLike) else data
+    sources = [images] if isinstance(images, str | os.PathLike) else images
     given = {**settings.pop("data", {}), "labeled": [os.fspath(source) for source in sources]}
     made = validate(LabelSettings, {**settings, "data": given}, origin="label")
     bundles = [bundle] if isinstance(bundle, str | os.PathLike) else bundle
     place = store.kept(os.fspath(out), "out")
     work = partial(label_images, [os.fspath(one) for one in bundles], made, place)
-    return mended(work, place)
+    with signals_kept():
+        return mended(work, place)
 
 
 def label_images(bundles: Sequence[str], settings: LabelSettings, out: str) -> PseudoLabels:

@@ -9,6 +9,7 @@ from typing import Any
 from rich.console import Console
 
 from ns_ray.api.models import Model, load
+from ns_ray.api.preparing import signals_kept
 from ns_ray.api.verdict import table
 from ns_ray.api.whole import execute
 from ns_ray.config import configured
@@ -100,8 +101,8 @@ def self_train(
     Raises:
         ConfigError: a setting is wrong, or the run's folder holds a run with others.
         DataError: the images cannot be used.
-        StageError: something failed that the same call may get over: a disk, nodes, memory; or
-            another process works in the run's folder.
+        StageError: something failed that the same call may get over: a disk, nodes; or another
+            process works in the run's folder.
     """
     data = {"labeled": labeled, "unlabeled": unlabeled, "validation": validation, "test": test}
     given = {**settings, "data": _data(settings.get("data", {}), data), **_given(budget=budget)}
@@ -113,8 +114,9 @@ def self_train(
         given["storage"], given["name"] = _place(os.fspath(out))
     elif config is None and recipe is None:
         raise ConfigError("out is missing: give the folder of the run, such as out='runs/birds'")
-    made = configured(given, config=None if config is None else os.fspath(config), recipe=recipe)
-    return Run(RunLayout.of(made).root, execute(made, overwrite=overwrite))
+    made = configured(given, config=config, recipe=recipe)
+    with signals_kept():
+        return Run(RunLayout.of(made).root, execute(made, overwrite=overwrite))
 
 
 def _given(**values: Any) -> dict[str, Any]:

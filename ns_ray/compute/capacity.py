@@ -27,16 +27,33 @@ T = TypeVar("T")
 
 
 def present() -> Machine:
-    """What the nodes have that are alive and stay so."""
+    """What the nodes have that are alive and stay so, without what this process holds itself, if it
+    is a task or an actor of Ray: nobody else gets that while it waits for the others."""
     import ray
     from ray._private.state import state
 
     leaving = state.get_draining_nodes()
-    return Machine.of(
-        Node(int(node["Resources"].get("CPU", 0)), int(node["Resources"].get("GPU", 0)))
-        for node in ray.nodes()
-        if node["Alive"] and node["NodeID"] not in leaving
-    )
+    here, held = _held()
+    found = []
+    for node in ray.nodes():
+        if node["Alive"] and node["NodeID"] not in leaving:
+            own = held if node["NodeID"] == here else {}
+            cpus, gpus = (
+                int(node["Resources"].get(name, 0) - own.get(name, 0)) for name in ("CPU", "GPU")
+            )
+            found.append(Node(cpus, gpus))
+    return Machine.of(found)
+
+
+def _held() -> tuple[str, dict[str, float]]:
+    """The node of this process and what it holds there; nothing where it is no worker of Ray."""
+    import ray
+    from ray._private.worker import global_worker
+
+    if global_worker.mode != ray.WORKER_MODE:
+        return "", {}
+    context = ray.get_runtime_context()
+    return context.get_node_id(), context.get_assigned_resources()
 
 
 def enough(config: ResourcesConfig) -> Machine:

@@ -5,6 +5,7 @@ Everything goes through the same validation. Knows nothing about torch or Ray.
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from importlib import resources
@@ -92,7 +93,10 @@ def load_either(config: str | None, recipe: str | None, overrides: list[str] | N
 
 
 def configured(
-    changes: Mapping[str, Any], *, config: str | None = None, recipe: str | None = None
+    changes: Mapping[str, Any],
+    *,
+    config: str | os.PathLike[str] | None = None,
+    recipe: str | None = None,
 ) -> RunConfig:
     """Settings as plain values, on top of a user's YAML file or a recipe where one is given.
 
@@ -105,11 +109,14 @@ def configured(
     """
     if config is not None and recipe is not None:
         raise ConfigError("give either config or recipe")
-    raw, origin = {}, ""
+    raw: dict[str, Any] = {}
+    origin = ""
     if config is not None:
-        raw, origin = _values_of(_text_of(config), config), config
+        origin = os.fspath(config)
+        raw = _values_of(_text_of(origin), origin)
     elif recipe is not None:
-        raw, origin = _values_of(_recipe_text(recipe), recipe), f"recipe {recipe}"
+        origin = f"recipe {recipe}"
+        raw = _values_of(_recipe_text(recipe), origin)
     return validate(RunConfig, _on_top(raw, changes), origin=origin)
 
 

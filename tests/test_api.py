@@ -1,0 +1,329 @@
+"""ns_ray from Python: a run, a model and pseudo-labels as values."""
+
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tiny import COLORS, RUN, flat_folder, folder_per_class, given_teacher, png, user_environment
+
+import ns_ray
+from ns_ray.config import RunConfig, config_hash
+from ns_ray.config.loading import load_config
+from ns_ray.errors import ConfigError, DataError
+
+SETTINGS = {name: RUN[name] for name in ("students", "accept", "resources")}
+TRAIN = {**RUN["train"], "epochs": 2, "calibrate": False}
+
+
+def train(folder: Path, **changes: Any) -> ns_ray.Run:
+    """A run of seconds on the images in a folder."""
+    return ns_ray.self_train(
+        folder / "labeled",
+        [folder / "pile"],
+        test=str(folder / "test"),
+        teacher=RUN["teacher"],
+        **{
+            "out": folder / "runs" / "tiny",
+            **SETTINGS,
+            "data": RUN["data"],
+            "train": TRAIN,
+            "label": {"teachers": 1},
+            **changes,
+        },
+    )
+
+
+def images(folder: Path) -> Path:
+    folder_per_class(folder / "labeled", 20)
+    folder_per_class(folder / "test", 5, start=300)
+    flat_folder(folder / "pile", 90, start=500)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return given_teacher(tmp_path_factory.mktemp("teacher") / "bundle")
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("without_ray")
+def test_a_run_is_a_value_that_shows_itself(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    alone = {"resources": {**RUN["resources"], "loaders": 0}}
+    run = train(images(tmp_path), **alone)
+    assert run.path == str(tmp_path / "runs" / "tiny")
+    assert run.result == json.loads(Path(run.path, "result.json").read_text())
+    assert Path(run.report_path).read_text().startswith("<!doctype html>")
+    text, html = repr(run), run._repr_html_()
+    for row in run.result["generations"]:
+        assert f"{row['val_top1']:.4f}" in text
+        assert f"<td>{row['val_top1']:.1%}</td>" in html
+    assert "Do 90 unlabeled images make a better classifier" in html
+    assert run.best.classes == tuple(COLORS)
+    assert len(run.best.predict(tmp_path / "test")) == 15
+    assert signal.getsignal(signal.SIGTERM) is before, "a notebook's own way to end"
+
+    capsys.readouterr()
+    again = train(tmp_path, **alone)
+    assert again == run
+    assert "train" not in capsys.readouterr().out.split("run tiny")[0], "nothing is done again"
+    with pytest.raises(ConfigError, match="seed: 0 -> 1"):
+        train(tmp_path, **alone, seed=1)
+
+
+def asked_for(monkeypatch: pytest.MonkeyPatch, call: Callable[[], Any]) -> RunConfig:
+    """The settings that a call comes to."""
+    found: list[RunConfig] = []
+
+    def execute(config: RunConfig, **_: Any) -> dict[str, Any]:
+        found.append(config)
+        return {}
+
+    monkeypatch.setattr("ns_ray.api.runs.execute", execute)
+    call()
+    return found[0]
+
+
+def test_settings_have_the_names_of_run_yaml(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text(
+        "{name: birds, storage: runs, budget: 2h, seed: 3, control: true,"
+        " data: {labeled: a, unlabeled: [b, c], test: d, labels: 100},"
+        " teacher: {model: resnet18}, students: [{model: resnet34}, {bundle: null, model: x}],"
+        " train: {noise: {dropout: 0.2}}}"
+    )
+    written = load_config(str(path))
+
+    def with_arguments() -> Any:
+        return ns_ray.self_train(
+            Path("a"),
+            ["b", Path("c")],
+            test="d",
+            teacher="resnet18",
+            students=["resnet34", {"model": "x"}],
+            budget="2h",
+            out="runs/birds",
+            data={"labels": 100},
+            seed=3,
+            control=True,
+            train={"noise": {"dropout": 0.2}},
+        )
+
+    assert asked_for(monkeypatch, with_arguments) == written
+
+    def on_top() -> Any:
+        return ns_ray.self_train(config=path, train={"noise": {"flip": 0.0}}, seed=4)
+
+    both = asked_for(monkeypatch, on_top)
+    assert (both.train.noise.dropout, both.train.noise.flip, both.seed) == (0.2, 0.0, 4)
+    assert both.data == written.data
+
+    def of_a_recipe() -> Any:
+        return ns_ray.self_train(recipe="digits", out="s3://bucket/runs/one?region=eu", test="t")
+
+    digits = asked_for(monkeypatch, of_a_recipe)
+    assert (digits.storage, digits.name) == ("s3://bucket/runs?region=eu", "one")
+    assert (digits.data.labels, digits.data.test) == (30, "t")
+
+
+def test_what_is_left_open_is_chosen_as_for_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A budget may leave out students that nobody has named, and so on."""
+
+    def call() -> Any:
+        return ns_ray.self_train("a", "b", teacher=Path("a/bundle"), out="run", students=["x"])
+
+    config = asked_for(monkeypatch, call)
+    assert config.teacher.bundle == "a/bundle"
+    assert (config.storage, config.name) == (".", "run")
+    assert "epochs" not in config.model_dump()["train"]
+
+    def two() -> Any:
+        return ns_ray.self_train("a", "b", teacher="resnet18", out="/runs/r")
+
+    config = asked_for(monkeypatch, two)
+    assert [student.model for student in config.students] == ["resnet18"] * 2
+    assert "students" not in config.model_fields_set
+    assert (config.storage, config.name) == ("/runs", "r")
+    assert config_hash(config)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ({"teacher": "resnet18", "out": None}, "out is missing: .*out='runs/birds'"),
+        ({"teacher": "resnet18", "out": "a b"}, "name='a b'"),
+        ({"out": "r"}, "setting 'teacher' is missing"),
+        ({"teacher": "resnet18", "out": "r", "epochs": 3}, "unknown setting 'epochs'"),
+        ({"teacher": "resnet18", "out": "r", "trian": {}}, "did you mean 'train'"),
+        ({"teacher": "resnet18", "out": "r", "data": 3}, "data=3: give settings"),
+        ({"out": "r", "config": "x.yaml", "recipe": "digits"}, "either config or recipe"),
+        ({"out": "r", "config": "no.yaml"}, "no.yaml: No such file"),
+        ({"out": "r", "recipe": "digit"}, "did you mean 'digits'"),
+    ],
+)
+def test_a_mistake_is_an_error_in_one_line(arguments: dict[str, Any], says: str) -> None:
+    with pytest.raises(ConfigError, match=says) as met:
+        ns_ray.self_train("digits", **arguments)
+    assert "\n" not in str(met.value)
+
+
+def test_a_model_takes_images_as_people_have_them(teacher: str, tmp_path: Path) -> None:
+    model = ns_ray.load(teacher)
+    assert f"{model!r}" == f"Model({teacher!r}: test_resnet, 3 classes: blue, green, red)"
+    data = png("blue", 1)
+    path = tmp_path / "a.png"
+    path.write_bytes(data)
+    pixels = np.asarray(Image.open(path))
+    turned = Image.open(path).transpose(Image.Transpose.ROTATE_90)
+    turned.getexif()[0x0112] = 6  # shown turned clockwise
+    turned.info["exif"] = turned.getexif().tobytes()
+    several = [path, str(path), data, Image.open(path), pixels, turned]
+    found = model.predict(several, top_k=3)
+    assert [one.filename for one in found] == [
+        *(str(path), str(path), "image 2", "image 3", "image 4", "image 5")
+    ]
+    first = found[0]
+    assert [one.top for one in found] == [first.top] * len(several)
+    assert first.label == first.top[0][0]
+    assert first.score == first.top[0][1] == max(score for _, score in first.top)
+    assert sum(score for _, score in first.top) == pytest.approx(1, abs=1e-4)
+    with torch.no_grad():
+        probs = model.network(model.transform(Image.open(path))[None]).softmax(dim=1)[0]
+    assert first.score == pytest.approx(float(probs.max()), abs=2e-3)
+    assert model.classes[int(probs.argmax())] == first.label
+
+
+def test_predictions_are_rows_a_table_and_a_frame(teacher: str, tmp_path: Path) -> None:
+    (tmp_path / "good.png").write_bytes(png("red", 2))
+    (tmp_path / "bad.png").write_bytes(b"\x89PNG\r\n")
+    found = ns_ray.load(teacher).predict(tmp_path, top_k=2)
+    bad, good = found
+    assert (bad.label, bad.score, bad.top) == (None, None, ())
+    assert bad.error is not None
+    assert "good.png" in repr(found)
+    table, frame = found.to_arrow(), found.to_pandas()
+    assert table.column_names == ["filename", "rank", "index", "label", "prob", "error"]
+    assert list(frame["label"].dropna()) == [name for name, _ in good.top]
+    assert f"<td>{good.label}</td>" in found._repr_html_()
+    assert list(found[1:]) == [good]
+    assert len(ns_ray.load(teacher).predict([])) == 0
+
+
+@pytest.mark.parametrize(
+    ("image", "says"),
+    [
+        (3, "int is no image; give a path"),
+        (np.zeros((4, 4, 3), np.float32), r"float32 \[4, 4, 3\]"),
+        (np.zeros((3, 4, 4), np.uint8), r"uint8 \[3, 4, 4\]"),
+        (np.zeros((0, 4, 3), np.uint8), "not empty"),
+    ],
+)
+def test_what_is_no_image_is_refused(teacher: str, image: Any, says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        ns_ray.load(teacher).predict([image])
+
+
+def test_what_is_missing_is_named(teacher: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="is no bundle"):
+        ns_ray.load(tmp_path)
+    with pytest.raises(DataError, match="nowhere"):
+        ns_ray.load(teacher).predict("nowhere.jpg")
+    with pytest.raises(ConfigError, match="top_k=0"):
+        ns_ray.load(teacher).predict(b"", top_k=0)
+    with pytest.raises(ConfigError, match=r"unknown setting 'precison'.*'precision'"):
+        ns_ray.load(teacher, predict={"precison": "fp32"})
+
+
+@pytest.mark.usefixtures("without_ray")
+def test_labels_are_a_dataset_with_the_place_of_each_image(teacher: str, tmp_path: Path) -> None:
+    flat_folder(tmp_path / "pile", 50)
+    out = tmp_path / "labels"
+    some = {"rows_per_shard": 20}
+    labels = ns_ray.label(teacher, tmp_path / "pile", out=out, data=some)
+    found = labels.dataset().to_table()
+    assert found.num_rows == labels.rows == 50
+    places = {row["key"]: row["uri"] for row in found.to_pylist()}
+    assert places == {path.name: str(path) for path in (tmp_path / "pile").iterdir()}
+    sure = {one.filename: one for one in ns_ray.load(teacher).predict(tmp_path / "pile")}
+    for row in found.to_pylist():
+        assert row["class"] == sure[row["uri"]].label == labels.classes[row["label"]]
+        assert row["confidence"] == pytest.approx(sure[row["uri"]].score, abs=2e-3)
+    written = (out / "_DONE.json").stat().st_mtime_ns
+    again = ns_ray.label([teacher], [str(tmp_path / "pile")], out=out, data=some)
+    assert again == labels
+    assert (out / "_DONE.json").stat().st_mtime_ns == written
+    with pytest.raises(ConfigError, match="unknown setting 'lable'"):
+        ns_ray.label(teacher, tmp_path / "pile", out=out, lable={})
+
+
+def test_the_package_is_light() -> None:
+    code = (
+        "import sys, ns_ray; ns_ray.self_train, ns_ray.load, ns_ray.label, ns_ray.Run;"
+        "assert not {'torch', 'ray', 'timm'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+NOTEBOOK = """
+import os, signal, sys, threading, time
+from pathlib import Path
+import ray
+from test_api import train
+
+if __name__ == "__main__":
+    folder = Path(sys.argv[1])
+    here = lambda name: {"out": folder / "runs" / name}
+    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False)
+    assert train(folder, **here("notebook")).result["generations"]
+    assert ray.is_initialized(), "what the user started is left running"
+
+    @ray.remote(num_cpus=1)
+    def task():
+        return train(folder, **here("task")).result["name"]
+
+    assert ray.get(task.remote()) == "task"
+    ray.shutdown()
+
+    def interrupt():
+        while not (folder / "runs" / "cell" / "gen-00" / "checkpoints").exists():
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=interrupt).start()
+    try:
+        train(folder, **here("cell"))
+    except KeyboardInterrupt:
+        assert not ray.is_initialized()
+    else:
+        sys.exit("it was not interrupted")
+    assert train(folder, **here("cell")).result["generations"]
+    print("all done")
+"""
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_in_a_notebook_with_ray_in_a_task_and_after_an_interrupted_cell(tmp_path: Path) -> None:
+    script = tmp_path / "notebook.py"
+    script.write_text(NOTEBOOK)
+    path = f"{Path(__file__).parent}:{Path(ns_ray.__file__).parent.parent}"
+    done = subprocess.run(
+        [sys.executable, script, images(tmp_path)],
+        env={**user_environment(), "PYTHONPATH": path, "RAY_USAGE_STATS_ENABLED": "0"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout.endswith("all done\n"), done.stdout + done.stderr
