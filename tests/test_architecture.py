@@ -24,7 +24,7 @@ HEAVY = {"torch", "torchvision", "timm", "ray"}
 MAY_BE_HEAVY = (
     *("model", "robustness", "stages"),
     *("planning.budget", "planning.check", "planning.costs", "planning.forecast"),
-    *("planning.models", "planning.pile", "planning.plan"),
+    *("planning.models", "planning.pile", "planning.plan", "planning.proposal"),
     *(
         "training.calibration",
         "training.checkpoints",

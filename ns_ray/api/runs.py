@@ -82,9 +82,8 @@ def self_train(
             Without `unlabeled`, labeled images that `data={"labels": ...}` leaves over are the
             pile; without `validation`, some labeled images are held out; without `test`, nothing is
             scored on test.
-        teacher: a timm model name (trained from random weights), settings of a model such as
-            `{"model": "efficientnet_b0", "pretrained": "true"}`, or the Path of a bundle, which is
-            used as it is.
+        teacher: a timm model name, settings of a model such as `{"model": "efficientnet_b0",
+            "pretrained": "true"}`, or the Path of a bundle, which is used as it is.
         students: the students in turn, each as large as its teacher or larger. None: two like the
             teacher.
         budget: fit the run into this time, such as 30m or 2h.
@@ -101,8 +100,7 @@ def self_train(
     Raises:
         ConfigError: a setting is wrong, or the run's folder holds a run with others.
         DataError: the images cannot be used.
-        StageError: something failed that the same call may get over: a disk, nodes; or another
-            process works in the run's folder.
+        StageError: something failed that the same call may get over; or another process is at work.
     """
     data = {"labeled": labeled, "unlabeled": unlabeled, "validation": validation, "test": test}
     given = {**settings, "data": _data(settings.get("data", {}), data), **_given(budget=budget)}

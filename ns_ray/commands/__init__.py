@@ -27,7 +27,7 @@ from ns_ray.log import say
 __all__ = ["app", "main", "run_app"]
 
 GROUPS: dict[str, tuple[Callable[..., int | None], ...]] = {
-    "A run": (whole.run, looking.check, looking.plan, looking.status, looking.report),
+    "A run": (looking.init, whole.run, looking.check, looking.plan, looking.status, looking.report),
     "One stage": (
         one_stage.pack,
         one_stage.label,

@@ -1,13 +1,56 @@
-"""`ns-ray check | plan | status | report`: looking at a run without running it."""
+"""`ns-ray init | check | plan | status | report`: looking at a run without running it."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from ns_ray.commands.options import Config, Debug, Recipe, Set
+from ns_ray import store
+from ns_ray.commands.options import Budget, Config, Debug, Recipe, Set
 from ns_ray.config import load_either
 from ns_ray.errors import ConfigError
 from ns_ray.log import console, say
+
+
+def init(
+    folder: Annotated[
+        str,
+        typer.Argument(
+            help="Labeled images: a folder per class, or anything else that --data takes; or a "
+            "folder with train, and perhaps pile, val and test in it.",
+            show_default=False,
+        ),
+    ],
+    pile: Annotated[str | None, typer.Option(help="Unlabeled images.", show_default=False)] = None,
+    validation: Annotated[
+        str | None, typer.Option(help="Labeled images to choose on.", show_default=False)
+    ] = None,
+    test: Annotated[
+        str | None, typer.Option(help="Labeled images to score at the end.", show_default=False)
+    ] = None,
+    budget: Budget = None,
+    out: Annotated[str, typer.Option(help="The file to write.")] = "run.yaml",
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Write it also where there is one.")
+    ] = False,
+    debug: Debug = False,
+) -> None:
+    """Look at images, and write the settings of a run for them and for this machine."""
+    file = Path(out)
+    if file.exists() and not overwrite:
+        raise ConfigError(f"--out {out} exists; name another file, or pass --overwrite")
+    from ns_ray.compute import keep_memory, machine
+
+    keep_memory()
+    from ns_ray.planning import Parts, parts_in, plan_lines, plan_table, propose, run_name
+
+    parts = parts_in(folder, Parts(folder, pile, validation, test))
+    text, made = propose(run_name(folder), parts, machine(), budget)
+    store.write_bytes(store.absolute(out), text.encode())
+    console.print(plan_table(made))
+    for line in plan_lines(made):
+        say(line)
+    say(f"\n{text}\n{out} is written; start it: python -m ns_ray.run --config {out}")
 
 
 def check(

@@ -36,6 +36,7 @@ def cluster(
     To a cluster that is joined the stages' progress is told as metrics; see gauges.py.
 
     A local one declares as many logical CPUs as the stages need, so that none waits on another.
+    Ray that runs in this process already is used as it is, and left running.
 
     Args:
         config: what the stages were told to use.
@@ -48,8 +49,9 @@ def cluster(
     """
     import ray
 
-    if ray.is_initialized():
-        yield capacity.enough(config)
+    if ray.is_initialized():  # by who calls us, in a notebook or a task
+        with quiet(log_file):
+            yield capacity.enough(config)
         return
     if address := os.environ.get("RAY_ADDRESS"):
         check_address(address)

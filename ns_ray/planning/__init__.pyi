@@ -10,6 +10,10 @@ from .models import smaller_students as smaller_students
 from .plan import make_plan as make_plan
 from .plan import plan_lines as plan_lines
 from .plan import plan_table as plan_table
+from .proposal import Parts as Parts
+from .proposal import parts_in as parts_in
+from .proposal import propose as propose
+from .proposal import run_name as run_name
 from .shared import check_shared as check_shared
 from .status import run_status as run_status
 from .status import status_table as status_table

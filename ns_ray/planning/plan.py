@@ -43,6 +43,13 @@ class Plan:
     prices: PricesConfig
     notes: tuple[str, ...]
 
+    @property
+    def seconds(self) -> float | None:
+        """Of all stages one after the other; None where one was not measured."""
+        times = [stage_seconds(stage, self.workers, self.pool) for stage in self.stages]
+        known = [time for time in times if time is not None]
+        return sum(known) if len(known) == len(times) else None
+
 
 def make_plan(
     config: RunConfig,
