@@ -16,17 +16,25 @@ NOT_SOURCE = (".*", "runs", "build", "dist", "*.egg-info", "__pycache__", "venv"
 LINK = re.compile(r"\[[^\]]*\]\((?!\w+:|#)([^)#\s]+)[^)]*\)")
 
 
-@pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The wheel, built from a copy so that the checkout stays clean."""
-    copy = tmp_path_factory.mktemp("source") / "ns-ray"
-    shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(*NOT_SOURCE))
-    out = tmp_path_factory.mktemp("wheel")
+def source_copy(folder: Path) -> Path:
+    """The checkout as it is cloned, so that what is built leaves nothing in it."""
+    return Path(shutil.copytree(ROOT, folder, ignore=shutil.ignore_patterns(*NOT_SOURCE)))
+
+
+def wheel_of(source: Path, out: Path) -> Path:
+    """The wheel, built into a folder."""
     build = ["wheel", "--no-deps", "--no-build-isolation", "--no-index", "--wheel-dir", str(out)]
-    command = [sys.executable, "-m", "pip", "--disable-pip-version-check", *build, str(copy)]
+    command = [sys.executable, "-m", "pip", "--disable-pip-version-check", *build, str(source)]
     run = subprocess.run(command, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
     return next(out.glob("*.whl"))
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel, built from a copy."""
+    copy = source_copy(tmp_path_factory.mktemp("source") / "ns-ray")
+    return wheel_of(copy, tmp_path_factory.mktemp("wheel"))
 
 
 def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:

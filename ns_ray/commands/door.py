@@ -15,7 +15,7 @@ from rich.text import Text
 
 from ns_ray import __version__, store
 from ns_ray.api import mended
-from ns_ray.errors import FaultError, NsRayError, first_line
+from ns_ray.errors import ConfigError, FaultError, NsRayError, first_line
 
 INTERRUPTED = 130
 
@@ -52,6 +52,7 @@ def faults_go_to(folder: str | None) -> Iterator[None]:
 
     Raises:
         StorageError: a disk is full; that is no fault, whoever met it.
+        ConfigError: a package is not installed.
         FaultError: for all but errors of ours, the end of the program, and a reader that has left.
     """
     try:
@@ -61,6 +62,12 @@ def faults_go_to(folder: str | None) -> Iterator[None]:
     except Exception as error:
         if (full := store.full_disk(error)) is not None:
             raise full from error
+        missing = error.name or "" if isinstance(error, ModuleNotFoundError) else ""
+        if missing.partition(".")[0] not in ("", "ns_ray"):
+            raise ConfigError(
+                f"the Python module {missing} is missing: pip install ns-ray brings all that it "
+                "needs (serve/requirements.txt only what labels and serves)"
+            ) from error
         name, says = type(error).__name__, first_line(error)
         what = name if says == name else f"{name}: {says}"
         place = _write(error, folder)
