@@ -109,7 +109,7 @@ class Predictions(Sequence[Prediction]):
         return pa.Table.from_pylist(self._rows, SCHEMA)
 
     def to_pandas(self) -> "pd.DataFrame":
-        """The same as a data frame."""
+        """The same as a data frame. pandas comes with ray[data]."""
         return self.to_arrow().to_pandas()
 
 
