@@ -125,7 +125,7 @@ def test_the_proxy_gives_up_after_the_replica(name: str) -> None:
 def test_haproxy_gives_headers_a_time(tmp_path: Path) -> None:
     from ray.serve._private import haproxy_templates
 
-    environ = environment("haproxy", str(tmp_path), deadline=30.5)
+    environ = environment("haproxy", str(tmp_path), deadline=30.5, block=range(30900, 31000))
     assert environ["RAY_SERVE_HAPROXY_TIMEOUT_SERVER_S"] == "51"
     wrapper = Path(environ["RAY_SERVE_HAPROXY_BINARY_PATH"])
     wrapper.write_text(wrapper.read_text().rpartition("exec")[0])

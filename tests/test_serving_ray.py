@@ -182,6 +182,48 @@ def test_two_replicas_behind_haproxy(bundles: list[Path], tmp_path: Path) -> Non
         assert process.wait(90) == 0, (tmp_path / "log").read_text()
 
 
+def test_two_servers_of_one_machine(bundles: list[Path], tmp_path: Path) -> None:
+    """Each answers with its own model from its first answer on, and while it has no replica. A page
+    of another origin may ask the second."""
+    options = ["--set", "serve.cpus=1", "--set", "serve.predict.runtime=torch"]
+    folders = [tmp_path / "1", tmp_path / "2"]
+    for folder in folders:
+        folder.mkdir()
+
+    def versions(server: Server) -> set[str]:
+        replies = [server.post_image(jpeg(i)) for i in range(20)]
+        assert {reply.status for reply in replies} == {200}
+        return {reply.headers["x-model-version"][:11] for reply in replies}
+
+    origin = {"Origin": "http://localhost:3000"}
+    asks = {"Access-Control-Request-Method": "PUT", "Access-Control-Request-Headers": "x-api-key"}
+    with contextlib.ExitStack() as second_to_stop:
+        arguments = ["--bundle", str(bundles[0]), *options]
+        with ns_ray_serve(folders[0], *arguments) as (first, first_process):
+            arguments = ["--bundle", str(bundles[1]), *options]
+            arguments += ["--set", "serve.allow_origins=http://localhost:3000"]
+            second, process = second_to_stop.enter_context(ns_ray_serve(folders[1], *arguments))
+            assert versions(second) == {"tiny-gen-02"}
+            assert versions(first) == {"tiny-gen-01"}
+            for one in replicas(process.pid):
+                one.kill()
+            wait(lambda: second.post_image(jpeg(1)).status == 200, 120, process)
+            assert versions(second) == {"tiny-gen-02"}
+            told = second.call("OPTIONS", "/predict", None, {**origin, **asks})
+            assert told.status == 200
+            assert told.headers["access-control-allow-origin"] == origin["Origin"]
+            assert first.call("OPTIONS", "/predict", None, {**origin, **asks}).status == 405
+            put = second.call("PUT", "/predict", jpeg(1), origin)
+            assert (put.status, put.headers["access-control-allow-origin"]) == (
+                200,
+                *origin.values(),
+            )
+        assert first_process.poll() == 0
+        assert versions(second) == {"tiny-gen-02"}
+    for folder in folders:
+        assert "INFO" not in (folder / "log").read_text()
+
+
 def text_of(server: Server) -> str:
     return server.get("/metrics").body.decode()
 

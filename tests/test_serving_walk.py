@@ -20,8 +20,8 @@ MODULES = (
     *("app", "paths"),
 )
 """Each imports only from those before it."""
-RAYS = ("deployment", "swap", "launch")
-"""What Ray Serve sees: they import the others, and nobody imports them."""
+RAYS = ("deployment", "swap", "ports", "launch")
+"""What Ray Serve sees, and where it listens: they import the others, which import none of them."""
 WALK = (
     f"{PACKAGE}.app",
     f"{PACKAGE}.requests",

