@@ -202,7 +202,7 @@ def test_unknown_paths_and_methods(server: Server) -> None:
     reply = server.get("/predict")
     assert reply.status == 405
     assert reply.error
-    assert reply.headers["allow"] == "POST"
+    assert set(reply.headers["allow"].split(", ")) == {"POST", "PUT"}
 
 
 def test_a_request_id_is_echoed_or_made(server: Server) -> None:
@@ -343,6 +343,37 @@ def test_curl_without_a_type_is_taken_for_an_image(server: Server) -> None:
     assert reply.json == server.post_image(jpeg(1)).json
 
 
+def test_what_curl_puts_is_answered(server: Server) -> None:
+    reply = server.call("PUT", "/predict?top_k=2", jpeg(1), {"Expect": "100-continue"})
+    assert reply.status == 200
+    assert reply.json == server.post_image(jpeg(1), "/predict?top_k=2").json
+    assert server.call("PUT", "/predict", jpeg(1), {"Content-Type": "image/jpeg"}).status == 200
+    assert "not_an_image" in server.call("PUT", "/predict", b"a text, with a zero: \0").error
+    assert "empty" in server.call("PUT", "/predict", b"").error
+    assert server.call("PUT", "/predict/a.jpg", jpeg(1)).status == 404
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        jpeg(1).translate(None, b"\0\r\n"),  # what is left of it with `curl -d @photo.jpg`
+        b'{"inputs": "aa"}',
+        b"file=photo.jpg",
+    ],
+    ids=["-d of a file", "JSON", "form"],
+)
+def test_a_text_that_says_it_is_a_form_gets_advice(server: Server, body: bytes) -> None:
+    kind = "application/x-www-form-urlencoded"
+    reply = server.post_image(body, kind=kind)
+    assert reply.status == 400
+    for word in ("--data-binary", "-T", "'Content-Type: application/json'"):
+        assert word in reply.error
+    assert "curl" not in server.post_image(body).error
+    assert "curl" not in server.post_image(jpeg(1)[:500], kind=kind).error
+    text_but_an_image = b"P2 4 4 255" + b" 200" * 16
+    assert server.post_image(text_but_an_image, kind=kind).status == 200
+
+
 def test_pages_of_other_origins_may_ask_where_it_is_set(folder: Path) -> None:
     asks = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "X-API-Key"}
     with serving(folder, keys=["secret"], allow_origins=["https://shop.example"]) as shop:
@@ -358,8 +389,38 @@ def test_pages_of_other_origins_may_ask_where_it_is_set(folder: Path) -> None:
         refused = shop.call("POST", "/predict", jpeg(1), {"Origin": "https://shop.example"})
         assert refused.status == 401
         assert refused.headers["access-control-allow-origin"] == "https://shop.example"
-    with pytest.raises(ConfigError, match="allow_origins"):
-        validate(ServeConfig, {"allow_origins": ["shop.example/path"]})
+
+
+@pytest.mark.parametrize(
+    ("written", "sent"),
+    [
+        (["https://shop.example/"], "https://shop.example"),
+        ("HTTPS://Shop.example:443", "https://shop.example"),
+        ("http://localhost:3000", "http://localhost:3000"),
+        ("http://[::1]:8080", "http://[::1]:8080"),
+        ("http://shop.example:1080", "http://shop.example:1080"),
+        ("*", "*"),
+    ],
+)
+def test_origins_are_compared_as_browsers_send_them(written: Any, sent: str) -> None:
+    assert validate(ServeConfig, {"allow_origins": written}).allow_origins == (sent,)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        "shop.example",
+        "https://shop.example/path",
+        "https://*.example",
+        "null",
+        "ftp://a",
+        "",
+        "//a",
+    ],
+)
+def test_what_no_browser_sends_is_no_origin(wrong: str) -> None:
+    with pytest.raises(ConfigError, match=r"allow_origins.*such as https://shop\.example"):
+        validate(ServeConfig, {"allow_origins": [wrong]})
 
 
 def test_without_a_key_only_health_and_pages_answer(locked: Server) -> None:

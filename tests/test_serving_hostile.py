@@ -189,13 +189,24 @@ def test_base64_is_the_same_in_pieces(server: Server, monkeypatch: pytest.Monkey
     "written",
     [
         lambda data: "data:image/jpeg;base64," + b64(data),
+        lambda data: "DATA:image/jpeg;name=a.jpg;BASE64,\n" + base64.encodebytes(data).decode(),
+        lambda data: "data:;base64," + base64.urlsafe_b64encode(data).decode().rstrip("="),
         lambda data: base64.encodebytes(data).decode(),
         lambda data: base64.encodebytes(data).decode().replace("\n", "\r\n "),
         lambda data: b64(data) + "\n",
         lambda data: base64.urlsafe_b64encode(data).decode(),
         lambda data: b64(data).rstrip("="),
     ],
-    ids=["data URI", "lines", "CRLF lines", "newline", "URL-safe", "unpadded"],
+    ids=[
+        "data URI",
+        "odd data URI",
+        "bare data URI",
+        "lines",
+        "CRLF lines",
+        "newline",
+        "URL-safe",
+        "unpadded",
+    ],
 )
 @pytest.mark.parametrize("piece", [5, 2**20])
 def test_base64_as_people_write_it(
@@ -208,9 +219,34 @@ def test_base64_as_people_write_it(
     assert server.post_json({"inputs": written(jpeg(1))}).status == 200
 
 
-@pytest.mark.parametrize("text", ["data:image/jpeg,abcd", "data:;base64,?", "A", "AB=", "A===", ""])
-def test_what_is_no_base64(server: Server, text: str) -> None:
-    assert server.post_json({"inputs": text}).status == 400
+@pytest.mark.parametrize("text", ["data:;base64,?", "A", "AB=", "A===", "QUJ DRA==="])
+def test_what_is_no_base64_is_told_what_is(server: Server, text: str) -> None:
+    for inputs in (text, [text]):
+        reply = server.post_json({"inputs": inputs})
+        error = reply.error if isinstance(inputs, str) else reply.json[0]["error"]
+        assert reply.status == (400 if isinstance(inputs, str) else 200)
+        assert error.startswith("bad_base64: the text is not base64: A-Z")
+    assert server.post_json({"inputs": ""}).status == 400
+
+
+@pytest.mark.parametrize(
+    ("text", "word"),
+    [
+        ("data:image/svg+xml,<svg/>", "a data URI must be in base64"),
+        ("data:image/jpeg,abcd", "a data URI must be in base64"),
+        ("data:", "a data URI must be in base64"),
+        ("https://host/a.jpg", "no URL is fetched"),
+        ("S3://bucket/a.jpg", "no URL is fetched"),
+        ("file:///etc/passwd", "no URL is fetched"),
+    ],
+)
+def test_what_stands_in_place_of_base64_is_named(server: Server, text: str, word: str) -> None:
+    reply = server.post_json({"inputs": text})
+    assert reply.status == 400
+    assert word in reply.error
+    assert "data:image/png;base64," in reply.error
+    tensor = {"name": "image", "shape": [1], "datatype": "BYTES", "data": [text]}
+    assert word in server.post_json({"inputs": [tensor]}, "/v2/models/classifier/infer").error
 
 
 def test_more_load_than_fits_is_refused_at_once(folder: Path) -> None:

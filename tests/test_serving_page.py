@@ -14,6 +14,7 @@ from playwright.sync_api import Browser, Page, expect
 from schemathesis.checks import CHECKS, load_all_checks
 from schemathesis.core.result import Ok
 from served import Server, make_bundle, serving
+from web_server import serving as other_site
 
 KEY = "page-key"
 
@@ -77,6 +78,47 @@ def test_images_are_classified(browser: Browser, server: Server, width: int, sch
     expect(cards).to_have_count(0)
     assert page.problems == []  # type: ignore[attr-defined]
     page.close()
+
+
+SHOP = b"<!doctype html><title>A shop</title>"
+ASK = """async ([url, key, method]) => {
+    const headers = {"Content-Type": "image/jpeg", ...(key ? {"X-API-Key": key} : {})};
+    const image = new Uint8Array(IMAGE);
+    const asked = method === "GET" ? {headers} : {method, headers, body: image};
+    try {
+        const reply = await fetch(url, asked);
+        return [reply.status, await reply.json(), reply.headers.get("X-Model-Version")];
+    } catch (error) { return String(error); }
+}"""
+
+
+@pytest.mark.slow
+def test_a_page_of_another_origin_asks_where_it_is_allowed(browser: Browser, folder: Path) -> None:
+    ask = ASK.replace("IMAGE", str(list(jpeg(1))))
+    with other_site() as shop, other_site() as stranger:
+        for site in (shop, stranger):
+            site.files["/"], site.headers["Content-Type"] = SHOP, "text/html"
+        with serving(folder, keys=[KEY], allow_origins=[shop.url]) as server:
+            page = browser.new_page()
+            page.goto(shop.url)
+            for method in ("POST", "PUT"):
+                status, classes, version = page.evaluate(
+                    ask, [f"{server.url}/predict?top_k=2", KEY, method]
+                )
+                assert (status, len(classes)) == (200, 2)
+                assert version.startswith("tiny-gen-01-")
+            status, refused, _ = page.evaluate(ask, [f"{server.url}/predict", "", "POST"])
+            assert status == 401
+            assert "X-API-Key" in refused["error"]
+            status, info, _ = page.evaluate(ask, [f"{server.url}/info", KEY, "GET"])
+            assert (status, info["classes"]) == (200, 3)
+
+            page.goto(stranger.url)
+            for method in ("POST", "GET"):
+                path = "/predict" if method == "POST" else "/info"
+                asked = page.evaluate(ask, [server.url + path, KEY, method])
+                assert asked == "TypeError: Failed to fetch"
+            page.close()
 
 
 @pytest.mark.slow
@@ -148,7 +190,7 @@ def test_a_key_is_asked_for(browser: Browser, folder: Path) -> None:
 def test_the_documents_work_without_a_network(browser: Browser, server: Server) -> None:
     page = opened(browser, server.url, path="/docs")
     operations = page.locator("details")
-    expect(operations).to_have_count(14)
+    expect(operations).to_have_count(15)
     operations.first.locator("summary").click()
     expect(operations.first).to_contain_text("Too many bytes, pixels, images, values or parts")
     assert Axe().run(page).violations_count == 0
@@ -179,7 +221,7 @@ def test_the_server_does_what_its_document_says(server: Server) -> None:
             case.call_and_validate(excluded_checks=excluded)
 
         checked(_given(operation)(call))()
-    assert len(called) == 14
+    assert len(called) == 15
 
 
 def _given(operation: Any) -> Any:

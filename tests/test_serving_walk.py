@@ -16,8 +16,8 @@ from ns_ray.model import engines, predictor
 
 PACKAGE = package.__name__
 MODULES = (
-    *("settings", "totals", "batcher", "encodings", "forms", "requests", "responses", "replica"),
-    *("app", "paths"),
+    *("settings", "totals", "batcher", "encodings", "forms", "counts", "requests", "responses"),
+    *("replica", "app", "paths"),
 )
 """Each imports only from those before it."""
 RAYS = ("deployment", "swap", "ports", "launch")
@@ -62,7 +62,7 @@ def test_a_post_passes_six_modules_and_none_twice(tmp_path: Path, protocol: str)
     # What the predictor does for it is the model's own affair: decoding and running.
     below = {called for caller, called in walked if caller == model}
     assert below == {images.__name__, engines.__name__}
-    beside = {f"{PACKAGE}.encodings"} if protocol == "infer" else set()
+    beside = {f"{PACKAGE}.counts"} | ({f"{PACKAGE}.encodings"} if protocol == "infer" else set())
     assert {module for call in walked for module in call} == {*WALK, *below, *beside}
 
 

@@ -177,7 +177,7 @@ def classify_routes(replica: Replica) -> list[Route]:
         return await _classify(replica, request, infer_question, infer_answer)
 
     return [
-        Route("/predict", predict, methods=["POST"]),
+        Route("/predict", predict, methods=["POST", "PUT"]),  # curl -T puts
         Route("/invocations", predict, methods=["POST"]),
         Route("/v2/models/{model}/infer", infer, methods=["POST"]),
     ]

@@ -12,6 +12,8 @@ from ns_ray.errors import ImageError
 PIECE = 2**20
 """Characters of base64 decoded at once. No other thread runs meanwhile."""
 WHITE, URL_SAFE = b" \t\r\n", bytes.maketrans(b"-_", b"+/")
+EXAMPLE = "data:image/png;base64,iVBORw0..., or what is behind the comma alone"
+ALLOWED = "A-Z, a-z, 0-9, + and / (or - and _), with or without = at the end, in whole or in lines"
 HEADER = "inference-header-content-length"
 """Of a request whose tensors follow its JSON as bytes: the length of the JSON."""
 MAX_HEADER = 256 * 1024
@@ -20,15 +22,18 @@ MAX_HEADER = 256 * 1024
 
 def from_base64(text: str) -> bytes | ImageError:
     """A file in base64 as people write it: with or without padding, line breaks and the head of a
-    data URI, in either alphabet."""
+    data URI, in either alphabet. What is none says what is allowed."""
+    start = text[:12].lower()
+    if start.startswith("data:"):
+        head, _, text = text.partition(",")
+        if not head.lower().endswith(";base64"):
+            return ImageError("bad_base64", f"a data URI must be in base64: {EXAMPLE}")
+    elif start.startswith(("http:", "https:", "file:", "s3:", "gs:")):
+        return ImageError("bad_base64", f"no URL is fetched; send the file itself: {EXAMPLE}")
     try:
-        if text.startswith("data:"):
-            head, _, text = text.partition(",")
-            if not head.endswith(";base64"):
-                raise ValueError("a data URI of another kind")
         return _joined(text)
     except (binascii.Error, ValueError):
-        return ImageError("bad_base64", "the text is not base64")
+        return ImageError("bad_base64", f"the text is not base64: {ALLOWED}")
 
 
 def _joined(text: str) -> bytes:

@@ -19,6 +19,7 @@ from starlette.routing import Route
 
 from ns_ray import __version__
 from ns_ray.serving.app import Front, classify_routes, named_model, ready_model
+from ns_ray.serving.encodings import HEADER
 from ns_ray.serving.replica import Replica
 from ns_ray.serving.requests import INPUT
 from ns_ray.serving.responses import failure
@@ -65,15 +66,16 @@ def _other_origins(allowed: Sequence[str]) -> list[Middleware]:
     not send when it asks whether it may."""
     if not allowed:
         return []
-    named = ["Content-Type", "Authorization", "X-API-Key", "X-Request-ID"]
+    named = ["Content-Type", "Authorization", "X-API-Key", "X-Request-ID", HEADER]
     shown = ["X-Request-ID", "X-Model-Version", "Retry-After"]
     return [
         Middleware(
             CORSMiddleware,
             allow_origins=allowed,
-            allow_methods=["GET", "POST"],
+            allow_methods=["GET", "POST", "PUT"],
             allow_headers=named,
             expose_headers=shown,
+            allow_private_network=True,
         )
     ]
 

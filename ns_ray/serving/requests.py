@@ -14,6 +14,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
 from ns_ray.errors import ImageError, nearest
+from ns_ray.serving.counts import FORM, JSON, counts_of
 from ns_ray.serving.encodings import HEADER, binary_files, from_base64, header_of
 from ns_ray.serving.forms import boundary_of, read_form
 from ns_ray.serving.settings import ServeConfig
@@ -22,15 +23,12 @@ from ns_ray.serving.totals import Totals
 CURL = "application/x-www-form-urlencoded"  # what curl says of any body
 RAW = ("application/octet-stream", "application/x-image", "binary/octet-stream", CURL)
 """Content types, beside image/*, whose body is the file itself."""
-JSON, FORM = "application/json", "multipart/form-data"
+TEXT = (
+    "; the body is text: with curl, send a file by --data-binary or -T (-d changes it), and JSON "
+    "with -H 'Content-Type: application/json'"
+)
 INLINE = 256 * 1024
 """JSON and forms up to this many bytes are parsed on the event loop; larger ones in a thread."""
-VALUES, PARTS = 1000, 16
-"""Commas of a JSON body beside two per image, lists and objects in it (a few microseconds each),
-and parts of a form beside its images."""
-ESCAPED = 32
-"""Beside VALUES backslashes a JSON body may have one in so many bytes of `max_bytes`; where every /
-of a base64 text is written as \\/, one in 64 is. White space costs its parser little."""
 GRACE = 5.0
 """Seconds for a body beside those that `min_rate` gives it."""
 RETRY_SECONDS = 1
@@ -50,6 +48,7 @@ class Question:
         model: name of the model,
         id: of the request, and
         outputs: names of the outputs, in the Open Inference Protocol.
+        advice: what is said beside the error of an only image.
     """
 
     images: Sequence[bytes | ImageError]
@@ -58,6 +57,7 @@ class Question:
     model: str = ""
     id: str | None = None
     outputs: Sequence[str] = OUTPUTS
+    advice: str = ""
 
 
 Reader = Callable[[Request, bytes, ServeConfig], Awaitable[Question]]
@@ -100,47 +100,6 @@ class _Held:
         self._bytes += size
         self._totals.queue += images
         self._totals.body_bytes += size
-
-
-class _Count:
-    """How often a body holds a text, counted while it comes. A parser takes up to a thousand times
-    as long for these as for an image, and lets no other thread run meanwhile."""
-
-    def __init__(self, text: bytes, most: int, what: str) -> None:
-        self._text, self._most, self._what = text, most, what
-        self._found = 0
-        self._end = b""
-
-    def add(self, chunk: bytes) -> None:
-        """
-        Raises:
-            HTTPException: 413 when there are too many by now.
-        """
-        if len(self._text) > 1:
-            chunk = self._end + chunk
-            self._end = chunk[1 - len(self._text) :]
-        # Images hold none, and looking is much faster than counting.
-        if self._text in chunk:
-            self._found += chunk.count(self._text)
-        if self._found > self._most:
-            text = f"more than {self._most:,} {self._what}"
-            raise HTTPException(413, text, {"Connection": "close"})
-
-
-def _counts(kind: str, content_type: str, config: ServeConfig) -> list[_Count]:
-    """What is counted of a body of this kind."""
-    if kind == JSON:
-        base64_only = "in the JSON body; send images as base64 text, not as lists of numbers"
-        escapes = VALUES + config.max_bytes // ESCAPED
-        return [
-            _Count(b",", 2 * config.max_images + VALUES, f"commas {base64_only}"),
-            _Count(b"[", VALUES, f"lists {base64_only}"),
-            _Count(b"{", VALUES, f"objects {base64_only}"),
-            _Count(b"\\", escapes, "backslashes in the JSON body; base64 text needs none"),
-        ]
-    boundary = boundary_of(content_type) if kind == FORM else b""
-    parts = _Count(b"\r\n--" + boundary, config.max_images + PARTS, "parts in a form; send fewer")
-    return [parts] if boundary else []
 
 
 def _kind(request: Request) -> str:
@@ -199,7 +158,7 @@ async def _body(request: Request, kind: str, config: ServeConfig, own: _Held) ->
     if length > limit:
         raise too_large
     own.check(1, length)
-    counts = _counts(kind, request.headers.get("content-type", ""), config)
+    counts = counts_of(kind, request.headers.get("content-type", ""), config)
     chunks: list[bytes] = []
     size = 0
     patience = asyncio.get_running_loop().time() + GRACE
@@ -240,7 +199,9 @@ async def predict_question(request: Request, body: bytes, config: ServeConfig) -
         )
     if not body:
         raise HTTPException(400, "the body is empty; it must be an image file")
-    return Question([body], _top_k(None, request, config), several=False)
+    # No header of an image file is without a zero, and `curl -d` takes them out.
+    advice = TEXT if kind == CURL and b"\0" not in body else ""
+    return Question([body], _top_k(None, request, config), several=False, advice=advice)
 
 
 async def _from_json(request: Request, body: bytes, config: ServeConfig) -> Question:

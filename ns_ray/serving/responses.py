@@ -35,7 +35,7 @@ def predict_answer(
         return JSONResponse(entries, headers=headers)
     only = found[0]
     if isinstance(only, ImageError):
-        return failure(_status(only), str(only), headers)
+        return failure(_status(only), f"{only}{question.advice}", headers)
     return JSONResponse(rank(only, classes, question.top_k), headers=headers)
 
 

@@ -1,10 +1,38 @@
 """The settings of a server. Knows nothing about torch, Ray or HTTP."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from ns_ray.config import PredictConfig, Settings
+
+PORTS = {"http": 80, "https": 443}
+"""Which browsers leave out."""
+
+
+def _origin(text: str) -> str:
+    """An origin as browsers send it.
+
+    Raises:
+        ValueError: it is none.
+    """
+    if text == "*":
+        return text
+    scheme, host, *rest = urlsplit(text.strip().lower().rstrip("/"))
+    if scheme not in PORTS or not host or set(host) & set("*@ ") or any(rest):
+        raise ValueError(
+            "must be scheme and host, such as https://shop.example or http://localhost:3000, "
+            "without a path; * alone stands for all"
+        )
+    return f"{scheme}://" + host.removesuffix(f":{PORTS[scheme]}")
+
+
+def _listed(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
+Origin = Annotated[str, AfterValidator(_origin)]
 
 
 class ServeConfig(Settings):
@@ -18,7 +46,7 @@ class ServeConfig(Settings):
     """Name of the model in the paths of the Open Inference Protocol, /v2/models/{model_name}."""
     api_key_file: str | None = None
     """File with one API key per line; every replica reads it when it starts. null: no key asked."""
-    allow_origins: tuple[Annotated[str, Field(pattern=r"^(\*|https?://[^/\s]+)$")], ...] = ()
+    allow_origins: Annotated[tuple[Origin, ...], BeforeValidator(_listed)] = ()
     """Origins, such as https://shop.example, whose pages may ask and read answers in a browser; *
     for all. Empty: only the page of the server itself."""
     top_k: int = Field(default=5, ge=1)
