@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import schemathesis
 from axe_playwright_python.sync_playwright import Axe
-from broken_files import jpeg
+from broken_files import encoded, jpeg, picture
 from hypothesis import HealthCheck, Phase, settings
 from playwright.sync_api import Browser, Page, expect
 from schemathesis.checks import CHECKS, load_all_checks
@@ -77,6 +77,35 @@ def test_images_are_classified(browser: Browser, server: Server, width: int, sch
     page.get_by_role("button", name="Clear").click()
     expect(cards).to_have_count(0)
     assert page.problems == []  # type: ignore[attr-defined]
+    page.close()
+
+
+@pytest.mark.slow
+def test_a_phone_shows_the_answer_without_scrolling(browser: Browser, server: Server) -> None:
+    screen = {"width": 390, "height": 844}
+    page = browser.new_page(viewport=screen, is_mobile=True, has_touch=True)  # type: ignore[arg-type]
+    page.set_default_timeout(60_000)
+    page.goto(server.url)
+    expect(page.get_by_text("Take or choose photos")).to_be_visible()
+    expect(page.get_by_text("Drop images here")).to_be_hidden()
+    tall = encoded(picture(1, 300, 400), "JPEG")
+    page.locator("#files").set_input_files([file("IMG_20260102_" + "1234567890" * 4, tall)])
+    expect(page.get_by_role("status")).to_have_text("1 classified")
+    expect(page.locator("#results ol > li").last).to_be_in_viewport(ratio=1)
+    page.wait_for_function("document.querySelector('#results img').naturalWidth > 0")
+
+    page.locator("#files").set_input_files([file("bad.jpg", b"no image")])
+    expect(page.get_by_role("status")).to_have_text("1 classified, 1 failed")
+    bad = page.locator("#results > li").filter(has_text="bad.jpg")
+    expect(bad.locator("img")).to_be_hidden()
+    for locator in ("#drop", "#clear", "footer a"):
+        box = page.locator(locator).bounding_box()
+        assert box is not None
+        assert box["height"] >= 40, locator
+    for place in ("/", "/docs"):
+        page.goto(server.url + place)
+        expect(page.get_by_role("link").first).to_be_visible()
+        assert page.evaluate("document.documentElement.scrollWidth") <= screen["width"]
     page.close()
 
 
