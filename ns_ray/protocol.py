@@ -38,6 +38,9 @@ class Stages(Protocol):
     def forecast(self, config: RunConfig, data: Corpora, out: str) -> None:
         """What the run is going to take, said and written: see planning/forecast.py."""
 
+    def tell(self, found: Facts, out: RunLayout) -> None:
+        """What is known so far, written for those who wait: see report/unfinished.py."""
+
     def symmetric(self, data: Corpora) -> bool:
         """Whether mirrored images look like the others: see data/mirrored.py."""
 

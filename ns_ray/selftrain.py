@@ -66,12 +66,14 @@ def self_train(config: RunConfig, layout: RunLayout, stages: Stages) -> Outcome:
 
     teacher = run.first_teacher(itinerary.teacher)
     generations = [teacher]
+    run.tell(generations)
     chosen = None
     for arm in itinerary.students:
         labels = run.pseudo_label(itinerary.students[teacher.generation].label, teacher)
         chosen = run.select(arm.select, labels, teacher, previous=chosen)
         student = run.fit_student(arm, teacher, Lesson(teacher.generation, labels, chosen))
         generations.append(student)
+        run.tell(generations)
         if teaches_next(student.accepted, config.accept):
             teacher = student
         elif config.accept.otherwise == "stop":
@@ -80,6 +82,8 @@ def self_train(config: RunConfig, layout: RunLayout, stages: Stages) -> Outcome:
     # Of a run that ends early, the control arm is that of its last student.
     arms = steps(settled, layout, students=len(generations) - 1)
     models = [*generations, *([run.fit_control(arms.control)] if arms.control else [])]
+    if arms.control:
+        run.tell(models)
     best = best_of([g for g in generations if g.accepted])
     models = [run.test(model) for model in models]
     refit = None
@@ -238,6 +242,12 @@ class _Run:
         """The last student again, on labeled images only."""
         bundle = self._train(arm.trainings, arm.generation)
         return Generation(arm, bundle, self._evaluate(arm.validation, [bundle]), accepted=False)
+
+    def tell(self, models: Sequence[Generation]) -> None:
+        """What is known before the end, for those who wait."""
+        best = best_of([model for model in models if model.accepted])
+        found = result(self.config, self.data, models, best.generation)
+        self.stages.tell({**found, "status": "unfinished"}, self.layout)
 
     def refit(self, plan: Refit, before: Sequence[Generation]) -> Refitted:
         """The best student and the models that led to it once more, with the validation images

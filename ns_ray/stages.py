@@ -17,8 +17,9 @@ from ns_ray.config import (
     SelectConfig,
 )
 from ns_ray.data import ingest, symmetric, together
+from ns_ray.errors import first_line
 from ns_ray.labeling import pseudo_label
-from ns_ray.log import Metrics
+from ns_ray.log import Metrics, say
 from ns_ray.protocol import Stages
 from ns_ray.robustness import evaluate_robustness
 from ns_ray.scoring import evaluate
@@ -91,6 +92,15 @@ class RayStages:
         from ns_ray.planning import forecast_run
 
         forecast_run(config, data, workers=self.workers, pool=self.pool, out=out)
+
+    def tell(self, found: Facts, out: RunLayout) -> None:
+        """What is known so far. Whatever goes wrong here must not cost the run."""
+        from ns_ray import report
+
+        try:
+            report.tell(out.root, found)
+        except Exception as error:
+            say(f"the report of what is known so far could not be written: {first_line(error)}")
 
     def symmetric(self, data: Corpora) -> bool:
         """Whether mirrored images look like the others."""

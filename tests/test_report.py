@@ -481,7 +481,7 @@ def test_mistakes_end_with_one_line(made: Path, tmp_path: Path) -> None:
     store.write_json(str(strange / "result.json"), result)
     for arguments, code, words_of_it in (
         ((str(tmp_path),), 2, "is no run"),
-        ((str(unfinished),), 3, "has not finished"),
+        ((str(made), str(unfinished)), 3, "has not finished"),
         ((str(made), str(strange)), 3, "know different classes (<script>"),
         ((str(made), "--out", "x.html"), 2, "RUN/report.html"),
     ):

@@ -77,6 +77,9 @@ class Fakes:
     def forecast(self, config: RunConfig, data: Corpora, out: str) -> None:
         self.note("forecast", out, config=config)
 
+    def tell(self, found: Facts, out: RunLayout) -> None:
+        self.note("tell", out.root, found=found)
+
     def together(self, data: Corpora, out: str) -> Corpus:
         self.note("together", out)
         rows = data.labeled.rows + data.validation.rows

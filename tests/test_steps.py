@@ -22,7 +22,7 @@ from ns_ray.store.layout import RunLayout
 
 TUNED = {**MODEL, "finetune": {"lr": 0.01}}
 FIXRES = {**MODEL, "fixres": {"image_size": 64, "lr": 0.1}}
-AROUND = ("forecast", "ingest", "symmetric", "together", "open_bundle")
+AROUND = ("forecast", "ingest", "symmetric", "tell", "together", "open_bundle")
 """What the driver asks for besides the steps."""
 RUNS: dict[str, dict[str, Any]] = {
     "plain": {},

@@ -76,6 +76,9 @@ class SharedStages:
     def forecast(self, config: RunConfig, data: Corpora, out: str) -> None:
         """Nothing: the runs share much of what they make, and a plan of one says little."""
 
+    def tell(self, found: Facts, out: RunLayout) -> None:
+        """Nothing: who waits for an ablation reads its table."""
+
     def symmetric(self, data: Corpora) -> bool:
         """Whether mirrored images look like the others."""
         return self.own.symmetric(data)

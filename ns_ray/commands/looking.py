@@ -7,9 +7,10 @@ import typer
 
 from ns_ray import store
 from ns_ray.commands.options import Budget, Config, Debug, Recipe, Set
-from ns_ray.config import load_either
+from ns_ray.config import RunConfig, load_either, parse
 from ns_ray.errors import ConfigError
 from ns_ray.log import console, say
+from ns_ray.store import RunLayout
 
 
 def init(
@@ -118,18 +119,48 @@ def plan(
 
 
 def status(
-    config: Config = None, recipe: Recipe = None, set_: Set = None, debug: Debug = False
+    run: Annotated[
+        str | None,
+        typer.Argument(help="A run's folder or URI; or --config.", show_default=False),
+    ] = None,
+    config: Config = None,
+    recipe: Recipe = None,
+    follow: Annotated[
+        bool, typer.Option("--follow", help="Go on showing it until the run has ended.")
+    ] = False,
+    set_: Set = None,
+    debug: Debug = False,
 ) -> None:
     """Say what of a run is done, in progress and missing."""
-    from ns_ray.planning import run_status, status_table
+    from ns_ray import planning
 
-    found = run_status(load_either(config, recipe, set_))
-    console.print(status_table(found))
+    settings, layout = _run(run, config, recipe, set_)
+    if follow:
+        planning.follow(settings, layout)
+        return
+    found = planning.run_status(settings, layout)
+    console.print(planning.status_table(found))
     say(found.verdict)
 
 
+def _run(
+    run: str | None, config: str | None, recipe: str | None, set_: list[str] | None
+) -> tuple[RunConfig, RunLayout]:
+    """A run by its folder, or by its settings."""
+    if run is None:
+        settings = load_either(config, recipe, set_)
+        return settings, RunLayout.of(settings)
+    if config is not None or recipe is not None or set_:
+        raise ConfigError(f"{run} has its settings: leave out --config, --recipe and --set")
+    layout = RunLayout(store.absolute(run))
+    if not store.exists(layout.config):
+        raise ConfigError(f"{layout.root} is no run: it has no config.yaml; give a run's folder")
+    text = store.read_bytes(layout.config).decode(errors="replace")
+    return parse(text, origin=layout.config), layout
+
+
 def report(
-    run: Annotated[str, typer.Argument(help="A finished run's folder or URI.", show_default=False)],
+    run: Annotated[str, typer.Argument(help="A run's folder or URI.", show_default=False)],
     other: Annotated[
         str | None, typer.Argument(help="Another run: compare the two.", show_default=False)
     ] = None,
@@ -142,7 +173,7 @@ def report(
     ] = None,
     debug: Debug = False,
 ) -> None:
-    """Write the report of a run again, or a page that compares two runs."""
+    """Write the report of a run again, finished or not, or a page that compares two that are."""
     from ns_ray import report as pages
 
     if other is None and out is not None:

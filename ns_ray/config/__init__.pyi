@@ -16,6 +16,7 @@ from .loading import dump_chosen as dump_chosen
 from .loading import in_words as in_words
 from .loading import load_either as load_either
 from .loading import load_recipe as load_recipe
+from .loading import parse as parse
 from .loading import parse_sections as parse_sections
 from .loading import read_yaml as read_yaml
 from .loading import recorded as recorded

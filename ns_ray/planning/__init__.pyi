@@ -2,6 +2,7 @@ from .budget import fit_budget as fit_budget
 from .check import check_run as check_run
 from .costs import Counts as Counts
 from .findings import findings_table as findings_table
+from .following import follow as follow
 from .forecast import forecast_run as forecast_run
 from .images import image_bytes as image_bytes
 from .images import sampled as sampled

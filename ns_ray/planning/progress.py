@@ -2,14 +2,14 @@
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from ns_ray import store
 from ns_ray.config import Images, RunConfig, chosen_in, config_hash, settle
 from ns_ray.errors import DataError
 from ns_ray.itinerary import steps
-from ns_ray.steps import Label, Pack, Score, Select, Split, Train
+from ns_ray.steps import Label, Pack, Score, Select, Split, Step, Train
 from ns_ray.store import REJECTED_PREFIX, Corpus, RunLayout, open_corpus
 from ns_ray.training import total_steps
 
@@ -26,6 +26,7 @@ class Line:
         detail: counts, or how far it is.
         seconds: that it took; None where nothing says.
         finished: when, in UTC; empty where nothing says.
+        id: of the step that makes it; see steps.py.
     """
 
     name: str
@@ -33,6 +34,7 @@ class Line:
     detail: str = ""
     seconds: float | None = None
     finished: str = ""
+    id: str = ""
 
 
 def result_of(config: RunConfig, layout: RunLayout) -> dict[str, Any] | None:
@@ -64,21 +66,24 @@ class Look:
     def lines(self) -> Iterator[Line]:
         """One for each step of the run's itinerary."""
         for step in self._plan:
-            match step:
-                case Pack():
-                    yield self._corpus(step)
-                case Train():
-                    yield self._training(step)
-                case Label():
-                    yield self._labels(step)
-                case Select():
-                    done = store.published(step.out)
-                    kept = "" if done is None else _count(done, "kept", "images kept")
-                    yield _published(step.title, step.out, kept)
-                case Score():
-                    yield self._shards(step.title, step.out, self._open(step.split))
-                case _:
-                    yield _published(step.title, step.out, "")
+            yield replace(self._line(step), id=step.id)
+
+    def _line(self, step: Step) -> Line:
+        match step:
+            case Pack():
+                return self._corpus(step)
+            case Train():
+                return self._training(step)
+            case Label():
+                return self._labels(step)
+            case Select():
+                done = store.published(step.out)
+                kept = "" if done is None else _count(done, "kept", "images kept")
+                return _published(step.title, step.out, kept)
+            case Score():
+                return self._shards(step.title, step.out, self._open(step.split))
+            case _:
+                return _published(step.title, step.out, "")
 
     def _open(self, split: Split) -> Corpus | None:
         try:

@@ -26,25 +26,29 @@ class Status:
         root: its folder.
         lines: what it makes, in order.
         verdict: one line about the whole.
+        ended: whether there is nothing left to do.
     """
 
     root: str
     lines: tuple[Line, ...]
     verdict: str
+    ended: bool
 
 
-def run_status(config: RunConfig) -> Status:
+def run_status(config: RunConfig, layout: RunLayout | None = None) -> Status:
     """Look at what a run has left so far.
 
     Args:
         config: the run.
+        layout: where it lives; None: where the config says.
 
     Raises:
         DataError: a file in its folder cannot be read.
     """
-    layout = RunLayout.of(config)
+    layout = layout or RunLayout.of(config)
     lines = tuple(Look(config, layout).lines())
-    return Status(layout.root, lines, _verdict(config, layout, lines))
+    ended = result_of(config, layout) is not None
+    return Status(layout.root, lines, _verdict(config, layout, lines), ended)
 
 
 def _verdict(config: RunConfig, layout: RunLayout, lines: tuple[Line, ...]) -> str:
@@ -71,16 +75,33 @@ def _verdict(config: RunConfig, layout: RunLayout, lines: tuple[Line, ...]) -> s
     return f"{done} of {len(lines)} done{ago}; the command that started the run continues it"
 
 
-def status_table(found: Status) -> Table:
-    """The status on one screen."""
+def status_table(found: Status, rows: int | None = None) -> Table:
+    """The status on one screen.
+
+    Args:
+        found: what there is.
+        rows: most of them; where there are more, the first ones that are done are one, and the last
+            ones that come. None: all.
+    """
     made = Table(box=box.SIMPLE_HEAD)
     for name in ("stage", "state", "detail"):
         made.add_column(name, no_wrap=name != "detail")
     made.add_column("seconds", justify="right")
     made.add_column("finished (UTC)", no_wrap=True)
-    for line in found.lines:
+    lines = found.lines
+    first, last = 0, len(lines)
+    if rows is not None and last > rows:
+        unfinished = (i for i, line in enumerate(lines) if line.state != "done")
+        first = min(last - rows + 1, next(unfinished, last))
+        room = rows - 1 if first else rows
+        last = last if last - first <= room else first + room - 1
+    if first:
+        made.add_row(f"the first {first}", Text("done", COLORS["done"]))
+    for line in lines[first:last]:
         seconds = "" if line.seconds is None else f"{line.seconds:,.1f}"
         finished = line.finished.replace("T", " ").removesuffix("Z")
         state = Text(line.state, COLORS[line.state])
         made.add_row(line.name, state, line.detail, seconds, finished)
+    if last < len(lines):
+        made.add_row(f"{len(lines) - last} more")
     return made

@@ -1,7 +1,8 @@
 """The report: `report.html` of a run, a page that compares two runs, and one of several models.
 
-In go the files of finished runs, or scores; out come pages that open offline and need nothing else,
-no scripts and no outside resources. They can be made again at any time:
+In go the files of runs, or scores; out come pages that open offline and need nothing else, no
+scripts and no outside resources. They can be made again at any time, that of a run before its end,
+too:
 
     ns-ray report runs/my-run
     ns-ray report runs/my-run runs/other-run
@@ -9,6 +10,7 @@ no scripts and no outside resources. They can be made again at any time:
 Knows nothing about torch, Ray or the driver.
 """
 
+import json
 import logging
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def write(root: str) -> str:
-    """Write the report of a finished run.
+    """Write the report of a run: of one that has not finished, what is known and what comes.
 
     Args:
         root: the run's folder or URI.
@@ -30,20 +32,49 @@ def write(root: str) -> str:
 
     Raises:
         ConfigError: there is no run, or its folder cannot be written.
-        DataError: the run has not finished, or its files are damaged.
+        DataError: its files are damaged.
     """
-    from ns_ray.report.facts import open_run
+    from ns_ray.report.facts import open_any
 
-    run = open_run(root)
+    run = open_any(root)
     logging.getLogger("matplotlib").setLevel(logging.ERROR)  # no remarks about its font cache
-    from ns_ray.report.page import run_page
+    if run.result:
+        from ns_ray.report.page import run_page
 
-    store.write_bytes(run.layout.report, run_page(run).encode())
+        page = run_page(run)
+    else:
+        from ns_ray.report.unfinished import begun_page
+
+        page = begun_page(run)
+    store.write_bytes(run.layout.report, page.encode())
     return run.layout.report
 
 
+def tell(root: str, found: Mapping[str, Any]) -> None:
+    """Write what is known of a run before its end, and its report. What a run that was interrupted
+    has told before is not written again.
+
+    Args:
+        root: the run's folder or URI.
+        found: what its result.json would say now, with another status.
+    """
+    from ns_ray.report.facts import open_any
+
+    if not _told(open_any(root).result, json.loads(json.dumps(found))):
+        store.write_json(store.RunLayout(root).so_far, found)
+        write(root)
+
+
+def _told(before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
+    """Whether the models of a result are those of an earlier one, or the first of them."""
+    count = len(now["generations"])
+    same = before.get("generations", [])[:count] == now["generations"]
+    return same and now["control"] in (None, before["control"])
+
+
 def up_to_date(root: str) -> str:
-    """The report of a finished run, written where it is missing or belongs to another result.
+    """The report of a finished run, written where it is missing or belongs to another result. What
+    was told before the end goes.
 
     Returns:
         The report's path.
@@ -51,6 +82,7 @@ def up_to_date(root: str) -> str:
     from ns_ray.report.facts import open_run
 
     run = open_run(root)
+    store.remove_files(run.layout.root, ["so_far.json"])
     mark = f'<meta name="run" content="{run.mark}">'.encode()
     page = store.read_bytes(run.layout.report) if store.exists(run.layout.report) else b""
     whole = page.rstrip().endswith(b"</html>")

@@ -92,16 +92,25 @@ class Lesson:
 
 @dataclass(frozen=True)
 class Run:
-    """A finished run."""
+    """A run, which may be under way.
+
+    Attributes:
+        layout: where it lives.
+        result: its result.json; of one under way what is known so far, in the same form, and empty
+            before its first model is there.
+        config: its config.yaml.
+        ended: whether there is nothing left to do.
+    """
 
     layout: RunLayout
     result: dict[str, Any]
     config: dict[str, Any]
+    ended: bool
 
     @property
     def name(self) -> str:
         """The run's name."""
-        return str(self.result["name"])
+        return str(self.config["name"])
 
     @property
     def mark(self) -> str:
@@ -122,7 +131,11 @@ class Run:
         return [Model(row, self._scores(int(row["generation"]))) for row in rows]
 
     def _scores(self, g: int) -> dict[str, Any]:
-        path = store.join(self.layout.generation(g), "evaluation.json")
+        place = self.layout.generation(g)
+        if not self.ended:  # a file of the end may be there from before, of other models
+            done = store.published(store.join(self.layout.evaluation(g), "validation"))
+            return {"validation": done.facts} if done else {}
+        path = store.join(place, "evaluation.json")
         return store.read_scores(path) if store.exists(path) else {}
 
     @property
@@ -230,14 +243,31 @@ def open_run(path: str) -> Run:
         ConfigError: there is no run.
         DataError: the run has not finished.
     """
+    run = open_any(path)
+    if not run.ended:
+        raise DataError(
+            f"the run in {run.layout.root} has not finished: there is no result.json of its "
+            "settings; start it again"
+        )
+    return run
+
+
+def open_any(path: str) -> Run:
+    """A run's folder or URI, finished or not.
+
+    Raises:
+        ConfigError: there is no run.
+    """
     layout = RunLayout(store.absolute(path))
     if not store.exists(layout.config):
         raise ConfigError(f"{layout.root} is no run: it has no config.yaml; give a run's folder")
-    if not store.exists(layout.result):
-        raise DataError(
-            f"{layout.root} has no result.json: the run has not finished; start it again"
-        )
     config = recorded(store.read_bytes(layout.config))
     if config is None:
         raise DamagedFileError(layout.config, "it is not what a run writes; start the run again")
-    return Run(layout, store.read_result(layout.result), config)
+    for place in (layout.result, layout.so_far):
+        if store.exists(place):
+            found = store.read_result(place)
+            # That of other settings stays until the run has ended with these.
+            if found["config_hash"] == config.get("config_hash"):
+                return Run(layout, found, config, ended=place == layout.result)
+    return Run(layout, {}, config, ended=False)

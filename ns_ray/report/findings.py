@@ -77,6 +77,11 @@ def outcome(run: Run) -> str:
     student, teacher = run.student, run.teacher
     against = within(run, teacher, student)
     images = f"{_rows(run, student)} {run.split} images"
+    if not run.ended:
+        text = f"So far, {student.name} is right on {percent(run.top1(student))} of {images}"
+        if student is teacher:
+            return f"{text}, and there is no student yet."
+        return f"{text}, {against.words} the first teacher ({p_value(against.p)})."
     if run.best is teacher:
         accepted = any(model.row["accepted"] for model in run.models if model.kind == "student")
         reason = (

@@ -19,7 +19,7 @@ def of_run(run: Run) -> tuple[list[Gallery], list[Gallery]]:
         pile += [g for before, after in pairs if (g := changed_labels(run, before, after))]
     old, new = (run.predictions(model, run.split) for model in (run.teacher, run.student))
     labeled: list[Gallery] = []
-    if old is not None and new is not None:
+    if old is not None and new is not None and run.student is not run.teacher:
         names = ("the first teacher", run.student.name)
         labeled = disagreements(run, run.split, (names[0], old), (names[1], new))
     return pile, labeled

@@ -16,6 +16,7 @@ from ns_ray.report.planned import planned
 from ns_ray.report.rendering import render
 from ns_ray.report.robustness import robustness
 from ns_ray.report.timing import finished, stages
+from ns_ray.report.unfinished import coming
 
 
 def run_page(run: Run) -> str:
@@ -27,6 +28,7 @@ def run_page(run: Run) -> str:
         "report.html",
         run=run,
         finished=finished(run),
+        coming=None if run.ended else coming(run),
         sentences=[findings.asked(run), findings.outcome(run), *findings.warnings(run)],
         tiles=tiles(run),
         models=[*(model_row(run, model) for model in run.models), *refit_rows(run)],
@@ -37,7 +39,7 @@ def run_page(run: Run) -> str:
             for model in run.models
             if (found := reliability_of(model, run.split, model.name.capitalize(), model.kind))
         ],
-        confusions=confusions(run),
+        confusions=confusions(run) if run.student is not run.teacher else None,
         lessons=[lesson_facts(run, lesson) for lesson in reversed(run.lessons)],
         pile_galleries=pile,
         labeled_galleries=labeled,
@@ -69,7 +71,7 @@ def tiles(run: Run) -> list[dict[str, str]]:
     """The figures that matter most: label, value, note."""
     student, teacher = run.student, run.teacher
     found = [_delivered(run)]
-    others = [(teacher, "over the first teacher")]
+    others = [(teacher, "over the first teacher")] if student is not teacher else []
     others += [(run.control, "over the control arm")] if run.control else []
     for other, label in others:
         against = findings.within(run, other, student)
@@ -89,7 +91,7 @@ def tiles(run: Run) -> list[dict[str, str]]:
     delivered = _scores_of_refit(run) or student.of(run.split)
     ece = [scores.get("ece") for scores in (teacher.of(run.split), delivered)]
     if None not in ece:
-        note = f"{words.percent(ece[0])} for the first teacher"
+        note = f"{words.percent(ece[0])} for the first teacher" if student is not teacher else ""
         value = words.percent(ece[1])
         found.append({"label": "calibration error", "value": value, "note": note})
     if run.lessons:

@@ -3,6 +3,7 @@
 from typing import Any
 
 from ns_ray import store
+from ns_ray.report import words
 from ns_ray.report.facts import Run
 from ns_ray.report.findings import trained
 
@@ -53,5 +54,4 @@ def finished(run: Run) -> str:
         done = store.published(store.join(run.layout.evaluation(model.generation), run.split))
         if done is not None:
             times.append(done.finished)
-    last = max(times, default="")
-    return f"{last[:10]} {last[11:16]} UTC" if len(last) >= 16 else ""
+    return words.minute(max(times, default=""))

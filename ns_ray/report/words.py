@@ -41,6 +41,11 @@ def seconds(value: float) -> str:
     return f"{whole // 3600:,} h {whole % 3600 // 60} min"
 
 
+def minute(time: str) -> str:
+    """`2026-11-25 01:54 UTC` of a time in UTC, as stages write it; empty of nothing."""
+    return f"{time[:10]} {time[11:16]} UTC" if len(time) >= 16 else ""
+
+
 def size(value: int) -> str:
     """`35 MB`, `27.6 GB` of bytes."""
     return f"{value / 1e9:,.1f} GB" if value >= 1e9 else f"{max(1, round(value / 1e6))} MB"

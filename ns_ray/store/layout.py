@@ -45,6 +45,11 @@ class RunLayout:
         return join(self.root, "result.json")
 
     @property
+    def so_far(self) -> str:
+        """What is known while it works, in the form of the verdict."""
+        return join(self.root, "so_far.json")
+
+    @property
     def report(self) -> str:
         """The verdict for people."""
         return join(self.root, "report.html")
