@@ -17,7 +17,8 @@ from ns_ray import store
 from ns_ray.config.noise import NoiseConfig
 from ns_ray.config.training import ModelConfig
 from ns_ray.errors import ConfigError, DataError
-from ns_ray.model.bundle import card, load, load_weights, save
+from ns_ray.model.bundle import load, load_weights, save
+from ns_ray.model.card import card
 from ns_ray.model.networks import build, build_noised, parameter_count
 from ns_ray.store.bundles import CONFIG, PROVENANCE, WEIGHTS, Bundle, open_bundle
 
@@ -158,8 +159,21 @@ def test_no_model_is_a_config_error(tmp_path: Path, name: str) -> None:
 
 def test_an_unfinished_bundle_is_refused(copy: Path) -> None:
     (copy / store.DONE).unlink()
-    with pytest.raises(DataError, match="is half-written"):
+    weights = bytearray((copy / WEIGHTS).read_bytes())
+    weights[-1] ^= 1
+    (copy / WEIGHTS).write_bytes(weights)
+    with pytest.raises(DataError, match=r"is half-written: there is no _DONE\.json"):
         open_bundle(str(copy))
+    (copy / WEIGHTS).unlink()
+    with pytest.raises(DataError, match=r"is half-written: there is no _DONE\.json"):
+        open_bundle(str(copy))
+
+
+def test_a_bundle_as_the_hub_brings_it_opens(saved: tuple[nn.Module, Bundle], copy: Path) -> None:
+    (copy / store.DONE).unlink()
+    found = open_bundle(str(copy))
+    assert (found.classes, found.provenance) == (CLASSES, saved[1].provenance)
+    torch.testing.assert_close(logits(load(found)[0]), logits(saved[0]))
 
 
 def test_half_replaced_weights_are_refused(saved: tuple[nn.Module, Bundle], copy: Path) -> None:

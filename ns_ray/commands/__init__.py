@@ -14,6 +14,7 @@ from ns_ray import __version__
 from ns_ray.commands import (
     ablation,
     evaluating,
+    hub,
     looking,
     models,
     one_stage,
@@ -35,7 +36,14 @@ GROUPS: dict[str, tuple[Callable[..., int | None], ...]] = {
         training.train,
         evaluating.evaluate,
     ),
-    "A model": (models.predict, models.serve, models.swap, models.export, models.fetch),
+    "A model": (
+        models.predict,
+        models.serve,
+        models.swap,
+        models.export,
+        models.fetch,
+        hub.push,
+    ),
     "Many runs": (ablation.ablate,),
     "By hand": (reviewing.label_next, reviewing.suspects),
 }

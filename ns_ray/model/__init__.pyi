@@ -4,13 +4,14 @@ from .bundle import load as load
 from .bundle import load_weights as load_weights
 from .bundle import preprocessing as preprocessing
 from .bundle import save as save
-from .bundle import scored_card as scored_card
+from .card import scored_card as scored_card
 from .cost import Cost as Cost
 from .cost import Rate as Rate
 from .cost import forward_cost as forward_cost
 from .cost import measured_rate as measured_rate
 from .cost import parameters_of as parameters_of
 from .cost import training_cost as training_cost
+from .hub import push as push
 from .known import Known as Known
 from .known import has_pooled_features as has_pooled_features
 from .known import pooled_features as pooled_features

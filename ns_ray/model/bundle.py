@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import timm
 import torch
-from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from timm.data import resolve_model_data_config
 from timm.models import save_for_hf
 from torch import nn
@@ -23,6 +22,7 @@ from ns_ray import store
 from ns_ray.config import ModelConfig
 from ns_ray.data import Preprocess, resampling
 from ns_ray.errors import ConfigError, DamagedFileError, DataError, first_line
+from ns_ray.model.card import card
 from ns_ray.model.networks import build, model_name, parameter_count
 from ns_ray.model.pretrained import imagenet_synsets, pretrained_classes
 from ns_ray.store import CONFIG, PROVENANCE, WEIGHTS, Bundle, open_bundle
@@ -77,106 +77,6 @@ def save(
         seconds=float(provenance.get("seconds", 0.0)),
     )
     return open_bundle(out)
-
-
-def card(
-    classes: Sequence[str], facts: Mapping[str, Any], row: Mapping[str, Any] | None = None
-) -> str:
-    """The model card: what Hugging Face and people expect in a model folder's README.md.
-
-    Args:
-        classes: class names.
-        facts: the provenance.
-        row: the model's row of result.json, once it has been scored.
-    """
-    shown = ", ".join(classes[:20]) + (", ..." if len(classes) > 20 else "")
-    origin = (
-        "Pretrained by others, and written as a bundle by ns_ray."
-        if facts.get("role") == "pretrained"
-        else "Trained by Noisy Student self-training with ns_ray; the weights are the exponential "
-        "moving average."
-    )
-    rows = "\n".join(
-        f"| {key} | {value} |"
-        for key, value in facts.items()
-        if isinstance(value, str | int | float) and key not in ("weights_sha256",)
-    )
-    scores = {name: found for name, found in (row or {}).get("scores", {}).items() if found}
-    head = ModelCardData(
-        library_name="timm",
-        pipeline_tag="image-classification",
-        tags=["image-classification", "timm", "noisy-student"],
-        **_results(str(facts.get("run", "model")), scores),
-    )
-    body = (
-        f"# {facts.get('model', 'model')}, {facts.get('role', 'trained')} of run "
-        f"{facts.get('run', '?')}\n\n"
-        f"Classifies an image into {len(classes)} classes: {shown}.\n"
-        f"{origin}\n\n"
-        '```python\nmodel = timm.create_model("local-dir:PATH", pretrained=True)\n```\n\n'
-        + (_scores_table(scores) if scores else "")
-        + _robustness_table((row or {}).get("robustness") or {})
-        + f"| | |\n|---|---|\n{rows}\n"
-    )
-    return str(ModelCard(f"---\n{head}\n---\n{body}"))
-
-
-def scored_card(path: str, row: Mapping[str, Any]) -> str:
-    """The model card of a published bundle, with the scores of its row of result.json."""
-    bundle = open_bundle(path)
-    facts = {"model": row["model"], "role": row["role"], **bundle.provenance}
-    return card(bundle.classes, facts, row)
-
-
-def _results(run: str, scores: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """Scores as Hugging Face's model-index has them; nothing for a model without scores."""
-    results = [
-        EvalResult(
-            task_type="image-classification",
-            dataset_type="image-classification",
-            dataset_name=split,
-            dataset_split=split,  # what tells results apart
-            metric_type="accuracy" if name == "top1" else name,
-            metric_value=value,
-        )
-        for split, found in scores.items()
-        for name, value in found.items()
-        if name not in ("rows", "top1_interval")
-    ]
-    return {"model_name": run, "eval_results": results} if results else {}
-
-
-def _scores_table(scores: Mapping[str, Mapping[str, Any]]) -> str:
-    names = list(dict.fromkeys(name for found in scores.values() for name in found))
-    lines = [f"| | {' | '.join(scores)} |", "|---" * (len(scores) + 1) + "|"]
-    for name in names:
-        values = (_score(found.get(name)) for found in scores.values())
-        lines.append(f"| {name} | {' | '.join(values)} |")
-    return "Fractions but for rows and nll (nats):\n\n" + "\n".join(lines) + "\n\n"
-
-
-def _robustness_table(found: Mapping[str, Any]) -> str:
-    if not found:
-        return ""
-    lines = []
-    for name, value in found.items():
-        if isinstance(value, Mapping):
-            lines += [
-                f"| accuracy under {name}, epsilon {epsilon} of 255 | {_score(accuracy)} |"
-                for epsilon, accuracy in value.items()
-            ]
-        else:
-            lines.append(f"| {name} | {_score(value)} |")
-    head = "Corrupted, perturbed and attacked images (docs/robustness.md of ns_ray):\n\n| | |\n"
-    return head + "|---|---|\n" + "\n".join(lines) + "\n\n"
-
-
-def _score(value: Any) -> str:
-    if isinstance(value, list | tuple):
-        return " to ".join(_score(end) for end in value)
-    if isinstance(value, float):
-        return f"{value:.4f}"
-    return "-" if value is None else f"{value:,}" if isinstance(value, int) else str(value)
 
 
 def class_map(model: Bundle, classes: Sequence[str], where: str) -> np.ndarray[Any, Any]:

@@ -109,7 +109,10 @@ def open_bundle(path: str) -> Bundle:
     if exists(join(path, PROVENANCE)):
         provenance = read_json(join(path, PROVENANCE))
         holding(_Provenance, provenance, join(path, PROVENANCE))
-        if done is None or done.fingerprint != provenance.get("fingerprint"):
+        if done is None and not _whole(path, provenance):
+            reason = f"{path} is half-written: there is no _DONE.json, and {WEIGHTS} is not the "
+            raise DamagedFileError(join(path, PROVENANCE), f"{reason}file that {PROVENANCE} names")
+        if done is not None and done.fingerprint != provenance.get("fingerprint"):
             reason = f"{path} is half-written: {PROVENANCE} and _DONE.json disagree"
             raise DamagedFileError(join(path, PROVENANCE), reason)
     if done is not None:
@@ -125,6 +128,14 @@ def open_bundle(path: str) -> Bundle:
         fingerprint=str(provenance.get("fingerprint") or _foreign_fingerprint(config, path)),
         provenance=provenance,
     )
+
+
+def _whole(path: str, provenance: Mapping[str, Any]) -> bool:
+    """Whether a bundle without `_DONE.json` is all there, such as one that the Hub has brought: its
+    provenance is written after its weights and its config.json, and names the weights."""
+    weights = join(path, WEIGHTS)
+    expected = provenance.get("weights_sha256")
+    return exists(weights) and hashlib.sha256(read_bytes(weights)).hexdigest() == expected
 
 
 def check_bundle(path: str) -> None:
