@@ -30,6 +30,7 @@ from .scoring import EvaluateConfig as EvaluateConfig
 from .scoring import RobustnessConfig as RobustnessConfig
 from .training import CHOSEN as CHOSEN
 from .training import CHOSEN_NOISE as CHOSEN_NOISE
+from .training import HUB as HUB
 from .training import LITE as LITE
 from .training import ModelConfig as ModelConfig
 from .training import TrainConfig as TrainConfig

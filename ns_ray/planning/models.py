@@ -10,6 +10,7 @@ from ns_ray.data import Augment
 from ns_ray.errors import ConfigError
 from ns_ray.model import (
     build_noised,
+    check_weights,
     fused_arguments,
     has_depth_noise,
     load,
@@ -43,11 +44,10 @@ def try_model(
     train = train_config(config.train, model)
     fused_arguments(train.optimizer, torch.device("cpu"))
     Augment(train.noise, 32)
-    if model.pretrained and "/" in model.pretrained:
-        open_bundle(model.pretrained)
     offline = model.model_copy(update={"pretrained": None})
     try:
         built, _ = build_noised(offline, train.noise, 10)
+        check_weights(model)
         if train.grad_checkpointing:
             recompute_activations(built)
         finer = fixres_config(offline, train)
@@ -71,7 +71,9 @@ def check_models(config: RunConfig) -> None:
     """Build every model of a run, so that a mistake shows before anything is trained.
 
     Raises:
-        ConfigError: one of them cannot be built, or packages that score them later are missing.
+        ConfigError: one of them cannot be built, its start weights are not there, or packages that
+            score them later are missing.
+        DataError: a bundle that one starts from is damaged.
     """
     if config.evaluate.robustness is not None:
         from ns_ray.robustness import check_suites
@@ -81,6 +83,7 @@ def check_models(config: RunConfig) -> None:
         if model.bundle is None:
             try:
                 build_noised(_offline(model), train_config(config.train, model).noise, 10)
+                check_weights(model)
             except ConfigError as error:
                 raise ConfigError(f"{place}: {error}") from None
 

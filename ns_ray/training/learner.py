@@ -88,8 +88,7 @@ class Learner:
         self._world = world
         self._config = config = validate(ModelConfig, job.model)
         torch.manual_seed(job.seed)
-        pretrained = config.pretrained or ""
-        folder = job.start_from or (pretrained if "/" in pretrained else None)
+        folder = job.start_from or config.start_folder
         if folder:
             config = config.model_copy(update={"pretrained": None})
         model, self._live = build_noised(config, train.noise, len(corpus.classes))
