@@ -82,8 +82,8 @@ def self_train(
             Without `unlabeled`, labeled images that `data={"labels": ...}` leaves over are the
             pile; without `validation`, some labeled images are held out; without `test`, nothing is
             scored on test.
-        teacher: a timm model name, settings of a model such as `{"model": "efficientnet_b0",
-            "pretrained": "true"}`, or the Path of a bundle, which is used as it is.
+        teacher: a timm model name (with a tag, such as resnet50.a1_in1k: from its weights),
+            settings of a model, or the Path of a bundle, which is used as it is.
         students: the students in turn, each as large as its teacher or larger. None: two like the
             teacher.
         budget: fit the run into this time, such as 30m or 2h.
