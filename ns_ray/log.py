@@ -34,9 +34,11 @@ FLUSH_SECONDS = 10.0
 running: list["Meter"] = []
 """Stages of this process that have begun and not ended."""
 
-console = Console(highlight=False, markup=False, emoji=False)
+console = Console(highlight=False, markup=False, emoji=False, force_jupyter=False)
 if not console.is_terminal:
-    console = Console(highlight=False, markup=False, emoji=False, width=PLAIN_WIDTH)
+    console = Console(
+        highlight=False, markup=False, emoji=False, force_jupyter=False, width=PLAIN_WIDTH
+    )
 
 
 class _Rate(ProgressColumn):

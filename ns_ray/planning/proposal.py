@@ -29,7 +29,7 @@ AIM = "2h"
 """What a run is to take at most on this machine where no budget is given."""
 SIDES = (224, 160, 128, 96)
 """Sides of the input, in pixels, from what the models were pretrained at to what is still worth a
-pretrained model (README's CIFAR-10 table is at 96). A run's time goes with their square."""
+pretrained model (docs/results.md has CIFAR-10 at 96). A run's time goes with their square."""
 SMALL = 48
 """Images up to so many pixels are for a small network without start weights, as in the recipe
 `digits`."""
