@@ -232,6 +232,16 @@ def test_a_plan_notes_a_student_that_is_smaller_than_its_teacher() -> None:
     assert note.startswith("students.0 is smaller than teacher: 20,922 parameters")
 
 
+def test_a_cluster_whose_gpus_are_elsewhere_is_planned_without_times() -> None:
+    """As from the head of a cluster, or a laptop: nothing can be measured there."""
+    config = validate(RunConfig, settings({"data.labeled": "photos"}))
+    counts = Counts(classes=3, labeled=100, unlabeled=1000, validation=0, test=0)
+    made = make_plan(config, counts, Machine(cpus=32, gpus=4, local=False))
+    assert {stage.rate for stage in made.stages} == {None}
+    assert made.seconds is None
+    assert any("the run's GPUs are not on this machine" in note for note in made.notes)
+
+
 def test_a_machine_that_is_too_small_is_a_note_not_an_end() -> None:
     found = planned({"resources": {"num_workers": 2, "gpus_per_worker": 1}}, Machine(2, 0, True))
     assert "not on this machine: 2 training workers with 1 GPUs each" in found.notes[0]

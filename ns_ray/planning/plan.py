@@ -86,7 +86,13 @@ def make_plan(
             "the figures are those of a run without it"
         )
     on_gpu = workers.gpus > 0
-    device = torch.device("cuda" if machine.gpus and on_gpu else "cpu")
+    there = bool(machine.gpus and on_gpu)
+    device = torch.device("cuda" if there and torch.cuda.is_available() else "cpu")
+    if measure and there and device.type == "cpu":
+        measure = False
+        notes.append(
+            "times are not known: the run's GPUs are not on this machine; plan on one of theirs"
+        )
     planner = Planner(config, counts, device, on_gpu, measure, images)
     stages = tuple(planner.stages())
     timed = [(stage, stage_seconds(stage, workers, pool)) for stage in stages]
