@@ -232,8 +232,11 @@ def test_a_plan_notes_a_student_that_is_smaller_than_its_teacher() -> None:
     assert note.startswith("students.0 is smaller than teacher: 20,922 parameters")
 
 
-def test_a_cluster_whose_gpus_are_elsewhere_is_planned_without_times() -> None:
+def test_a_cluster_whose_gpus_are_elsewhere_is_planned_without_times(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """As from the head of a cluster, or a laptop: nothing can be measured there."""
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     config = validate(RunConfig, settings({"data.labeled": "photos"}))
     counts = Counts(classes=3, labeled=100, unlabeled=1000, validation=0, test=0)
     made = make_plan(config, counts, Machine(cpus=32, gpus=4, local=False))

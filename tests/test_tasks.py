@@ -430,3 +430,19 @@ def test_what_ray_train_wraps_is_found() -> None:
     assert str(failures.ours(plain, "training /out")) == (
         "training /out failed: ValueError: no; the same command continues"
     )
+
+
+def test_a_task_does_not_count_what_it_holds_itself(ray_local: Any) -> None:
+    """A run inside it would wait for that for ever."""
+
+    @ray_local.remote(num_cpus=2)
+    def inside() -> tuple[int, int]:
+        from ns_ray.compute.capacity import present
+
+        machine = present()
+        return machine.cpus, sum(node.cpus for node in machine.each)
+
+    from ns_ray.compute.capacity import present
+
+    assert present().cpus == 6
+    assert ray_local.get(inside.remote()) == (4, 4)
