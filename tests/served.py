@@ -69,11 +69,12 @@ class Server:
     replica: Replica | None = None
     loop: asyncio.AbstractEventLoop | None = None
     default_headers: dict[str, str] = field(default_factory=dict)
+    host: str = "127.0.0.1"
 
     @property
     def url(self) -> str:
         """Where it listens."""
-        return f"http://127.0.0.1:{self.port}"
+        return f"http://{self.host}:{self.port}"
 
     def call(
         self,
@@ -84,7 +85,7 @@ class Server:
         timeout: float = 60,
     ) -> Reply:
         """One request on a connection of its own."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout)
+        connection = http.client.HTTPConnection(self.host, self.port, timeout=timeout)
         try:
             connection.request(method, path, body, {**self.default_headers, **(headers or {})})
             reply = connection.getresponse()

@@ -122,19 +122,33 @@ def test_the_proxy_gives_up_after_the_replica(name: str) -> None:
         assert int(env["RAY_SERVE_HAPROXY_TIMEOUT_SERVER_S"]) > 40
 
 
-def test_haproxy_gives_headers_a_time(tmp_path: Path) -> None:
+@pytest.mark.parametrize("place", ["192.0.2.7:8000", "127.0.0.1:8000", "[::1]:8000"])
+def test_haproxy_gives_headers_a_time_and_listens_where_it_should(
+    tmp_path: Path, place: str
+) -> None:
     from ray.serve._private import haproxy_templates
 
-    environ = environment("haproxy", str(tmp_path), deadline=30.5, block=range(30900, 31000))
+    environ = environment("haproxy", str(tmp_path), 30.5, range(30900, 31000), place)
     assert environ["RAY_SERVE_HAPROXY_TIMEOUT_SERVER_S"] == "51"
     wrapper = Path(environ["RAY_SERVE_HAPROXY_BINARY_PATH"])
     wrapper.write_text(wrapper.read_text().rpartition("exec")[0])
-    (tmp_path / "x.cfg").write_text(haproxy_templates.HAPROXY_CONFIG_TEMPLATE)
+    text = haproxy_templates.HAPROXY_CONFIG_TEMPLATE
+    for name, value in (
+        ("metrics_port", environ["RAY_SERVE_HAPROXY_METRICS_PORT"]),
+        ("stats_port", environ["RAY_SERVE_HAPROXY_STATS_PORT"]),
+        ("frontend_host", "127.0.0.1"),
+        ("frontend_port", "8000"),
+    ):
+        assert f"{{{{ config.{name} }}}}" in text
+        text = text.replace(f"{{{{ config.{name} }}}}", value)
+    (tmp_path / "x.cfg").write_text(text)
     for _ in range(2):  # it is reloaded from the same file
         subprocess.run(["sh", str(wrapper), "-f", str(tmp_path / "x.cfg")], check=True)
     lines = [line.strip() for line in (tmp_path / "x.cfg").read_text().splitlines()]
     assert lines[lines.index("defaults") + 1] == "timeout http-request 10s"
     assert lines.count("timeout http-request 10s") == 1
+    bound = [line for line in lines if line.startswith("bind ") and "grpc" not in line]
+    assert bound == ["bind 127.0.0.1:30999", f"bind {place}", "bind 127.0.0.1:30998"]
 
 
 def test_only_the_pod_network_reaches_the_server_without_being_told() -> None:

@@ -52,8 +52,8 @@ def test_a_port_that_is_taken_is_named_with_what_to_set() -> None:
             text = refused(port, host)
             assert f"cannot listen on {host}:{port} (address already in use)" in text
             assert "--port" in text
-    with own_port("127.0.0.1", port):
-        pass
+    with own_port("localhost", port) as place:
+        assert place in (f"127.0.0.1:{port}", f"[::1]:{port}")
 
 
 def test_a_host_that_is_none_is_named() -> None:
@@ -93,7 +93,7 @@ def test_ports_where_somebody_listens_are_left_out(monkeypatch: pytest.MonkeyPat
 
 def test_ray_is_given_the_ports_of_the_block_and_no_others(tmp_path: Path) -> None:
     block = range(30500, 30600)
-    environ = environment("haproxy", str(tmp_path), 30, block)
+    environ = environment("haproxy", str(tmp_path), 30, block, "127.0.0.1:8000")
     given = {name: int(value) for name, value in environ.items() if "_PORT" in name}
     low = given.pop("RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT")
     high = given.pop("RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT")

@@ -59,27 +59,32 @@ def replicas(pid: int) -> list[Any]:
     return processes_of(pid, "ServeReplica")
 
 
-def listening(pid: int) -> set[str]:
-    """Addresses on which HAProxy, and for HTTP the replicas of a server, listen."""
+def listening(pid: int, *words: str) -> set[str]:
+    """Addresses on which HAProxy, and for HTTP the replicas and the proxy of a server, listen; or
+    those of them that have one of the words in their command line."""
     import psutil
 
     found = set()
-    for process in [*replicas(pid), *processes_of(pid, "haproxy")]:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            for c in process.net_connections("tcp"):
-                ours = process.name() == "haproxy" or 30000 <= c.laddr.port <= 31000
-                if c.status == psutil.CONN_LISTEN and ours:
-                    found.add(c.laddr.ip)
+    for word in words or ("ServeReplica", "ProxyActor", "haproxy"):
+        for process in processes_of(pid, word):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                for c in process.net_connections("tcp"):
+                    ours = process.name() == "haproxy" or 30000 <= c.laddr.port <= 31000
+                    if c.status == psutil.CONN_LISTEN and ours:
+                        found.add(c.laddr.ip)
     return found
 
 
 @contextmanager
-def ns_ray_serve(folder: Path, *arguments: str) -> Iterator[tuple[Server, Any]]:
+def ns_ray_serve(
+    folder: Path, *arguments: str, host: str = "127.0.0.1"
+) -> Iterator[tuple[Server, Any]]:
     (port,) = free_ports(1)
     command = [sys.executable, "-m", "ns_ray", "serve", "--port", str(port), *arguments]
+    command += [] if host == "127.0.0.1" else ["--host", host]
     with (folder / "log").open("w") as log:
         process = subprocess.Popen(command, env=user_environment(), stdout=log, stderr=log)
-    server = Server(port, default_headers={"X-API-Key": KEY})
+    server = Server(port, default_headers={"X-API-Key": KEY}, host=host)
     try:
         wait(lambda: server.get("/readyz").status == 200, 180, process)
         yield server, process
@@ -183,8 +188,9 @@ def test_two_replicas_behind_haproxy(bundles: list[Path], tmp_path: Path) -> Non
 
 
 def test_two_servers_of_one_machine(bundles: list[Path], tmp_path: Path) -> None:
-    """Each answers with its own model from its first answer on, and while it has no replica. A page
-    of another origin may ask the second."""
+    """Each answers with its own model from its first answer on, and after its replica has died. The
+    second is asked at another address, where HAProxy alone listens, and by another origin's pages.
+    """
     options = ["--set", "serve.cpus=1", "--set", "serve.predict.runtime=torch"]
     folders = [tmp_path / "1", tmp_path / "2"]
     for folder in folders:
@@ -202,9 +208,15 @@ def test_two_servers_of_one_machine(bundles: list[Path], tmp_path: Path) -> None
         with ns_ray_serve(folders[0], *arguments) as (first, first_process):
             arguments = ["--bundle", str(bundles[1]), *options]
             arguments += ["--set", "serve.allow_origins=http://localhost:3000"]
-            second, process = second_to_stop.enter_context(ns_ray_serve(folders[1], *arguments))
+            host = "127.0.0.2" if sys.platform == "linux" else "127.0.0.1"
+            second, process = second_to_stop.enter_context(
+                ns_ray_serve(folders[1], *arguments, host=host)
+            )
             assert versions(second) == {"tiny-gen-02"}
             assert versions(first) == {"tiny-gen-01"}
+            if sys.platform == "linux":
+                assert listening(process.pid) == {"127.0.0.1", host}
+                assert listening(process.pid, "ServeReplica", "ProxyActor") == {"127.0.0.1"}
             for one in replicas(process.pid):
                 one.kill()
             wait(lambda: second.post_image(jpeg(1)).status == 200, 120, process)

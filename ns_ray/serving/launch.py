@@ -32,11 +32,13 @@ LATE_SECONDS = 10
 """How long after the deadline of a request, which the replica keeps, the proxy gives it up."""
 
 WRAPPER = """#!/bin/sh
-# Ray Serve binds HAProxy's own statistics to all interfaces; here they stay on this machine. And
-# it lets a client take as long for its headers as it likes.
+# Ray Serve binds HAProxy's own statistics to all interfaces; here they stay on this machine. It
+# lets replicas listen where HAProxy does, which then looks for them at 127.0.0.1: here they all do,
+# and HAProxy is asked elsewhere. And it lets a client take as long for its headers as it likes.
 for file; do
   case $file in
     *.cfg) sed -i -e 's/^\\( *bind\\) \\*\\{{0,1\\}}:\\({ports}\\)$/\\1 127.0.0.1:\\2/' \\
+      -e 's/^\\( *bind\\) 127\\.0\\.0\\.1:{port}$/\\1 {place}/' \\
       -e '/^ *timeout http-request /d' \\
       -e 's/^defaults.*$/&\\n    timeout http-request {headers}s/' "$file" ;;
   esac
@@ -65,11 +67,11 @@ def serve_model(config: ServeConfig, host: str, port: int, ingress: Ingress) -> 
         )
     chosen = _chosen(ingress)
     with (
-        own_port(host, port),
+        own_port(host, port) as place,
         own_block() if chosen == "haproxy" else nullcontext(range(0)) as block,
         tempfile.TemporaryDirectory(prefix="ns-ray-") as folder,
     ):
-        os.environ.update(environment(chosen, folder, config.deadline, block))
+        os.environ.update(environment(chosen, folder, config.deadline, block, place))
         from ns_ray.compute import local_cluster, prepare
 
         prepare()
@@ -79,7 +81,7 @@ def serve_model(config: ServeConfig, host: str, port: int, ingress: Ingress) -> 
         replicas = config.max_replicas or config.replicas
         share = config.cpus or cpus()
         with local_cluster(share * replicas + 1, f"{folder}/ray.log"), _stop_signal() as stop:
-            _start(config, host, port)
+            _start(config, "127.0.0.1" if chosen == "haproxy" else host, port)
             say(f"{config.bundle}\nhttp://{host}:{port} ({chosen}); Ctrl-C stops it")
             stop.wait()
             say("stopping; requests under way are answered first")
@@ -87,10 +89,13 @@ def serve_model(config: ServeConfig, host: str, port: int, ingress: Ingress) -> 
             ray_serve.shutdown()
 
 
-def environment(ingress: str, folder: str, deadline: float, block: range) -> dict[str, str]:
+def environment(
+    ingress: str, folder: str, deadline: float, block: range, place: str
+) -> dict[str, str]:
     """What Ray Serve reads when it is imported. With HAProxy: no detours between a request and the
     model, an end for slow clients and hung replicas, a shorter wait when it stops, files where only
-    we can write, and ports of its own: the last three of a block, and the others for replicas."""
+    we can write, and ports of its own: the last three of a block, and the others for replicas. It
+    listens at `place`, an address with a port."""
     if ingress == "proxy":
         return {"RAY_SERVE_LOG_TO_STDERR": "0"}
     fallback, stats, metrics = block[-3:]
@@ -98,8 +103,10 @@ def environment(ingress: str, folder: str, deadline: float, block: range) -> dic
 
     wrapper = Path(folder) / "haproxy"
     ports = f"{stats}\\|{metrics}"
+    port = place.rpartition(":")[2]
+    binary = get_haproxy_binary()
     wrapper.write_text(
-        WRAPPER.format(ports=ports, headers=HEADER_SECONDS, binary=get_haproxy_binary())
+        WRAPPER.format(ports=ports, port=port, place=place, headers=HEADER_SECONDS, binary=binary)
     )
     wrapper.chmod(0o700)
     return {

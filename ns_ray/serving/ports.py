@@ -21,8 +21,11 @@ machine counts from the beginning."""
 
 
 @contextmanager
-def own_port(host: str, port: int) -> Iterator[None]:
+def own_port(host: str, port: int) -> Iterator[str]:
     """Keep other servers of ns-ray from starting on a port.
+
+    Yields:
+        The address with the port: 127.0.0.1:8000, [::1]:8000.
 
     Raises:
         ConfigError: somebody listens there, or another server is starting.
@@ -36,13 +39,14 @@ def own_port(host: str, port: int) -> Iterator[None]:
         raise ConfigError(
             f"cannot listen on {host}:{port} ({_reason(error)}); set --host or --port"
         ) from None
+    place = f"[{address[0]}]:{port}" if family == socket.AF_INET6 else f"{address[0]}:{port}"
     with ExitStack() as held:
-        if not _held(held, f"{address[0]}:{port}"):
+        if not _held(held, place):
             raise ConfigError(
                 f"cannot listen on {host}:{port} (another ns-ray serve is starting there); "
                 "set --port"
             )
-        yield
+        yield place
 
 
 @contextmanager
