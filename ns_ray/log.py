@@ -52,6 +52,7 @@ class Meter:
     Attributes:
         name, total, unit: of the stage: `label gen-01`, 58_000, `images`.
         done: units that are finished, those of earlier runs included.
+        begun: others that are worked on; they are shown, and may have to be done again.
         skipped: of these, what earlier runs have done.
         waited: seconds that went into waiting for input.
         restarts: times that the stage began again because it had lost a worker.
@@ -60,7 +61,7 @@ class Meter:
 
     def __init__(self, name: str, total: int, unit: str, progress: Progress | None) -> None:
         self.name, self.total, self.unit = name, total, unit
-        self.done = 0
+        self.done = self.begun = 0
         self.waited = 0.0
         self.skipped = 0
         self.restarts = 0
@@ -78,12 +79,21 @@ class Meter:
         """Count finished work, and the seconds of it that went into waiting for input."""
         self.done += amount
         self.waited += waited
+        self._show()
+
+    def begin(self, amount: int) -> None:
+        """Show so much work on what is not finished, in place of what was shown of it before."""
+        self.begun = amount
+        self._show()
+
+    def _show(self) -> None:
+        done = self.done + self.begun
         if self._progress is not None and self._task is not None:
-            self._progress.update(self._task, completed=self.done, note=self.note())
+            self._progress.update(self._task, completed=done, note=self.note())
         elif time.monotonic() - self._printed >= PLAIN_SECONDS:
             self._printed = time.monotonic()
-            left = self.seconds * (self.total - self.done) / max(self.done - self.skipped, 1)
-            say(f"{self.name}: {self.done:,}/{self.total:,} {self.note()}, {left:.0f} s left")
+            left = self.seconds * (self.total - done) / max(done - self.skipped, 1)
+            say(f"{self.name}: {done:,}/{self.total:,} {self.note()}, {left:.0f} s left")
 
     @property
     def seconds(self) -> float:
@@ -93,7 +103,7 @@ class Meter:
     @property
     def rate(self) -> float:
         """Units per second, work of earlier runs not counted."""
-        return (self.done - self.skipped) / max(self.seconds, 1e-9)
+        return (self.done + self.begun - self.skipped) / max(self.seconds, 1e-9)
 
     @property
     def waiting(self) -> float:
@@ -153,12 +163,23 @@ def to_file(path: str | os.PathLike[str]) -> Iterator[Callable[[str], None]]:
 
 
 class Metrics:
-    """Appends to `metrics.jsonl` and to TensorBoard events beside it. Local folders only:
-    `mirror.mirrored` copies them to an object store."""
+    """Appends to `metrics.jsonl`, and to TensorBoard events in a folder for each stage beside it.
+    Local folders only: `mirror.mirrored` copies them to an object store.
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    Args:
+        path: of `metrics.jsonl`.
+        also: is told each row, too: its stage, step and values.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        also: Callable[[str, int, Mapping[str, float]], None] | None = None,
+    ) -> None:
         self._path = Path(path)
-        self._writer: Any = None
+        self._also = also
+        self._events: Any = None
+        self._stage = ""
         self._flushed = time.monotonic()
         self._failed = False
 
@@ -173,6 +194,8 @@ class Metrics:
             if not self._failed:
                 say(f"metrics are lost: cannot write {self._path}: {error.strerror or error}")
             self._failed = True
+        if self._also is not None:
+            self._also(stage, step, values)
 
     def _append(self, row: Mapping[str, Any]) -> None:
         self._path.parent.mkdir(parents=True, exist_ok=True)
@@ -183,18 +206,28 @@ class Metrics:
             file.write(b"\n" * torn + json.dumps(row).encode() + b"\n")
 
     def _tell_tensorboard(self, stage: str, step: int, values: Mapping[str, float]) -> None:
-        if self._writer is None:
-            from tensorboard.summary import Writer
+        from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+        from tensorboard.compat.proto.summary_pb2 import Summary
+        from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
-            self._writer = Writer(str(self._path.parent / "tensorboard"))
-        for name, value in values.items():
-            self._writer.add_scalar(f"{stage}/{name}", value, step)
+        if stage != self._stage:
+            self.close()
+            self._stage = stage
+            self._events = EventFileWriter(str(self._path.parent / "tensorboard" / stage))
+            # Steps from here on that a killed run has taken are done again: TensorBoard drops them,
+            # in all of a folder, which is why each stage has its own.
+            start = SessionLog(status=SessionLog.START)
+            self._events.add_event(Event(wall_time=time.time(), step=step, session_log=start))
+        summary = Summary(
+            value=[Summary.Value(tag=name, simple_value=value) for name, value in values.items()]
+        )
+        self._events.add_event(Event(wall_time=time.time(), step=step, summary=summary))
         if time.monotonic() - self._flushed >= FLUSH_SECONDS:
             self._flushed = time.monotonic()
-            self._writer.flush()
+            self._events.flush()
 
     def close(self) -> None:
         """Flush the TensorBoard events."""
-        if self._writer is not None:
-            self._writer.close()
-            self._writer = None
+        if self._events is not None:
+            self._events.close()
+            self._events, self._stage = None, ""

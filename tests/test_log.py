@@ -5,12 +5,15 @@ import json
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.backend.event_processing.plugin_event_multiplexer import EventMultiplexer
+from tensorboard.util.tensor_util import make_ndarray
 
-from ns_ray import log
+from ns_ray import log, store
 
 
 class Clock:
@@ -133,22 +136,55 @@ def test_metrics_can_be_read_back_by_line_and_by_tensorboard(tmp_path: Path) -> 
     ]
     assert all(row["time"] > 1e9 for row in rows)
 
-    events = EventAccumulator(str(path.parent / "tensorboard"), size_guidance={"tensors": 0})
+    events = read_events(path.parent / "tensorboard" / "gen-00" / "train")
+    assert set(events.Tags()["scalars"]) == {"train_loss", "lr"}
+    assert scalars(events, "train_loss") == [(10, 2.5), (20, 1.5)]
+
+
+def read_events(folder: Path) -> EventAccumulator:
+    events = EventAccumulator(str(folder))
     events.Reload()
-    tags = events.Tags()
-    assert set(tags["scalars"]) | set(tags["tensors"]) == {
-        "gen-00/train/train_loss",
-        "gen-00/train/lr",
-    }
-    assert scalars(events, "gen-00/train/train_loss") == [(10, 2.5), (20, 1.5)]
+    return events
 
 
 def scalars(events: EventAccumulator, tag: str) -> list[tuple[int, float]]:
-    if tag in events.Tags()["scalars"]:
-        return [(event.step, event.value) for event in events.Scalars(tag)]
-    from tensorboard.util.tensor_util import make_ndarray
+    return [(event.step, event.value) for event in events.Scalars(tag)]
 
-    return [(e.step, float(make_ndarray(e.tensor_proto))) for e in events.Tensors(tag)]
+
+def test_steps_that_are_done_again_are_told_once(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    told: list[tuple[str, int]] = []
+    for start, end in (
+        (0, 60),
+        (30, 50),
+        (40, 80),
+    ):  # killed at 60 and 50, checkpoints at 30 and 40
+        metrics = log.Metrics(path, lambda stage, step, _: told.append((stage, step)))
+        if not start:
+            for step in range(10, 101, 10):
+                metrics.write("gen-00/train", step, {"loss": 7.0})
+        for step in range(start + 10, end + 1, 10):
+            metrics.write("gen-01/train", step, {"loss": float(start + step)})
+        metrics.close()
+
+    kept = [(10, 10.0), (20, 20.0), (30, 30.0), (40, 70.0), (50, 90.0), (60, 100.0)]
+    kept += [(70, 110.0), (80, 120.0)]
+    folder = tmp_path / "tensorboard"
+    assert scalars(read_events(folder / "gen-01" / "train"), "loss") == kept
+    assert len(scalars(read_events(folder / "gen-00" / "train"), "loss")) == 10
+    multiplexer = EventMultiplexer(tensor_size_guidance={"scalars": 0})  # what TensorBoard serves
+    multiplexer.AddRunsFromDirectory(str(folder)).Reload()
+    assert sorted(multiplexer.Runs()) == ["gen-00/train", "gen-01/train"]
+    served = multiplexer.Tensors("gen-01/train", "loss")
+    assert [(e.step, float(make_ndarray(e.tensor_proto))) for e in served] == kept
+
+    rows: list[dict[str, Any]] = []  # as store/metrics.py says
+    for line in path.read_text().splitlines():
+        row = json.loads(line)
+        rows = [r for r in rows if r["stage"] != row["stage"] or r["step"] < row["step"]] + [row]
+    assert [(r["step"], r["loss"]) for r in rows if r["stage"] == "gen-01/train"] == kept
+    assert store.last_steps(str(path)) == {"gen-00/train": 100, "gen-01/train": 80}
+    assert told[-1] == ("gen-01/train", 80)
 
 
 def test_a_second_run_appends(tmp_path: Path) -> None:
@@ -173,9 +209,7 @@ def test_tensorboard_can_follow(tmp_path: Path, clock: Clock) -> None:
     metrics.write("train", 1, {"loss": 2.5})
     clock.now += log.FLUSH_SECONDS
     metrics.write("train", 2, {"loss": 1.5})
-    events = EventAccumulator(str(tmp_path / "tensorboard"), size_guidance={"tensors": 0})
-    events.Reload()
-    assert scalars(events, "train/loss") == [(1, 2.5), (2, 1.5)]
+    assert scalars(read_events(tmp_path / "tensorboard" / "train"), "loss") == [(1, 2.5), (2, 1.5)]
     metrics.close()
 
 

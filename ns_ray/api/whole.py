@@ -23,6 +23,7 @@ from ns_ray.config import (
 from ns_ray.errors import ConfigError, DamagedFileError, DataError, StorageError, first_line
 from ns_ray.log import Metrics, say
 from ns_ray.store import CONTROL, Mending, RunLayout, mirrored
+from ns_ray.trackers import Trackers, check_installed, tracked
 
 
 def execute(config: RunConfig, *, overwrite: bool = False) -> dict[str, Any]:
@@ -34,6 +35,7 @@ def execute(config: RunConfig, *, overwrite: bool = False) -> dict[str, Any]:
     Raises:
         NsRayError: with the exit code of its kind; a StageError where another process runs it.
     """
+    check_installed(config)
     layout, began = RunLayout.of(config), False
     with ExitStack() as owning:
         try:
@@ -48,17 +50,20 @@ def execute(config: RunConfig, *, overwrite: bool = False) -> dict[str, Any]:
             if began or store.may_be_mended(error):
                 raise StorageError(f"storage={config.storage!r}: {error}", error.errno) from error
             raise ConfigError(f"storage={config.storage!r}: {error}") from error
-        return _mended(config, layout, owning)
+        return _mended(config, layout, owning, owning.enter_context(tracked(config, layout)))
 
 
-def _mended(config: RunConfig, layout: RunLayout, owning: ExitStack) -> dict[str, Any]:
+def _mended(
+    config: RunConfig, layout: RunLayout, owning: ExitStack, trackers: Trackers
+) -> dict[str, Any]:
     """The result of a run, after its verdict; damaged files are made again on the way."""
     mending = Mending(layout.root)
     while True:
         try:
-            result = _finished(config, layout) or _work(config, layout)
+            result = _finished(config, layout) or _work(config, layout, trackers)
             show(result, layout)
             _report(layout)
+            trackers.deliver(result)
             return result
         except DamagedFileError as error:
             owning.enter_context(store.owned(layout.root))
@@ -144,14 +149,14 @@ def _has_ended(config: RunConfig, layout: RunLayout) -> bool:
         return False
 
 
-def _work(config: RunConfig, layout: RunLayout) -> dict[str, Any]:
+def _work(config: RunConfig, layout: RunLayout, trackers: Trackers) -> dict[str, Any]:
     """Everything that needs Ray and torch, imported only here: a finished run answers at once."""
     from ns_ray.compute import cluster, prepare
 
     prepare()
     with (
         mirrored(layout.root, ["metrics.jsonl", "ray.log"]) as folder,
-        closing(Metrics(f"{folder}/metrics.jsonl")) as metrics,
+        closing(Metrics(f"{folder}/metrics.jsonl", trackers.write)) as metrics,
         cluster(config.resources, f"{folder}/ray.log", config.name) as machine,
     ):
         # Here, where `prepare` has been importing torch and timm while Ray started.

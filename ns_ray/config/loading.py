@@ -299,9 +299,9 @@ def plain(value: Any) -> str:
     return text.removesuffix("...\n").strip()
 
 
-WITHOUT_EFFECT = ("storage", "resources", "prices", "label.decode")
-"""Settings that do not change what a run makes: they say where it is stored, what works, and what
-that costs."""
+WITHOUT_EFFECT = ("storage", "resources", "prices", "trackers", "label.decode")
+"""Settings that do not change what a run makes: they say where it is stored, what works, what that
+costs, and who is told of it."""
 
 
 def config_hash(config: Settings | Mapping[str, Any]) -> str:

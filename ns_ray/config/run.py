@@ -41,6 +41,11 @@ def _sources(value: Any) -> Any:
     raise ValueError("must be a source, or a list of sources")
 
 
+def _several(value: Any) -> Any:
+    """One name is a list of it."""
+    return [value] if isinstance(value, str) else value
+
+
 Several = Annotated[tuple[str, ...], Field(min_length=1)]
 Sources = Annotated[str | Several, BeforeValidator(_sources)]
 """One source, or several as one."""
@@ -174,6 +179,12 @@ class RunConfig(Settings):
     evaluate: EvaluateConfig = EvaluateConfig()
     resources: ResourcesConfig = ResourcesConfig()
     prices: PricesConfig = PricesConfig()
+    trackers: Annotated[
+        tuple[Literal["mlflow", "wandb"], ...], BeforeValidator(_several, str | list[str])
+    ] = ()
+    """What a run tells its settings, metrics, report and model beside its own files: mlflow, wandb
+    (docs/trackers.md). Their own environment variables say where, such as MLFLOW_TRACKING_URI,
+    MLFLOW_EXPERIMENT_NAME, WANDB_PROJECT and WANDB_MODE."""
 
     @field_serializer("train")
     def _asked(self, train: TrainConfig) -> dict[str, Any]:
@@ -190,6 +201,8 @@ class RunConfig(Settings):
             values.pop("refit", None)
         if self.prices == PricesConfig():
             values.pop("prices", None)
+        if not self.trackers:
+            values.pop("trackers", None)
         return values
 
     @model_validator(mode="wrap")

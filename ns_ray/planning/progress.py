@@ -1,6 +1,5 @@
 """How far each step of a run is, from the files that it leaves."""
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -61,7 +60,7 @@ class Look:
             )
             config, _ = settle(config, Images(labeled.rows, pile.rows if pile else 0), before)
         self._plan = steps(config, layout, students=students, again=again)
-        self._told = _steps_told(layout.metrics)
+        self._told = store.last_steps(layout.metrics)
 
     def lines(self) -> Iterator[Line]:
         """One for each step of the run's itinerary."""
@@ -161,16 +160,3 @@ def _count(done: store.Done, name: str, of: str) -> str:
 def _unfinished(title: str, place: str, detail: str) -> Line:
     begun = bool(store.list_files(place, recursive=True))
     return Line(title, "in progress", detail) if begun else Line(title, "missing")
-
-
-def _steps_told(path: str) -> dict[str, int]:
-    """Last step of each stage in `metrics.jsonl`; a line that is being written is left out."""
-    steps: dict[str, int] = {}
-    if store.exists(path):
-        for line in store.read_bytes(path).splitlines():
-            try:
-                row = json.loads(line)
-                steps[str(row["stage"])] = int(row["step"])
-            except (ValueError, KeyError, TypeError):
-                continue
-    return steps

@@ -47,6 +47,7 @@ from .layout import RunLayout as RunLayout
 from .layout import arm_name as arm_name
 from .left import left_schema as left_schema
 from .left import table_of as table_of
+from .metrics import last_steps as last_steps
 from .mirror import mirrored as mirrored
 from .owner import has_owner as has_owner
 from .owner import owned as owned
