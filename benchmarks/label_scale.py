@@ -28,7 +28,8 @@ from ns_ray import store  # noqa: E402
 from ns_ray.compute import Pool  # noqa: E402
 from ns_ray.config import LabelConfig, ModelConfig, PredictConfig, ResourcesConfig  # noqa: E402
 from ns_ray.data import encode_png, pack  # noqa: E402
-from ns_ray.labeling import InferenceJob, actor, inference, pseudo_label  # noqa: E402
+from ns_ray.labeling import InferenceJob, actor, inference, inside, pseudo_label  # noqa: E402
+from ns_ray.log import Meter  # noqa: E402
 from ns_ray.model import build, save  # noqa: E402
 from ns_ray.store import Bundle, Corpus, part_name  # noqa: E402
 
@@ -111,7 +112,8 @@ def waiting(teacher: Bundle, corpus: Corpus, work: str) -> None:
             batch_size=64,
             predict=PredictConfig(),
         )
-        rows = list(inference._run(job, list(part.shards), Pool(actors, 0.1, 0.0), "wait"))
+        here = inside.Inside(Meter("wait", corpus.rows, "images", None))
+        rows = list(inference._run(job, list(part.shards), here, Pool(actors, 0.1, 0.0), "wait"))
         spans = [(row["began"], row["ended"], 1) for row in rows]
         rate = inference.steady_rate(spans, actors) or 0.0
         print(f"| {actors} | {per_task} | {rate:.1f} | {rate * SHARD_SECONDS / actors:.2f} |")

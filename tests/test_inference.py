@@ -1,9 +1,11 @@
 """Labeling on a real, small cluster: interrupted, killed, and with images that cannot be read."""
 
 import os
+import re
 import shutil
 import signal
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,15 +15,16 @@ import pyarrow as pa
 import pytest
 import torch
 from ray import cloudpickle
+from ray.experimental import internal_kv
 from tiny import COLORS, MODEL, flat_folder
 
-from ns_ray import store
+from ns_ray import log, store
 from ns_ray.compute.resources import Pool
 from ns_ray.config.labeling import LabelConfig
 from ns_ray.config.training import ModelConfig
 from ns_ray.data.packing import pack
 from ns_ray.errors import DataError, StageError
-from ns_ray.labeling import actor
+from ns_ray.labeling import actor, inside
 from ns_ray.labeling.stage import pseudo_label
 from ns_ray.model import bundle
 from ns_ray.model.networks import build
@@ -50,6 +53,17 @@ class Mortal(actor.ShardPredictor):
             grave.write_text(name)
             os.kill(os.getpid(), signal.SIGKILL)
         return counts
+
+
+class Slow(actor.ShardPredictor):
+    """Takes longer for a batch than it is until the driver looks."""
+
+    def __init__(self, *, tell: Any, **others: Any) -> None:
+        def told(shard: str, images: int) -> None:
+            tell(shard, images)
+            time.sleep(0.4)
+
+        super().__init__(tell=told, **others)
 
 
 @pytest.fixture(scope="module")
@@ -136,6 +150,53 @@ def test_this_process_labels_like_a_pool_of_actors(
     assert alone.files == streamed.files
     assert rows(alone) == rows(streamed)
     assert rejected(alone) == rejected(streamed)
+
+
+def shown(capsys: pytest.CaptureFixture[str]) -> list[int]:
+    """Images on the lines of a labeling, in turn."""
+    lines = re.findall(rf"^label: (\d+)/{ROWS} ", capsys.readouterr().out, re.MULTILINE)
+    return [int(images) for images in lines]
+
+
+def test_the_line_moves_inside_a_shard(
+    teacher: Bundle,
+    pile: Corpus,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(log, "PLAIN_SECONDS", 0.0)
+    label(teacher, pile, tmp_path / "labels", HERE)
+    batches = [shard + images for shard in range(0, ROWS, 10) for images in (4, 8, 10, 10)]
+    assert shown(capsys) == [
+        0,
+        *batches,
+    ]  # the last of each shard twice: it is done, and then finished
+
+
+def test_the_line_moves_inside_the_shards_of_actors(
+    teacher: Bundle,
+    pile: Corpus,
+    ray_local: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(log, "PLAIN_SECONDS", 0.0)
+    monkeypatch.setattr(inside, "SECONDS", 0.1)
+    monkeypatch.setattr(actor, "ShardPredictor", Slow)
+    here = sys.modules[__name__]  # workers cannot import it
+    cloudpickle.register_pickle_by_value(here)
+    try:
+        labels = label(teacher, pile, tmp_path / "labels")
+    finally:
+        cloudpickle.unregister_pickle_by_value(here)
+    images = shown(capsys)
+    assert any(number % 10 for number in images), images
+    assert images[-1] == ROWS
+    assert max(images) == ROWS
+    assert labels.rows == ROWS - BROKEN
+    assert not internal_kv._internal_kv_list("ns-ray inside ")  # nothing is left there
 
 
 def test_only_what_is_missing_is_labeled(

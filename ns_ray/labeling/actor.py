@@ -7,7 +7,7 @@ grow with the corpus.
 import json
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -21,6 +21,7 @@ from ns_ray.compute import tasks
 from ns_ray.errors import ImageError
 from ns_ray.labeling.decoding import Begun, Decoder
 from ns_ray.labeling.foreign import HELD_OUT, LABELED, Scale, images_of, scale_of
+from ns_ray.labeling.inside import Tell
 from ns_ray.labeling.job import InferenceJob
 from ns_ray.store import (
     REJECTED,
@@ -56,7 +57,13 @@ class ShardPredictor:
     """Ray Data actor: names of shards in, files of probabilities out."""
 
     def __init__(
-        self, job: InferenceJob, threads: int, images: int, device: str, spare: int = 0
+        self,
+        job: InferenceJob,
+        threads: int,
+        images: int,
+        device: str,
+        spare: int = 0,
+        tell: Tell | None = None,
     ) -> None:
         """
         Args:
@@ -65,6 +72,7 @@ class ShardPredictor:
             images: about how many this actor will get.
             device: cpu or cuda.
             spare: whole CPUs that no actor has, for each of them.
+            tell: is told how far a shard is, after each batch.
         """
         from ns_ray.model import NoisedPredictor, Predictor
 
@@ -86,7 +94,7 @@ class ShardPredictor:
         how = job.decode if job.noise is None else "with_model"
         self._decoders = [Decoder(models[0], how, spare) for models in self._together]
         self._scale = self._scaled(job.known[1]) if job.known else None
-        self._job = job
+        self._job, self._tell = job, tell
         self._corpus = open_corpus(job.corpus)
         self._shards = {shard.name: shard for shard in self._corpus.shards}
         self._turn = threading.Lock()
@@ -145,20 +153,29 @@ class ShardPredictor:
         images = [image.as_buffer().to_pybytes() for image in table["image"]]
         return Read(table, images, self._decoders[0].begin(images))
 
-    def _said(self, images: Sequence[bytes], begun: Begun | None = None) -> list[list[Answer]]:
+    def _said(
+        self,
+        images: Sequence[bytes],
+        begun: Begun | None = None,
+        tell: Callable[[int], None] | None = None,
+    ) -> list[list[Answer]]:
         """What each model says of each image. Models that want their images made alike share them.
 
         Args:
             images: encoded.
             begun: their decoding for the first models, where it has begun.
+            tell: is told after each batch how many are done.
         """
         from ns_ray.model import Answers
 
-        said = []
+        said, seen = [], 0
         for models, decoder in zip(self._together, self._decoders, strict=True):
             answers = Answers(models)
             for batch in decoder.batches(begun or decoder.begin(images)):
                 answers.add(batch)
+                seen += batch.images
+                if tell is not None:
+                    tell(seen // len(self._together))
             said += answers.all()
             begun = None
         return said
@@ -172,7 +189,8 @@ class ShardPredictor:
 
     def _label(self, name: str, read: Read) -> tuple[int, int]:
         """Predict a shard and write its files; the number of good and of bad images."""
-        table, answers = read.table, self._said(read.images, read.begun)
+        tell = partial(self._tell, name) if self._tell else None
+        table, answers = read.table, self._said(read.images, read.begun, tell)
         results = [averaged(one) for one in zip(*answers, strict=True)]
         good = np.array([not isinstance(result, ImageError) for result in results], dtype=bool)
         kept = table.filter(pa.array(good))

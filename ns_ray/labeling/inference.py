@@ -16,6 +16,7 @@ from ns_ray import store
 from ns_ray.compute import Pool, tasks, translated
 from ns_ray.errors import StageError
 from ns_ray.labeling import actor
+from ns_ray.labeling.inside import Inside, noted
 from ns_ray.labeling.job import InferenceJob
 from ns_ray.log import progress, say
 from ns_ray.store import REJECTED_PREFIX, Shard, open_corpus, part_name
@@ -78,7 +79,9 @@ def infer(job: InferenceJob, *, pool: Pool, title: str) -> Inferred:
     with progress(title, corpus.rows) as meter:
         meter.skip(corpus.rows - sum(shard.rows for shard in missing))
         if missing:
-            for row in _run(job, missing, pool, title):
+            inside = Inside(meter)
+            for row in _run(job, missing, inside, pool, title):
+                inside.end(str(row["shard"]))
                 done = int(row["rows"]) + int(row["rejected"])
                 fresh, waited = fresh + done, waited + float(row["waited"])
                 spans.append(span(row, time.monotonic()))
@@ -147,7 +150,7 @@ def seconds(images: int, models: int = 1) -> float:
 
 
 def _run(
-    job: InferenceJob, shards: list[Shard], pool: Pool, title: str
+    job: InferenceJob, shards: list[Shard], inside: Inside, pool: Pool, title: str
 ) -> Iterator[dict[str, Any]]:
     """A row of counts as each shard is finished.
 
@@ -165,7 +168,7 @@ def _run(
     }
     if tasks.done_here(seconds(images, len(job.bundles)), pool):
         with translated(title, OSError):
-            yield from actor.ShardPredictor(**arguments).each(names)
+            yield from actor.ShardPredictor(**arguments, tell=inside.tell).each(names)
         return
     import ray.data
 
@@ -173,16 +176,17 @@ def _run(
     dataset = ray.data.from_items(
         [{"shard": name} for name in names], override_num_blocks=-(-len(names) // per_task)
     )
-    labeled = dataset.map_batches(
-        actor.ShardPredictor,
-        fn_constructor_kwargs=arguments,
-        batch_size=per_task,
-        compute=ray.data.ActorPoolStrategy(
-            size=min(pool.actors, len(names)),
-            # One reads and decodes ahead, where the other has the model.
-            max_concurrent_calls_per_actor=2 if pool.gpus or job.decode == "apart" else None,
-        ),
-        num_cpus=pool.cpus,
-        num_gpus=pool.gpus or None,
-    )
-    yield from tasks.stream(labeled, title, cpus=pool.cpus, gpus=pool.gpus)
+    with noted(inside, pool.actors) as tell:
+        labeled = dataset.map_batches(
+            actor.ShardPredictor,
+            fn_constructor_kwargs={**arguments, "tell": tell},
+            batch_size=per_task,
+            compute=ray.data.ActorPoolStrategy(
+                size=min(pool.actors, len(names)),
+                # One reads and decodes ahead, where the other has the model.
+                max_concurrent_calls_per_actor=2 if pool.gpus or job.decode == "apart" else None,
+            ),
+            num_cpus=pool.cpus,
+            num_gpus=pool.gpus or None,
+        )
+        yield from tasks.stream(labeled, title, cpus=pool.cpus, gpus=pool.gpus)
