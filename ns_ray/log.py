@@ -212,8 +212,8 @@ class Metrics:
 
         if stage != self._stage:
             self.close()
-            self._stage = stage
             self._events = EventFileWriter(str(self._path.parent / "tensorboard" / stage))
+            self._stage = stage
             # Steps from here on that a killed run has taken are done again: TensorBoard drops them,
             # in all of a folder, which is why each stage has its own.
             start = SessionLog(status=SessionLog.START)

@@ -213,6 +213,18 @@ def test_tensorboard_can_follow(tmp_path: Path, clock: Clock) -> None:
     metrics.close()
 
 
+def test_events_that_cannot_be_written_cost_no_rows(
+    tmp_path: Path, plain: Callable[[], list[str]]
+) -> None:
+    (tmp_path / "tensorboard").write_text("no folder")
+    metrics = log.Metrics(tmp_path / "metrics.jsonl")
+    for step in (1, 2):
+        metrics.write("train", step, {"loss": 2.5})
+    metrics.close()
+    assert store.last_steps(str(tmp_path / "metrics.jsonl")) == {"train": 2}
+    assert len(plain()) == 1
+
+
 def test_metrics_that_cannot_be_written_are_mentioned_once(
     tmp_path: Path, plain: Callable[[], list[str]]
 ) -> None:

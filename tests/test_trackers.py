@@ -32,9 +32,15 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     command = [sys.executable, "-m", "mlflow", "server", "--port", str(port), "--workers", "1"]
     stores = ["--backend-store-uri", f"sqlite:///{folder}/runs.db"]
     stores += ["--artifacts-destination", str(folder / "artifacts")]
+    environment = {**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true"}
     with (folder / "log").open("w") as log:
         process = subprocess.Popen(
-            [*command, *stores], stdout=log, stderr=log, cwd=folder, start_new_session=True
+            [*command, *stores],
+            env=environment,
+            stdout=log,
+            stderr=log,
+            cwd=folder,
+            start_new_session=True,
         )
     url = f"http://127.0.0.1:{port}"
     try:
@@ -56,6 +62,8 @@ def told_here(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
     folder.mkdir(exist_ok=True)
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_DIR", str(folder))
+    monkeypatch.setenv("WANDB_ERROR_REPORTING", "false")
+    monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
     monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "birds")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     return folder
@@ -303,7 +311,7 @@ from ns_ray.store import RunLayout
 with trackers.tracked(load_config({str(path)!r}), RunLayout({layout.root!r})) as told:
     told.write("gen-00/train", 10, {{"loss": 1.0}})
 """
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("WANDB_")}
+    environment = {k: v for k, v in os.environ.items() if k not in ("WANDB_MODE", "WANDB_DIR")}
     run = subprocess.run(
         [sys.executable, "-c", code],
         env={**environment, "HOME": str(tmp_path), "WANDB_BASE_URL": "http://127.0.0.1:9"},
