@@ -4,8 +4,10 @@ One live line per stage on a terminal (done/total, images/s, time left, share of
 for input), a plain line now and then elsewhere. Knows nothing about the method.
 """
 
+import io
 import json
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -22,10 +24,11 @@ from rich.progress import (
     TextColumn,
     TimeRemainingColumn,
 )
+from rich.table import Table
 from rich.text import Text
 
-PLAIN_WIDTH = 120
-"""Columns of tables when the output is not a terminal."""
+PLAIN_WIDTH = 10_000
+"""Columns of tables when the output is not a terminal: enough that nothing is cut or folded."""
 PLAIN_SECONDS = 10.0
 """Least time between two lines of a stage when the output is not a terminal."""
 FLUSH_SECONDS = 10.0
@@ -34,11 +37,22 @@ FLUSH_SECONDS = 10.0
 running: list["Meter"] = []
 """Stages of this process that have begun and not ended."""
 
-console = Console(highlight=False, markup=False, emoji=False, force_jupyter=False)
+
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        """A reader that has left is met by the door of all commands, not here."""
+        raise
+
+
+_PLAIN: dict[str, Any] = {
+    "highlight": False,
+    "markup": False,
+    "emoji": False,
+    "force_jupyter": False,  # lines of text in a notebook, too
+}
+console = _Console(**_PLAIN)
 if not console.is_terminal:
-    console = Console(
-        highlight=False, markup=False, emoji=False, force_jupyter=False, width=PLAIN_WIDTH
-    )
+    console = _Console(**_PLAIN, width=PLAIN_WIDTH)
 
 
 class _Rate(ProgressColumn):
@@ -141,6 +155,38 @@ def progress(name: str, total: int, unit: str = "images") -> Iterator[Meter]:
 def say(text: str) -> None:
     """Print a line for people."""
     console.print(text, soft_wrap=True)
+
+
+def tabulate(table: Table) -> None:
+    """Print a table: with rules and colors on a terminal, else as `plain` has it."""
+    if console.is_terminal:
+        console.print(table)
+    else:
+        say(plain(table).removesuffix("\n"))
+
+
+def plain(table: Table) -> str:
+    """A table for other programs and for files: a line for each of its own, columns two blanks
+    apart, nothing cut."""
+    table.box, table.pad_edge, table.padding = None, False, (0, 2, 0, 0)
+    text = io.StringIO()
+    Console(file=text, width=PLAIN_WIDTH, markup=False, emoji=False, no_color=True).print(table)
+    return "".join(f"{line.rstrip()}\n" for line in text.getvalue().splitlines())
+
+
+@contextmanager
+def aside(wanted: bool) -> Iterator[None]:
+    """Where it is wanted, say what is said on standard error: standard output is for JSON."""
+    console.stderr = wanted
+    try:
+        yield
+    finally:
+        console.stderr = False
+
+
+def print_json(value: Mapping[str, Any]) -> None:
+    """Print what a program reads."""
+    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
 @contextmanager

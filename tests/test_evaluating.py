@@ -43,8 +43,14 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def evaluate(place: Path, out: Path, *bundles: str, settings: tuple[str, ...] = ()) -> Result:
-    arguments = ["evaluate", "--data", str(place / "test"), "--out", str(out)]
+def evaluate(
+    place: Path,
+    out: Path,
+    *bundles: str,
+    settings: tuple[str, ...] = (),
+    more: tuple[str, ...] = (),
+) -> Result:
+    arguments = ["evaluate", "--data", str(place / "test"), "--out", str(out), *more]
     for name in bundles:
         arguments += ["--bundle", str(place / name)]
     for setting in (*settings, "predict.runtime=torch", "predict.precision=fp32"):

@@ -435,7 +435,7 @@ def test_what_ray_train_wraps_is_found() -> None:
 def test_a_task_does_not_count_what_it_holds_itself(ray_local: Any) -> None:
     """A run inside it would wait for that for ever."""
 
-    @ray_local.remote(num_cpus=2)
+    @ray_local.remote(num_cpus=2)  # type: ignore[untyped-decorator]
     def inside() -> tuple[int, int]:
         from ns_ray.compute.capacity import present
 

@@ -51,6 +51,14 @@ def test_label_select_train_evaluate(work: Path, tmp_path: Path) -> None:
     )  # fmt: skip
     assert f"{PILE} images" in text
     assert open_selection(str(selection)).kept == PILE
+    again = CliRunner().invoke(
+        app,
+        ["select", "--labels", str(labels), "--out", str(selection), "--json",
+         "--set", "select.threshold=0.0", "--set", "select.per_class=null"],
+    )  # fmt: skip
+    found = json.loads(again.stdout)
+    assert (found["path"], found["kept"]) == (str(selection), PILE)
+    assert sum(row["kept"] for row in found["table"]) == PILE
     call(
         "train", "--config", work / "run.yaml", "--selection", selection, "--out", student,
         "--set", "train.epochs=1",

@@ -70,7 +70,7 @@ def ablate(
 
 
 def _publish(name: str, grid: Grid, measured: Sequence[Measured], out: str) -> None:
-    log.console.print(tables.screen(name, grid, measured))
+    log.tabulate(tables.screen(name, grid, measured))
     files = {
         "md": tables.markdown(name, grid, measured).encode(),
         "csv": tables.as_csv(measured).encode(),

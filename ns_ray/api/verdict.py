@@ -7,7 +7,7 @@ from rich import box
 from rich.table import Table
 
 from ns_ray import store
-from ns_ray.log import console, say
+from ns_ray.log import say, tabulate
 from ns_ray.store import CONTROL, RunLayout, arm_name
 
 
@@ -52,7 +52,7 @@ def table(result: Mapping[str, Any]) -> Table:
 
 def show(result: Mapping[str, Any], layout: RunLayout) -> None:
     """The verdict on one screen."""
-    console.print(table(result))
+    tabulate(table(result))
     refit = result.get("refit")
     more = f", made once more with all {refit['labeled']:,} labels" if refit else ""
     say(f"best: generation {result['best_generation']}{more}; model: {layout.model}")

@@ -5,8 +5,9 @@ there is now, and an exit code. Knows nothing about the method, nor about what g
 catches that, for all commands.
 """
 
+import sys
 from collections.abc import Callable
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -49,8 +50,11 @@ GROUPS: dict[str, tuple[Callable[..., int | None], ...]] = {
 }
 """The commands of `ns-ray`, in the order of its help."""
 
-app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
-run_app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+MARKUP: Literal["rich"] | None = "rich" if sys.stdout.isatty() and sys.stderr.isatty() else None
+"""Boxes and colors of help and usage errors are for terminals: elsewhere they are plain text."""
+
+app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=MARKUP)
+run_app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=MARKUP)
 """`python -m ns_ray.run`, which is `ns-ray run`."""
 
 for panel, commands in GROUPS.items():

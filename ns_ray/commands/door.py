@@ -1,10 +1,12 @@
 """What goes wrong in a command: one line, and an exit code. All commands go through here."""
 
+import os
 import platform
+import select
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import partial, wraps
 from typing import ParamSpec
@@ -18,6 +20,8 @@ from ns_ray.api import mended
 from ns_ray.errors import ConfigError, FaultError, NsRayError, first_line
 
 INTERRUPTED = 130
+READER_LEFT = 141
+"""What a shell says of a program that a closed pipe has ended: 128 and the number of SIGPIPE."""
 
 console = Console(stderr=True, highlight=False, markup=False, emoji=False, soft_wrap=True)
 """What goes wrong is said on standard error: standard output may go to another program."""
@@ -31,19 +35,43 @@ def door(command: Callable[P, int | None]) -> Callable[P, None]:
     @wraps(command)
     def opened(*args: P.args, **options: P.kwargs) -> None:
         try:
-            with faults_go_to(None):
-                code = mended(partial(command, *args, **options), options.get("out")) or 0
-        except NsRayError as error:
-            if options.get("debug"):
-                traceback.print_exception(error)
-            console.print(Text.assemble(("error:", "red"), f" {error}"))
-            code = error.exit_code
-        except KeyboardInterrupt:
-            console.print("interrupted; the same command continues")
-            code = INTERRUPTED
+            code = _ended(partial(command, *args, **options), options)
+            sys.stdout.flush()
+        except BrokenPipeError:
+            if not _reader_left():
+                raise
+            code = READER_LEFT
         raise typer.Exit(code)
 
     return opened
+
+
+def _ended(work: Callable[[], int | None], options: Mapping[str, object]) -> int:
+    """The exit code of a command; its error is said."""
+    try:
+        with faults_go_to(None):
+            return mended(work, options.get("out")) or 0
+    except NsRayError as error:
+        if options.get("debug"):
+            traceback.print_exception(error)
+        console.print(Text.assemble(("error:", "red"), f" {error}"))
+        return error.exit_code
+    except KeyboardInterrupt:
+        console.print("interrupted; the same command continues")
+        return INTERRUPTED
+
+
+def _reader_left() -> bool:
+    """Whether nobody reads what is printed, as after `| head -1`. What is still to be written goes
+    nowhere then: Python would complain of it at its end."""
+    gone = []
+    for stream in (sys.stdout, sys.stderr):
+        poll = select.poll()
+        poll.register(stream.fileno(), 0)
+        gone += [stream.fileno() for _, event in poll.poll(0) if event & select.POLLERR]
+    for number in gone:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), number)
+    return bool(gone)
 
 
 @contextmanager

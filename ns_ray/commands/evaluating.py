@@ -11,7 +11,8 @@ from rich.table import Table
 
 from ns_ray import store
 from ns_ray.api import owning, ready_to_infer
-from ns_ray.commands.options import Data, Debug, Out, set_of
+from ns_ray.commands.completing import bundles
+from ns_ray.commands.options import Data, Debug, Json, Out, set_of
 from ns_ray.compute import Pool
 from ns_ray.config import (
     DataConfig,
@@ -22,7 +23,7 @@ from ns_ray.config import (
     parse_sections,
 )
 from ns_ray.errors import DataError
-from ns_ray.log import console, say
+from ns_ray.log import aside, print_json, say, tabulate
 from ns_ray.store import Bundle, Corpus, open_bundle
 
 PARTS = ("model", "bundle")
@@ -46,12 +47,14 @@ def evaluate(
         typer.Option(
             help="A run folder, a bundle, or a timm local-dir. Given several times, the models are "
             "scored beside each other, and each is compared with the first.",
+            autocompletion=bundles,
             show_default=False,
         ),
     ],
     data: Data,
     out: Out,
     set_: Annotated[list[str] | None, set_of(EvaluateSettings)] = None,
+    json: Json = False,
     debug: Debug = False,
 ) -> None:
     """Score a model on labeled images. The scores are in evaluation.json of the result; those of
@@ -62,21 +65,50 @@ def evaluate(
     names = names_of(bundle) if len(models) > 1 else [models[0].path]
     folders = [store.join(place, name) for name in names] if len(models) > 1 else [place]
     robustness = settings.evaluate.robustness is not None
-    with owning(place, "evaluation.json" if len(models) == 1 else "report.html"):
-        with ready_to_infer(
-            settings.data, settings.resources, place, labeled=True, ray=robustness
-        ) as (corpus, pool):
-            scores = _scores(settings, models, names, corpus, pool, place, folders)
-        for folder, found in zip(folders, scores, strict=True):
-            store.write_json(store.join(folder, "evaluation.json"), found)
+    with aside(json):
+        with owning(place, "evaluation.json" if len(models) == 1 else "report.html"):
+            with ready_to_infer(
+                settings.data, settings.resources, place, labeled=True, ray=robustness
+            ) as (corpus, pool):
+                scores = _scores(settings, models, names, corpus, pool, place, folders)
+            for folder, found in zip(folders, scores, strict=True):
+                store.write_json(store.join(folder, "evaluation.json"), found)
+        _say(names, models, scores, data, place)
+    if json:
+        print_json({"models": _as_json(names_of(bundle), models, scores)})
+
+
+def _say(
+    names: Sequence[str],
+    models: Sequence[Bundle],
+    scores: Sequence[Mapping[str, Any]],
+    data: str,
+    place: str,
+) -> None:
     if len(models) == 1:
         say(f"{place}: top-1 {scores[0]['top1']:.4f} on {scores[0]['rows']:,} images")
         return
-    console.print(_table(names, models, scores))
+    tabulate(_table(names, models, scores))
     from ns_ray import report
 
     page = store.join(place, "report.html")
     say(f"report: {report.beside(names, models, scores, data=data, out=page)}")
+
+
+def _as_json(
+    names: Sequence[str], models: Sequence[Bundle], scores: Sequence[Mapping[str, Any]]
+) -> list[dict[str, Any]]:
+    """The models as plain values; `scores` is what evaluation.json has."""
+    return [
+        {
+            "name": name,
+            "path": model.path,
+            "architecture": model.architecture,
+            "parameters": model.parameters or None,
+            "scores": found,
+        }
+        for name, model, found in zip(names, models, scores, strict=True)
+    ]
 
 
 def _know_the_same(models: Sequence[Bundle]) -> None:

@@ -6,10 +6,10 @@ from typing import Annotated
 import typer
 
 from ns_ray import store
-from ns_ray.commands.options import Budget, Config, Debug, Recipe, Set
+from ns_ray.commands.options import Budget, Config, Debug, Json, Recipe, Set
 from ns_ray.config import RunConfig, load_either, parse
 from ns_ray.errors import ConfigError
-from ns_ray.log import console, say
+from ns_ray.log import aside, print_json, say, tabulate
 from ns_ray.store import RunLayout
 
 
@@ -48,26 +48,34 @@ def init(
     parts = parts_in(folder, Parts(folder, pile, validation, test))
     text, made = propose(run_name(folder), parts, machine(), budget)
     store.write_bytes(store.absolute(out), text.encode())
-    console.print(plan_table(made))
+    tabulate(plan_table(made))
     for line in plan_lines(made):
         say(line)
     say(f"\n{text}\n{out} is written; start it: python -m ns_ray.run --config {out}")
 
 
 def check(
-    config: Config = None, recipe: Recipe = None, set_: Set = None, debug: Debug = False
+    config: Config = None,
+    recipe: Recipe = None,
+    set_: Set = None,
+    json: Json = False,
+    debug: Debug = False,
 ) -> int:
     """Try settings, images, models, machine and storage of a run, without starting it."""
     settings = load_either(config, recipe, set_)
     from ns_ray.compute import keep_memory, machine
 
     keep_memory()
-    from ns_ray.planning import check_run, findings_table
+    from ns_ray.planning import check_run, findings_json, findings_table
 
-    found = check_run(settings, machine())
-    console.print(findings_table(found))
+    with aside(json):
+        found = check_run(settings, machine())
     errors = [finding.error for finding in found if finding.error]
-    say(f"{len(errors)} of {len(found)} failed" if errors else "a run can start")
+    if json:
+        print_json(findings_json(found))
+    else:
+        tabulate(findings_table(found))
+        say(f"{len(errors)} of {len(found)} failed" if errors else "a run can start")
     return errors[0].exit_code if errors else 0
 
 
@@ -82,6 +90,7 @@ def plan(
     classes: Annotated[int, typer.Option(help="Classes, with --images.")] = 1000,
     measure: Annotated[bool, typer.Option(help="Time a few steps on this machine.")] = True,
     set_: Set = None,
+    json: Json = False,
     debug: Debug = False,
 ) -> None:
     """Say how many images, steps, bytes and hours each stage of a run will take, and what of the
@@ -95,25 +104,30 @@ def plan(
         Counts,
         image_bytes,
         make_plan,
+        plan_json,
         plan_lines,
         plan_table,
         sampled,
     )
 
-    if images is None:
-        found = list_all(settings.data, seed=settings.seed)
-        made = make_plan(
-            settings,
-            Counts.of(found),
-            machine(),
-            measure=measure,
-            images=sampled(found.labeled, settings.seed) if measure else (),
-            image_bytes=image_bytes(found),
-        )
-    else:
-        counts = Counts(classes, images, pile, 0, 0)
-        made = make_plan(settings, counts, machine(), measure=measure)
-    console.print(plan_table(made))
+    with aside(json):
+        if images is None:
+            found = list_all(settings.data, seed=settings.seed)
+            made = make_plan(
+                settings,
+                Counts.of(found),
+                machine(),
+                measure=measure,
+                images=sampled(found.labeled, settings.seed) if measure else (),
+                image_bytes=image_bytes(found),
+            )
+        else:
+            counts = Counts(classes, images, pile, 0, 0)
+            made = make_plan(settings, counts, machine(), measure=measure)
+    if json:
+        print_json(plan_json(made))
+        return
+    tabulate(plan_table(made))
     for line in plan_lines(made):
         say(line)
 
@@ -129,17 +143,24 @@ def status(
         bool, typer.Option("--follow", help="Go on showing it until the run has ended.")
     ] = False,
     set_: Set = None,
+    json: Json = False,
     debug: Debug = False,
 ) -> None:
     """Say what of a run is done, in progress and missing."""
     from ns_ray import planning
 
+    if follow and json:
+        raise ConfigError("--follow and --json: give one of them")
     settings, layout = _run(run, config, recipe, set_)
     if follow:
         planning.follow(settings, layout)
         return
-    found = planning.run_status(settings, layout)
-    console.print(planning.status_table(found))
+    with aside(json):
+        found = planning.run_status(settings, layout)
+    if json:
+        print_json(planning.status_json(found))
+        return
+    tabulate(planning.status_table(found))
     say(found.verdict)
 
 

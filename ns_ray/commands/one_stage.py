@@ -7,7 +7,8 @@ import typer
 
 from ns_ray import store
 from ns_ray.api import LabelSettings, begun, label_images, listing_of, owning, packed, ray_running
-from ns_ray.commands.options import Data, Debug, Out, set_of
+from ns_ray.commands.completing import bundles
+from ns_ray.commands.options import Data, Debug, Json, Out, set_of
 from ns_ray.compute import done_here
 from ns_ray.config import (
     DataConfig,
@@ -16,7 +17,7 @@ from ns_ray.config import (
     Settings,
     parse_sections,
 )
-from ns_ray.log import say
+from ns_ray.log import aside, print_json, say
 from ns_ray.store import open_labels
 
 
@@ -56,6 +57,7 @@ def label(
         typer.Option(
             help="A run folder, a bundle, or a timm local-dir. Given several times, the models "
             "label together, by the mean of their probabilities.",
+            autocompletion=bundles,
             show_default=False,
         ),
     ],
@@ -74,6 +76,7 @@ def select(
     out: Out,
     seed: Annotated[int, typer.Option(help="Decides ties and copies.")] = 0,
     set_: Annotated[list[str] | None, set_of(SelectSettings)] = None,
+    json: Json = False,
     debug: Debug = False,
 ) -> None:
     """Choose which pseudo-labeled images train a student, and how many copies of each."""
@@ -84,6 +87,9 @@ def select(
 
     here = done_here(seconds(found))
     running = nullcontext() if here else ray_running(settings.resources, place, models=False)
-    with owning(place), running:
-        chosen = select_rows(settings.select, found, seed=seed, out=place)
-    say(f"{place}: {chosen.kept:,} images, {chosen.copies:,} with copies")
+    with aside(json):
+        with owning(place), running:
+            chosen = select_rows(settings.select, found, seed=seed, out=place)
+        say(f"{place}: {chosen.kept:,} images, {chosen.copies:,} with copies")
+    if json:
+        print_json({"path": place, **chosen.facts})

@@ -4,10 +4,16 @@ from typing import Annotated, Any
 
 import typer
 
+from ns_ray.commands.completing import bundles, recipes
 from ns_ray.config import Settings
 
 Bundle = Annotated[
-    str, typer.Option(help="A run folder, a bundle, or a timm local-dir.", show_default=False)
+    str,
+    typer.Option(
+        help="A run folder, a bundle, or a timm local-dir.",
+        autocompletion=bundles,
+        show_default=False,
+    ),
 ]
 Data = Annotated[
     str,
@@ -23,7 +29,11 @@ Config = Annotated[
 ]
 Recipe = Annotated[
     str | None,
-    typer.Option(help="A recipe of the package, such as digits.", show_default=False),
+    typer.Option(
+        help="A recipe of the package, such as digits.",
+        autocompletion=recipes,
+        show_default=False,
+    ),
 ]
 Set = Annotated[
     list[str] | None,
@@ -40,6 +50,12 @@ Budget = Annotated[
         metavar="TIME",
         help="Fit the run into this time, such as 30m or 2h; the same as --set budget=30m.",
         show_default=False,
+    ),
+]
+Json = Annotated[
+    bool,
+    typer.Option(
+        "--json", help="Print JSON (docs/shell.md), and all that is for people on standard error."
     ),
 ]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]

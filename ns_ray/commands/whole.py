@@ -9,10 +9,11 @@ import typer
 
 from ns_ray import __version__
 from ns_ray.api import execute
+from ns_ray.commands.completing import recipes
 from ns_ray.commands.door import faults_go_to
-from ns_ray.commands.options import Budget, Debug, Set
+from ns_ray.commands.options import Budget, Debug, Json, Set
 from ns_ray.config import load_either
-from ns_ray.log import say
+from ns_ray.log import aside, print_json, say
 from ns_ray.store import RunLayout
 
 NO_STUDENT = 5
@@ -24,6 +25,7 @@ def run(
         str | None,
         typer.Option(
             help=f"A recipe of the package; {DEFAULT_RECIPE} when nothing is given.",
+            autocompletion=recipes,
             show_default=False,
         ),
     ] = None,
@@ -36,6 +38,7 @@ def run(
         bool,
         typer.Option("--overwrite", help="Redo what other settings under the same name left."),
     ] = False,
+    json: Json = False,
     debug: Debug = False,
     version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
 ) -> int:
@@ -50,6 +53,8 @@ def run(
         recipe = DEFAULT_RECIPE
     fitted = [f"budget={budget}"] if budget is not None else []
     settings = load_either(config, recipe, [*(set_ or []), *fitted])
-    with faults_go_to(RunLayout.of(settings).root):
+    with faults_go_to(RunLayout.of(settings).root), aside(json):
         result = execute(settings, overwrite=overwrite)
+    if json:
+        print_json(result)
     return 0 if result["status"] == "done" else NO_STUDENT

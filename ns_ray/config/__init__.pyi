@@ -19,6 +19,7 @@ from .loading import load_recipe as load_recipe
 from .loading import parse as parse
 from .loading import parse_sections as parse_sections
 from .loading import read_yaml as read_yaml
+from .loading import recipe_names as recipe_names
 from .loading import recorded as recorded
 from .loading import without_effect_left_out as without_effect_left_out
 from .noise import NoiseConfig as NoiseConfig

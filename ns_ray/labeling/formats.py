@@ -14,7 +14,7 @@ from rich import box
 from rich.table import Table
 
 from ns_ray import store
-from ns_ray.log import console
+from ns_ray.log import plain, tabulate
 
 Format = Literal["table", "csv", "json", "parquet"]
 
@@ -84,11 +84,9 @@ def _write_table(rows: Iterable[dict[str, Any]], out: TextIO) -> None:
             f"{row['prob']:.4f}" if row["error"] is None else "",
         )
     if out is sys.stdout:
-        console.print(table)
-        return
-    from rich.console import Console
-
-    Console(file=out, width=120, markup=False, emoji=False).print(table)
+        tabulate(table)
+    else:
+        out.write(plain(table))
 
 
 def write_parquet(rows: Iterable[dict[str, Any]], out: str) -> None:

@@ -1,6 +1,7 @@
 from .budget import fit_budget as fit_budget
 from .check import check_run as check_run
 from .costs import Counts as Counts
+from .findings import findings_json as findings_json
 from .findings import findings_table as findings_table
 from .following import follow as follow
 from .forecast import forecast_run as forecast_run
@@ -9,6 +10,7 @@ from .images import sampled as sampled
 from .models import check_models as check_models
 from .models import smaller_students as smaller_students
 from .plan import make_plan as make_plan
+from .plan import plan_json as plan_json
 from .plan import plan_lines as plan_lines
 from .plan import plan_table as plan_table
 from .proposal import Parts as Parts
@@ -17,4 +19,5 @@ from .proposal import propose as propose
 from .proposal import run_name as run_name
 from .shared import check_shared as check_shared
 from .status import run_status as run_status
+from .status import status_json as status_json
 from .status import status_table as status_table

@@ -1,7 +1,8 @@
-"""What checks found, on one screen."""
+"""What checks found, on one screen and as JSON."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from rich import box
 from rich.table import Table
@@ -24,11 +25,12 @@ class Finding:
     unusual: bool = False
 
     @property
-    def state(self) -> Text:
+    def state(self) -> str:
         """In a word."""
-        if self.error:
-            return Text("failed", "red")
-        return Text("note", "yellow") if self.unusual else Text("ok", "green")
+        return "failed" if self.error else "note" if self.unusual else "ok"
+
+
+COLORS = {"failed": "red", "note": "yellow", "ok": "green"}
 
 
 def tried(name: str, work: Callable[[], Iterator[Finding]]) -> Iterator[Finding]:
@@ -46,5 +48,21 @@ def findings_table(found: list[Finding]) -> Table:
     made.add_column("state")
     made.add_column("detail", overflow="fold")
     for finding in found:
-        made.add_row(finding.name, finding.state, finding.detail)
+        made.add_row(finding.name, Text(finding.state, COLORS[finding.state]), finding.detail)
     return made
+
+
+def findings_json(found: list[Finding]) -> dict[str, Any]:
+    """The findings as plain values; `exit_code` is what a run would end with, or null."""
+    return {
+        "can_start": not any(finding.error for finding in found),
+        "findings": [
+            {
+                "name": finding.name,
+                "state": finding.state,
+                "detail": finding.detail,
+                "exit_code": finding.error.exit_code if finding.error else None,
+            }
+            for finding in found
+        ],
+    }

@@ -1,7 +1,8 @@
 """The plan of a run, before it costs anything: all of its stages on one screen."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from rich import box
@@ -175,3 +176,46 @@ def plan_lines(plan: Plan) -> list[str]:
         times,
         *plan.notes,
     ]
+
+
+def plan_json(plan: Plan) -> dict[str, Any]:
+    """The plan as plain values: seconds, bytes, hours and counts; null where nothing was measured
+    or nothing is trained. What was not measured is not in the total."""
+    workers, pool = plan.workers, plan.pool
+    needed = total(plan.stages, workers, pool)
+    return {
+        "name": plan.name,
+        "images": asdict(plan.counts),
+        "machine": {"cpus": plan.machine.cpus, "gpus": plan.machine.gpus},
+        "workers": {"count": workers.count, "cpus": workers.cpus, "gpus": workers.gpus},
+        "stages": [_stage_json(stage, plan) for stage in plan.stages],
+        "total": {
+            "seconds": needed.seconds,
+            "cpu_hours": needed.cpus,
+            "gpu_hours": needed.gpus,
+            "disk_bytes": plan.disk,
+            "disk_has_images": plan.images_known,
+            "money": needed.money(plan.prices),
+            "currency": plan.prices.currency,
+        },
+        "notes": list(plan.notes),
+    }
+
+
+def _stage_json(stage: Stage, plan: Plan) -> dict[str, Any]:
+    cost = stage.cost
+    return {
+        "id": stage.id,
+        "kind": stage.kind,
+        "name": stage.name,
+        "model": stage.model,
+        "image_size": stage.size,
+        "images": stage.images,
+        "steps": stage.steps,
+        "parameters": cost.parameters if cost else None,
+        "flops": cost.flops if cost else None,
+        "batch": cost.rows if cost else None,
+        "memory_bytes": cost.bytes(plan.workers.gpus > 0) if cost else None,
+        "images_per_second": stage.rate,
+        "seconds": stage_seconds(stage, plan.workers, plan.pool),
+    }

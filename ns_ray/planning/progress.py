@@ -1,7 +1,7 @@
 """How far each step of a run is, from the files that it leaves."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from ns_ray import store
@@ -22,10 +22,12 @@ class Line:
     Attributes:
         name: as the run's progress lines have it.
         state: whether it is there.
-        detail: counts, or how far it is.
+        detail: counts, or how far it is, in words.
         seconds: that it took; None where nothing says.
         finished: when, in UTC; empty where nothing says.
         id: of the step that makes it; see steps.py.
+        counts: those in the words: images, rejected, kept, parameters, shards or step, and
+            shards_of or steps, which are how many there will be.
     """
 
     name: str
@@ -33,6 +35,7 @@ class Line:
     detail: str = ""
     seconds: float | None = None
     finished: str = ""
+    counts: Mapping[str, int] = field(default_factory=dict)
     id: str = ""
 
 
@@ -77,12 +80,12 @@ class Look:
                 return self._labels(step)
             case Select():
                 done = store.published(step.out)
-                kept = "" if done is None else _count(done, "kept", "images kept")
-                return _published(step.title, step.out, kept)
+                kept = {} if done is None else _count(done, "kept")
+                return _published(step.title, step.out, _words(kept, "images kept"), kept)
             case Score():
                 return self._shards(step.title, step.out, self._open(step.split))
             case _:
-                return _published(step.title, step.out, "")
+                return _published(step.title, step.out)
 
     def _open(self, split: Split) -> Corpus | None:
         try:
@@ -95,10 +98,12 @@ class Look:
         if corpus is None:
             files = len(store.list_files(step.out, recursive=True))
             state: State = "in progress" if files else "missing"
-            return Line(step.title, state, f"{files:,} files" if files else "")
+            words = f"{files:,} files" if files else ""
+            return Line(step.title, state, words, counts={"files": files})
         rejected = sum(corpus.rejected.values())
         detail = f"{corpus.rows:,} images" + (f", {rejected:,} rejected" if rejected else "")
-        return _published(step.title, corpus.path, detail)
+        counts = {"images": corpus.rows, "rejected": rejected}
+        return _published(step.title, corpus.path, detail, counts)
 
     def _labels(self, step: Label) -> Line:
         """The labels that the student has been taught: those of an earlier step where its teacher
@@ -118,20 +123,24 @@ class Look:
     def _shards(self, title: str, place: str, corpus: Corpus | None) -> Line:
         """A job that writes a file per shard."""
         if store.published(place) is not None:
-            return _published(title, place, f"{corpus.rows:,} images" if corpus else "")
+            images = {"images": corpus.rows} if corpus else {}
+            return _published(title, place, _words(images, "images"), images)
         names = [n for n in store.list_files(place) if n.endswith(".parquet")]
         done = len([n for n in names if not n.startswith(REJECTED_PREFIX)])
         of = f" of {len(corpus.shards):,}" if corpus else ""
-        return _unfinished(title, place, f"{done:,}{of} shards")
+        counts = {"shards": done, **({"shards_of": len(corpus.shards)} if corpus else {})}
+        return _unfinished(title, place, f"{done:,}{of} shards", counts)
 
     def _training(self, step: Train) -> Line:
         done = store.published(step.out)
         if done is not None:
-            return _published(step.title, step.out, _count(done, "parameters", "parameters"))
+            size = _count(done, "parameters")
+            return _published(step.title, step.out, _words(size, "parameters"), size)
         told = self._told.get(step.id, 0)
-        corpus, of = self._open("labeled"), ""
+        corpus, of, counts = self._open("labeled"), "", {"step": told}
         if corpus is not None and not step.all_labels:
-            of = f" of {sum(total_steps(part.train, corpus.rows) for part in step.parts):,}"
+            counts["steps"] = sum(total_steps(part.train, corpus.rows) for part in step.parts)
+            of = f" of {counts['steps']:,}"
         saved = [
             name
             for name in store.list_files(step.checkpoints, recursive=True)
@@ -139,24 +148,34 @@ class Look:
         ]
         words = f"step {told:,}{of}" + (", checkpoint saved" if saved else "")
         if told or saved:
-            return Line(step.title, "in progress", words)
+            return Line(step.title, "in progress", words, counts=counts)
         return Line(step.title, "missing")
 
 
-def _published(title: str, place: str, detail: str) -> Line:
+def _published(
+    title: str, place: str, detail: str = "", counts: Mapping[str, int] | None = None
+) -> Line:
     """A folder that has its `_DONE.json`, or hasn't."""
     done = store.published(place)
     if done is None:
-        return _unfinished(title, place, "")
-    return Line(title, "done", detail, done.seconds, done.finished)
+        return _unfinished(title, place)
+    return Line(title, "done", detail, done.seconds, done.finished, counts or {})
 
 
-def _count(done: store.Done, name: str, of: str) -> str:
-    """A count among the facts of a stage, for people; empty where it isn't there."""
+def _count(done: store.Done, name: str) -> dict[str, int]:
+    """A count among the facts of a stage; empty where it isn't there."""
     count = done.facts.get(name)
-    return f"{count:,} {of}" if isinstance(count, int) else ""
+    return {name: count} if isinstance(count, int) else {}
 
 
-def _unfinished(title: str, place: str, detail: str) -> Line:
-    begun = bool(store.list_files(place, recursive=True))
-    return Line(title, "in progress", detail) if begun else Line(title, "missing")
+def _words(counts: Mapping[str, int], of: str) -> str:
+    """A count for people."""
+    return "".join(f"{count:,} {of}" for count in counts.values())
+
+
+def _unfinished(
+    title: str, place: str, detail: str = "", counts: Mapping[str, int] | None = None
+) -> Line:
+    if not store.list_files(place, recursive=True):
+        return Line(title, "missing")
+    return Line(title, "in progress", detail, counts=counts or {})

@@ -4,7 +4,8 @@ Works while the run does, and after it was killed; reads a few small files.
 """
 
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from rich import box
 from rich.table import Table
@@ -105,3 +106,12 @@ def status_table(found: Status, rows: int | None = None) -> Table:
     if last < len(lines):
         made.add_row(f"{len(lines) - last} more")
     return made
+
+
+def status_json(found: Status) -> dict[str, Any]:
+    """The status as plain values."""
+    return {
+        "root": found.root,
+        "verdict": found.verdict,
+        "stages": [asdict(line) for line in found.lines],
+    }

@@ -42,7 +42,7 @@ def _cells(row: dict[str, Any]) -> list[str]:
 def say(selection: Selection) -> None:
     """Print the table, and a line below it."""
     facts = selection.facts
-    log.console.print(selection_table(selection))
+    log.tabulate(selection_table(selection))
     balance = f"{facts['per_class']:,} per class" if facts["per_class"] else "not balanced"
     if "precision" in facts:
         log.say(_thresholds(facts))
