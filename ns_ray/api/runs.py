@@ -1,12 +1,9 @@
 """`ns_ray.self_train`: a whole run from Python."""
 
-import io
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
-
-from rich.console import Console
 
 from ns_ray.api.models import Model, load
 from ns_ray.api.preparing import signals_kept
@@ -14,7 +11,7 @@ from ns_ray.api.verdict import table
 from ns_ray.api.whole import execute
 from ns_ray.config import configured
 from ns_ray.errors import ConfigError
-from ns_ray.log import PLAIN_WIDTH
+from ns_ray.log import plain
 from ns_ray.store import RunLayout
 
 Source = str | os.PathLike[str]
@@ -45,9 +42,7 @@ class Run:
         return load(self.path)
 
     def __repr__(self) -> str:
-        text = io.StringIO()
-        Console(file=text, width=PLAIN_WIDTH, markup=False, emoji=False).print(table(self.result))
-        return f"Run({self.path!r})\n{text.getvalue().rstrip()}"
+        return f"Run({self.path!r})\n{plain(table(self.result)).rstrip()}"
 
     def _repr_html_(self) -> str:
         from ns_ray import report

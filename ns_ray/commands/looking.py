@@ -34,6 +34,7 @@ def init(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Write it also where there is one.")
     ] = False,
+    json: Json = False,
     debug: Debug = False,
 ) -> None:
     """Look at images, and write the settings of a run for them and for this machine."""
@@ -43,11 +44,23 @@ def init(
     from ns_ray.compute import keep_memory, machine
 
     keep_memory()
-    from ns_ray.planning import Parts, parts_in, plan_lines, plan_table, propose, run_name
+    from ns_ray.planning import (
+        Parts,
+        parts_in,
+        plan_json,
+        plan_lines,
+        plan_table,
+        propose,
+        run_name,
+    )
 
-    parts = parts_in(folder, Parts(folder, pile, validation, test))
-    text, made = propose(run_name(folder), parts, machine(), budget)
-    store.write_bytes(store.absolute(out), text.encode())
+    with aside(json):
+        parts = parts_in(folder, Parts(folder, pile, validation, test))
+        text, made = propose(run_name(folder), parts, machine(), budget)
+        store.write_bytes(store.absolute(out), text.encode())
+    if json:
+        print_json({"config": out, "plan": plan_json(made)})
+        return
     tabulate(plan_table(made))
     for line in plan_lines(made):
         say(line)
