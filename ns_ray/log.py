@@ -44,14 +44,11 @@ class _Console(Console):
         raise
 
 
-_PLAIN: dict[str, Any] = {
-    "highlight": False,
-    "markup": False,
-    "emoji": False,
-    "force_jupyter": False,  # lines of text in a notebook, too
-}
-console = _Console(**_PLAIN)
-if not console.is_terminal:
+_LINES: dict[str, Any] = {"highlight": False, "markup": False, "emoji": False}
+_PLAIN: dict[str, Any] = {**_LINES, "force_jupyter": False, "force_terminal": False}
+console = _Console(**_LINES)
+if console.is_jupyter or not console.is_terminal:
+    # In a notebook too, whose FORCE_COLOR would make it a terminal: rich makes a box of each line.
     console = _Console(**_PLAIN, width=PLAIN_WIDTH)
 
 
@@ -170,7 +167,7 @@ def plain(table: Table) -> str:
     apart, nothing cut."""
     table.box, table.pad_edge, table.padding = None, False, (0, 2, 0, 0)
     text = io.StringIO()
-    Console(file=text, width=PLAIN_WIDTH, markup=False, emoji=False, no_color=True).print(table)
+    Console(file=text, width=PLAIN_WIDTH, **_PLAIN).print(table)
     return "".join(f"{line.rstrip()}\n" for line in text.getvalue().splitlines())
 
 
