@@ -6,7 +6,8 @@
 #   make check    format, lint, types, architecture, packaging
 #   make coverage all tests, and the lines of ns_ray that they run
 #   make audit    known vulnerabilities of what is installed
-#   make bench    the short benchmarks      make schema  regenerate the configuration docs
+#   make bench    the short benchmarks      make schema  write the documents that follow from the source
+#   make site     the documents as pages, in build/site
 #
 # Another interpreter: make PYTHON=python3.12 demo
 # Another build of torch: make TORCH='torch torchvision' demo, with pip's own settings or variables.
@@ -24,7 +25,7 @@ NONE_CHOSEN := 5
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test trials coverage fast check audit bench schema clean
+.PHONY: help install demo test trials coverage fast check audit bench schema site clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -66,7 +67,8 @@ check: $(INSTALLED)
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m mypy
 	$(BIN)/python -m pytest -q tests/test_architecture.py tests/test_packaging.py \
-	  tests/test_schema_published.py
+	  tests/test_schema_published.py tests/test_documents.py
+	$(MAKE) --no-print-directory site
 
 # In an environment of its own, so that it does not judge itself. Exit code 1: something was found.
 AUDIT := build/audit
@@ -100,6 +102,11 @@ export SHORT_BENCHMARKS
 
 schema: $(INSTALLED)
 	$(BIN)/python docs/make_configuration.py
+	$(BIN)/python docs/make_commands.py
+	$(BIN)/python docs/make_messages.py
+
+site: $(INSTALLED)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict
 
 clean:
 	rm -rf build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
