@@ -166,6 +166,8 @@ def flat(text: str) -> str:
 def rendered() -> dict[Path, str]:
     """File -> what it must hold."""
     messages, words = collected(), yaml.safe_load(WORDS.read_text())
+    if new := {message.room for message in messages} - set(words["rooms"]):
+        raise ValueError(f"{WORDS.name}: no words about the rooms {sorted(new)}")
     if gone := missing(messages, words):
         raise ValueError(f"{WORDS.name}: no error says {gone}")
     return {PAGE: page(messages, words)}

@@ -158,7 +158,7 @@ def test_mentioned_commands_have_such_options(call: list[str], birds: Path) -> N
         ("python -m ns_ray.run --recipe digits --set train.epochs=many", "many"),
         ("python -m ns_ray.run --set refit=true control=false", "control"),
         ("ray job submit --working-dir . -- python -m ns_ray.run --confg run.yaml", "--confg"),
-        ("export A=1 && ns-ray status runs/birds | less", "runs/birds"),
+        ("export A=1 && ns-ray status runs/birds --folow | less", "--folow"),
     ],
 )
 def test_wrong_commands_are_found(line: str, says: str, birds: Path) -> None:
@@ -212,7 +212,7 @@ def test_nginx_would_take_the_file(block: Block, tmp_path: Path) -> None:
 
 
 def test_blocks_have_kinds_that_are_looked_at() -> None:
-    known = {"", "bash", "sh", "yaml", "python", "nginx", "html", "text"}
+    known = {"", "bash", "sh", "yaml", "python", "nginx", "html", "js", "text"}
     assert {b.kind for document in DOCUMENTS for b in blocks(document)} <= known
 
 
