@@ -12,7 +12,7 @@ set -euo pipefail
 
 PARTS=60m
 BOXES_OWN='^(torch|torchvision|triton|nvidia-.*|cuda-.*|ns[-_]ray|pip|setuptools|wheel)$'
-NOT_NEEDED='^(openvino.*|onnx.*|opencv-.*|llvmlite|numba|cleanlab|daft|playwright|axe-.*|litserve|mypy.*|ruff|hadolint.*|moto|boto.*|jsonschema[-_]rs|schemathesis|import-linter|deptry|efficientnet-lite[12].*|tensorboard.*|types-.*)$'
+NOT_NEEDED='^(openvino.*|onnx.*|opencv-.*|llvmlite|numba|cleanlab|daft|playwright|axe-.*|litserve|mypy.*|ruff|hadolint.*|moto|boto.*|jsonschema[-_]rs|schemathesis|mkdocs.*|mlflow.*|wandb|ipykernel|jupyter.*|nbconvert|debugpy|datamodel-code-generator|import-linter|deptry|efficientnet-lite[12].*|tensorboard.*|types-.*)$'
 
 pack() {
   local folder=$1 version=${2:-3.12} python=${PYTHON:-python}
