@@ -88,6 +88,8 @@ def test_images_of_no_class_are_counted_before_a_run(bundle: str, tmp_path: Path
     assert "foreign note " in said
     assert "of 80 images of the pile look like none of the classes" in said
     assert "see select.max_foreign" in said
+    started = {"teacher": {**MODEL, "pretrained": bundle}}  # the same weights, as a start
+    assert "foreign note " in check(tmp_path, source | started)
     few = check(tmp_path, source | teacher | {"data.validation_size": 10})
     assert "not known: fewer than 20 validation images" in few
     assert "its weights are random now" in check(tmp_path, source)

@@ -1,3 +1,4 @@
+from .bundle import build_started as build_started
 from .bundle import class_map as class_map
 from .bundle import fetch as fetch
 from .bundle import load as load

@@ -189,6 +189,19 @@ def preprocessing(model: nn.Module) -> Preprocess:
     return spec
 
 
+def build_started(config: ModelConfig, classes: int) -> nn.Module:
+    """A model with the weights that it starts from, also where these are in a folder.
+
+    Raises:
+        ConfigError: it cannot be built, or the weights are not there or don't fit.
+    """
+    if config.start_folder is None:
+        return build(config, classes)
+    model = build(config.model_copy(update={"pretrained": None}), classes)
+    load_weights(model, config.start_folder)
+    return model
+
+
 def load_weights(model: nn.Module, path: str) -> None:
     """Start from the weights of a bundle with the same architecture, position embeddings resampled
     where the image size differs; a classifier for another number of classes is left as it is.

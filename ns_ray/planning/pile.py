@@ -27,7 +27,14 @@ from ns_ray.data import (
 )
 from ns_ray.errors import ConfigError, ImageError
 from ns_ray.labeling import FEWEST, scale_of
-from ns_ray.model import Known, build, has_pooled_features, load, pooled_features, preprocessing
+from ns_ray.model import (
+    Known,
+    build_started,
+    has_pooled_features,
+    load,
+    pooled_features,
+    preprocessing,
+)
 from ns_ray.planning.findings import Finding
 from ns_ray.store import FOREIGN_LEVEL, open_bundle
 
@@ -148,7 +155,7 @@ def _network(teacher: ModelConfig, classes: int) -> tuple[torch.nn.Module, Prepr
     """
     if teacher.bundle is not None:
         return load(open_bundle(teacher.bundle))
-    model = build(teacher, classes).eval()
+    model = build_started(teacher, classes).eval()
     try:
         return model, preprocessing(model)
     except ValueError as error:

@@ -20,7 +20,7 @@ from sklearn.model_selection import StratifiedKFold, cross_val_predict
 from torch import nn
 
 from ns_ray.config import FEW_LABELS, ModelConfig
-from ns_ray.model import build
+from ns_ray.model import build_started
 from ns_ray.store import Corpus
 from ns_ray.training.forward import forward
 
@@ -167,7 +167,7 @@ def out_of_fold(model: ModelConfig, corpus: Corpus, device: str) -> Array | None
         linear layer on pooled features, or no class has two images.
     """
     place = torch.device(device)
-    built = build(model, len(corpus.classes)).to(place)
+    built = build_started(model, len(corpus.classes)).to(place)
     if not isinstance(built.get_classifier(), nn.Linear):  # type: ignore[operator]
         return None
     features, labels = _features(built, corpus, place)
