@@ -24,11 +24,12 @@ def run_page(run: Run) -> str:
     pile, labeled = gallery.of_run(run)
     corrupted, corrupted_thumbnails = damaged(run)
     left, left_thumbnails = copies(run)
+    come = None if run.ended else coming(run)
     return render(
         "report.html",
         run=run,
-        finished=finished(run),
-        coming=None if run.ended else coming(run),
+        finished=finished(run) if come is None else come["at"],
+        coming=come,
         sentences=[findings.asked(run), findings.outcome(run), *findings.warnings(run)],
         tiles=tiles(run),
         models=[*(model_row(run, model) for model in run.models), *refit_rows(run)],
