@@ -11,7 +11,7 @@ import nbformat
 from nbclient import NotebookClient
 
 NOTEBOOK = Path(__file__).resolve().parent / "tutorial.ipynb"
-SECONDS = 1500
+SECONDS = 500
 """What a cell may take."""
 
 
@@ -19,7 +19,13 @@ def executed(folder: str) -> Any:
     """The notebook, run in a folder, whose name is left out of what came out."""
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     resources = {"metadata": {"path": folder}}
-    NotebookClient(notebook, timeout=SECONDS, kernel_name="python3", resources=resources).execute()
+    NotebookClient(
+        notebook,
+        timeout=SECONDS,
+        kernel_name="python3",
+        coalesce_streams=True,
+        resources=resources,
+    ).execute()
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)  # when it was run, to the microsecond
     text = nbformat.writes(notebook).replace(f"{folder}/", "").replace(folder, ".")

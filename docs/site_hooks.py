@@ -14,6 +14,7 @@ from nbconvert import MarkdownExporter
 
 NOTEBOOK, PAGE = "tutorial.ipynb", "tutorial.md"
 DECISIONS = "decisions"
+FRAME = re.compile(r"(<style scoped>.*?</style>\s*)?<table [^>]*class=\"dataframe\">", re.DOTALL)
 LINK = re.compile(r"(?<!!)\[(?P<words>[^\]]*)\]\((?P<target>[^)#\s:]+)\)")
 
 
@@ -36,6 +37,7 @@ def _listed(nav: Any, docs: Path) -> Any:
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the page of the notebook."""
     text, _ = MarkdownExporter().from_filename(str(Path(config.docs_dir) / NOTEBOOK))
+    text = FRAME.sub("<table>", text)  # a table as all others
     files.append(File.generated(config, PAGE, content=text))
     return files
 
