@@ -105,8 +105,9 @@ schema: $(INSTALLED)
 	$(BIN)/python docs/make_commands.py
 	$(BIN)/python docs/make_messages.py
 
+# Not --quiet: that keeps warnings from counting.
 site: $(INSTALLED)
-	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 clean:
 	rm -rf build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis

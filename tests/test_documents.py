@@ -111,11 +111,14 @@ def understood(call: list[str], config: Path, *, whole: bool = True) -> None:
     """
     name, *words = call
     group: Any = typer.main.get_command(app)
+    if name.startswith("-"):
+        assert name in {option for param in group.params for option in param.opts}
+        return
     command = typer.main.get_command(run_app) if name == "run" else group.commands[name]
     try:
         command.make_context(name, list(words))
     except Exception as error:
-        if whole or type(error).__name__ != "MissingParameter":
+        if whole or type(error).__name__ not in ("MissingParameter", "BadOptionUsage"):
             raise
     changes = [after for word, after in pairwise(words) if word == "--set"]
     recipes = [after for word, after in pairwise(words) if word == "--recipe"]
