@@ -283,6 +283,7 @@ import ray
 from test_api import train
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # as a notebook has it
     folder = Path(sys.argv[1])
     here = lambda name: {"out": folder / "runs" / name}
     ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False)

@@ -302,6 +302,8 @@ def on_a_terminal(root: Path, rows: int) -> tuple[subprocess.Popen[bytes], list[
         stderr=theirs,
         env={**os.environ, "TERM": "xterm", "COLUMNS": "120", "LINES": str(rows)},
         start_new_session=True,
+        # As a terminal has it: a shell's background ignores it.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     os.close(theirs)
     shown: list[bytes] = []
