@@ -44,8 +44,9 @@ def bin_(tmp_path_factory: pytest.TempPathFactory) -> Path:
         capture_output=True,
     )
     (packed,) = work.glob("*.tar.gz")
+    safely = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}  # since 3.11.4
     with tarfile.open(packed) as archive:
-        archive.extractall(work / "unpacked", filter="data")
+        archive.extractall(work / "unpacked", **safely)  # type: ignore[arg-type]
     (unpacked,) = (work / "unpacked").iterdir()
     wheel = wheel_of(unpacked, work)
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", work / "venv"], check=True)
