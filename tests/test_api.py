@@ -28,9 +28,9 @@ def train(folder: Path, **changes: Any) -> ns_ray.Run:
     return ns_ray.self_train(
         folder / "labeled",
         [folder / "pile"],
-        test=str(folder / "test"),
-        teacher=RUN["teacher"],
         **{
+            "test": str(folder / "test"),
+            "teacher": RUN["teacher"],
             "out": folder / "runs" / "tiny",
             **SETTINGS,
             "data": RUN["data"],
@@ -281,18 +281,20 @@ import os, signal, sys, threading, time
 from pathlib import Path
 import ray
 from test_api import train
+from tiny import given_teacher
 
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.default_int_handler)  # as a notebook has it
     folder = Path(sys.argv[1])
-    here = lambda name: {"out": folder / "runs" / name}
+    teacher = Path(given_teacher(folder / "teacher"))
+    here = lambda name: {"out": folder / "runs" / name, "test": None}
     ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False)
-    assert train(folder, **here("notebook")).result["generations"]
+    assert train(folder, teacher=teacher, **here("notebook")).result["generations"]
     assert ray.is_initialized(), "what the user started is left running"
 
     @ray.remote(num_cpus=1)
     def task():
-        return train(folder, **here("task")).result["name"]
+        return train(folder, teacher=teacher, **here("task")).result["name"]
 
     assert ray.get(task.remote()) == "task"
     ray.shutdown()

@@ -15,7 +15,6 @@ import pyarrow as pa
 import pytest
 import torch
 from ray import cloudpickle
-from ray.experimental import internal_kv
 from tiny import COLORS, MODEL, flat_folder
 
 from ns_ray import log, store
@@ -196,7 +195,7 @@ def test_the_line_moves_inside_the_shards_of_actors(
     assert images[-1] == ROWS
     assert max(images) == ROWS
     assert labels.rows == ROWS - BROKEN
-    assert not internal_kv._internal_kv_list("ns-ray inside ")  # nothing is left there
+    assert not inside._store().internal_kv_keys(b"ns-ray inside ")  # nothing is left there
 
 
 def test_only_what_is_missing_is_labeled(

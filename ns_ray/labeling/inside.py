@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import cache
 from typing import Any
 from uuid import uuid4
 
@@ -61,7 +62,7 @@ class Notes:
             self._last = time.monotonic()
             self._key = self._key or self._prefix + uuid4().hex
             with suppress(Exception):
-                _store()._internal_kv_put(self._key, f"{images} {shard}", overwrite=True)
+                _store().internal_kv_put(self._key.encode(), f"{images} {shard}".encode(), True)
 
 
 @contextmanager
@@ -73,9 +74,9 @@ def noted(inside: Inside, actors: int) -> Iterator[Notes]:
     def watch() -> None:
         with suppress(Exception):  # a head that is gone, or a Ray without such a store
             while not over.wait(seconds):
-                for key in _store()._internal_kv_list(prefix):
+                for key in _store().internal_kv_keys(prefix.encode()):
                     images, _, shard = (
-                        (_store()._internal_kv_get(key) or b"").decode().partition(" ")
+                        (_store().internal_kv_get(key) or b"").decode().partition(" ")
                     )
                     if shard:
                         inside.tell(shard, int(images))
@@ -88,10 +89,18 @@ def noted(inside: Inside, actors: int) -> Iterator[Notes]:
         over.set()
         watcher.join(timeout=seconds)
         with suppress(Exception):
-            _store()._internal_kv_del(prefix, del_by_prefix=True)
+            _store().internal_kv_del(prefix.encode(), True)
 
 
 def _store() -> Any:
-    from ray.experimental import internal_kv
+    from ray.runtime_context import get_runtime_context
 
-    return internal_kv
+    return _client(get_runtime_context().gcs_address)
+
+
+@cache
+def _client(address: str) -> Any:
+    """Our own: closing one of several clusters takes that of the process away from the others."""
+    from ray._raylet import GcsClient  # type: ignore[attr-defined]
+
+    return GcsClient(address=address)
