@@ -55,8 +55,8 @@ def bin_(tmp_path_factory: pytest.TempPathFactory) -> Path:
     install = [*pip, "install", "-q", "--no-deps", "--no-index", str(wheel)]
     subprocess.run(install, env=alone(), check=True)
     (site,) = (work / "venv" / "lib").glob("python*/site-packages")
-    (site / "needed.pth").write_text(sysconfig.get_path("purelib") + "\n")
-    (site / "sitecustomize.py").write_text(WITHOUT)
+    (site / "needed.pth").write_text(sysconfig.get_path("purelib") + "\nimport not_installed\n")
+    (site / "not_installed.py").write_text(WITHOUT)
     return python.parent
 
 
@@ -105,7 +105,9 @@ def test_labeling_and_serving_do_without_what_trains(bin_: Path, tmp_path: Path)
     seen = call(bin_, tmp_path, "ns-ray", "predict", "--bundle", "bundle", "pile", **slim)
     assert seen.stdout.count("0003.png") == 1, seen.stderr
     assert len(served(bin_, tmp_path, "bundle", pile / "0000.png", **slim)) == 3
-    for command in (["evaluate", *model, "scores"], ["run", "--recipe", "digits"]):
+    labeled = folder_per_class(tmp_path / "labeled", 2)
+    scores = ["evaluate", "--bundle", "bundle", "--data", labeled, "--out", "scores"]
+    for command in (scores, ["run", "--recipe", "digits"]):
         refused = call(bin_, tmp_path, "ns-ray", *command, **slim)
         assert refused.returncode == 2, refused.stdout + refused.stderr
         assert refused.stderr.startswith("error: the Python module "), refused.stderr
