@@ -54,6 +54,7 @@ def test_a_folder_becomes_settings_with_their_reasons(
     assert len(text.splitlines()) <= 15
     assert "3 classes, 8 images of each to train on" in text
     assert "# 7 images" in text
+    assert "6 labeled images are held out to choose models; with so few, more labels" in text
     assert "# 6 images, scored once, at the end" in text
     made = load_config("run.yaml")
     assert made.name == "my-birds"
