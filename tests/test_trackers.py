@@ -16,14 +16,13 @@ from typing import Any
 import pytest
 from conftest import free_ports
 from reported import config, write_run
-from tiny import flat_folder, folder_per_class, write_config
+from tiny import flat_folder, folder_per_class, interrupted_at, write_config
 from typer.testing import CliRunner
 
 from ns_ray import store, trackers
 from ns_ray.commands import run_app
 from ns_ray.config import RunConfig, config_hash, dump
 from ns_ray.store import RunLayout
-from ns_ray.training.stage import fit
 
 
 @pytest.fixture(scope="module")
@@ -179,13 +178,7 @@ def test_a_run_that_goes_on_goes_on_at_its_trackers(
     }
     settings = str(write_config(tmp_path / "tiny.yaml", changes))
 
-    def interrupted(*arguments: Any, title: str, **asked: Any) -> Any:
-        if title == "gen-01 train":
-            raise KeyboardInterrupt
-        return fit(*arguments, title=title, **asked)
-
-    with monkeypatch.context() as patched:
-        patched.setattr("ns_ray.stages.fit", interrupted)
+    with interrupted_at("gen-01 train"):
         assert CliRunner().invoke(run_app, ["--config", settings]).exit_code == 130
 
     from mlflow import MlflowClient

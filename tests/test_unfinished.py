@@ -18,7 +18,7 @@ from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser
 from reported import VALIDATION, WRONG, answers, keys_of, scores, write_probs, write_run
 from test_selftrain import Fakes, run
-from tiny import flat_folder, folder_per_class, write_config
+from tiny import flat_folder, folder_per_class, interrupted_at, write_config
 from typer.testing import CliRunner
 
 from ns_ray import report, store
@@ -31,7 +31,6 @@ from ns_ray.report.words import DASH
 from ns_ray.stages import RayStages
 from ns_ray.store import PlannedStage, RunLayout
 from ns_ray.training import Limits
-from ns_ray.training.stage import fit
 
 STAGES = RayStages(
     pool=Pool(actors=1, cpus=1, gpus=0, in_process=True),
@@ -101,7 +100,7 @@ def test_the_driver_tells_what_it_knows_after_each_model(tmp_path: Path) -> None
 
 @pytest.mark.slow
 def test_a_run_that_is_interrupted_leaves_a_report_and_goes_on(
-    tmp_path: Path, without_ray: None, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, without_ray: None
 ) -> None:
     folder_per_class(tmp_path / "labeled", 12)
     flat_folder(tmp_path / "pile", 40, start=500)
@@ -115,13 +114,7 @@ def test_a_run_that_is_interrupted_leaves_a_report_and_goes_on(
     }
     settings = str(write_config(tmp_path / "tiny.yaml", changes))
 
-    def interrupted(*_: Any, title: str, **asked: Any) -> Any:
-        if title == "gen-01 train":
-            raise KeyboardInterrupt
-        return fit(*_, title=title, **asked)
-
-    with monkeypatch.context() as patched:
-        patched.setattr("ns_ray.stages.fit", interrupted)
+    with interrupted_at("gen-01 train"):
         assert CliRunner().invoke(run_app, ["--config", settings]).exit_code == 130
     root = tmp_path / "runs" / "tiny"
     first = text_of(root)

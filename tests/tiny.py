@@ -5,10 +5,11 @@ import copy
 import os
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import yaml
@@ -166,6 +167,21 @@ def whole_run(folder: Path) -> Whole:
     process = start(["-m", "ns_ray.run"], config)
     reasons = {name: reason for name, (_, reason) in bad.items()}
     return Whole(config, folder / "runs" / "tiny", process, good, reasons)
+
+
+@contextlib.contextmanager
+def interrupted_at(title: str) -> Iterator[None]:
+    """Inside, a run in this process gets Ctrl-C where the training of this title would begin."""
+    from ns_ray.training import fit
+
+    def interrupted(*arguments: Any, title: str, **asked: Any) -> Any:
+        if title == stop:
+            raise KeyboardInterrupt
+        return fit(*arguments, title=title, **asked)
+
+    stop = title
+    with mock.patch("ns_ray.stages.fit", interrupted):
+        yield
 
 
 def processes(name: str) -> list[Any]:
