@@ -33,6 +33,7 @@ from typing import Any
 import label_rivals
 import numpy as np
 from machine import forward_rates, machine, record
+from memory import cells, watched
 
 
 def plain(bundle: str, folder: str, images: int, rounds: int) -> dict[str, Any]:
@@ -174,14 +175,24 @@ def agreement(bundle: str, folder: str) -> dict[str, Any]:
 
 def apart(side: str, *arguments: str) -> dict[str, Any]:
     """The result of one side, in a process of its own, with the allocator as it comes (ns_ray sets
-    its own: that is part of what is measured)."""
+    its own: that is part of what is measured); `memory` are its peaks."""
     command = [sys.executable, "-W", "ignore", __file__, "--side", side, *arguments]
     environ = {k: v for k, v in os.environ.items() if not k.startswith("MALLOC_")}
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environ)
-    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return result
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environ)
+    with watched(process.pid) as peaks:
+        said, _ = process.communicate()
+    if process.returncode:
+        raise subprocess.CalledProcessError(process.returncode, command)
+    result: dict[str, Any] = json.loads(said.splitlines()[-1])
+    return {**result, "memory": peaks}
 
 
+def highest(runs: list[dict[str, Any]]) -> str:
+    """The memory of the run that took most."""
+    return cells(max((run["memory"] for run in runs), key=lambda peaks: float(peaks["all"])))
+
+
+RATES = ("decode", "forward")
 RIVALS = {"timm": "timm's inference script", "ray_data": "Ray Data", "daft": "Daft"}
 
 
@@ -237,34 +248,38 @@ def main() -> None:
             before = apart("limit", bundle, folder, precision, rounds)
             found[precision] = apart("ours", bundle, corpus, precision)
             after = apart("limit", bundle, folder, precision, rounds)
-            limits[precision] = {k: statistics.median(before[k] + after[k]) for k in before}
+            limits[precision] = {k: statistics.median(before[k] + after[k]) for k in RATES}
         agree = apart("agreement", bundle, folder)
 
     rates = [rate for loop in loops for rate in loop["rates"]]
     base = statistics.median(rates)
     used = " or ".join(sorted({loop["precision"] for loop in loops}))
     print(f"\nMachine: {machine()}; {args.model}, {args.images:,} JPEGs of about 500 x 375\n")
-    print("| | images/s | against plain | against the limit |\n|---|---:|---:|---:|")
+    print("| | images/s | against plain | against the limit | memory, MiB |")
+    print("|---|---:|---:|---:|---:|")
     spread = f"{min(rates):.0f} to {max(rates):.0f}"
-    print(f"| plain: timm + DataLoader, {used}, channels_last ({spread}) | {base:.0f} | 1.0 | |")
+    title = f"plain: timm + DataLoader, {used}, channels_last ({spread})"
+    print(f"| {title} | {base:.0f} | 1.0 | | {highest(loops)} |")
     for rival, runs in rivals.items():
         each = [side["rate"] for side in runs]
         middle, start = statistics.mean(each), statistics.mean(side["start"] for side in runs)
         spread = f"{min(each):.0f} to {max(each):.0f}; {start:.0f} s to its first batch"
-        print(f"| {RIVALS[rival]} ({spread}) | {middle:.0f} | {middle / base:.1f} | |")
+        title = f"{RIVALS[rival]} ({spread})"
+        print(f"| {title} | {middle:.0f} | {middle / base:.1f} | | {highest(runs)} |")
     ratios: dict[str, float] = {}
     for precision, facts in found.items():
         both = limits[precision]
         top = 1 / (1 / both["forward"] + 1 / both["decode"])
         steady = facts["steady_images_per_second"]
         name = f"{facts['engine']['runtime']} {facts['engine']['precision']}"
-        print(f"| ours, {name} | {steady:.0f} | {steady / base:.1f} | {steady / top:.2f} |")
+        rate = f"{steady:.0f} | {steady / base:.1f} | {steady / top:.2f}"
+        print(f"| ours, {name} | {rate} | {highest([facts])} |")
         of = {"the limit": top, "a timm loop": base}
         of |= {RIVALS[n]: statistics.mean(side["rate"] for side in r) for n, r in rivals.items()}
         ratios |= {f"labeling {name}, of {side}": steady / rate for side, rate in of.items()}
         print(
             f"| limit, {name}: forward {both['forward']:.0f}, decode {both['decode']:.0f} "
-            f"| {top:.0f} | {top / base:.1f} | 1.00 |"
+            f"| {top:.0f} | {top / base:.1f} | 1.00 | |"
         )
     if args.record:
         record(f"label_speed --model {args.model} --images {args.images}", ratios)

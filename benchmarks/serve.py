@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from machine import machine
+from memory import cells, watched
 
 HERE = Path(__file__).resolve().parent
 CONNECTIONS = (1, 8, 32)
@@ -131,7 +132,9 @@ def measure(command: list[str], url: str, ready: str, script: str, seconds: int)
                 print(log.read().decode()[-3000:], file=sys.stderr)
                 raise
             wrk(url, script, 8, 2)
-            return {str(c): wrk(url, script, c, seconds) for c in CONNECTIONS}
+            with watched(process.pid) as peaks:
+                rates = {str(c): wrk(url, script, c, seconds) for c in CONNECTIONS}
+            return {**rates, "memory": peaks}
         finally:
             os.killpg(process.pid, signal.SIGTERM)
             try:
@@ -218,12 +221,14 @@ def main() -> None:
 
 def show(name: str, result: Any) -> None:
     """One line per side as it is measured."""
-    cells = [
+    rates = {c: result[str(c)] for c in CONNECTIONS}
+    told = [
         f"{c}: {r['rps']:.1f}/s p50 {r['p50_ms']:.1f} p99 {r['p99_ms']:.1f} ms"
         + (f" BAD {r['bad']}" if r["bad"] else "")
-        for c, r in result.items()
+        for c, r in rates.items()
     ]
-    print(f"{name:40} " + " | ".join(cells), flush=True)
+    memory = f"memory {cells(result['memory'])} MiB"
+    print(f"{name:40} " + " | ".join([*told, memory]), flush=True)
 
 
 def summary(found: dict[str, list[Any]], limit_rate: float) -> None:

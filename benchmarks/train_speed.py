@@ -25,6 +25,7 @@ from collections.abc import Callable
 from typing import Any
 
 from machine import machine, record
+from memory import Peaks, cells, watched
 
 NOISE_32 = {"randaugment": "rand-m9-n2-p1.0", "crop_scale": None, "crop_padding": 0.125}
 NOISE_224 = {"randaugment": "rand-m9-n2-p1.0", "crop_scale": (0.08, 1.0)}
@@ -198,12 +199,17 @@ def ours(
     }
 
 
-def apart(side: str, *arguments: Any) -> Any:
-    """The result of one side, in a process of its own, with the allocator as it comes."""
+def apart(side: str, *arguments: Any) -> tuple[Any, Peaks]:
+    """The result of one side and the memory it took, in a process of its own, with the allocator as
+    it comes."""
     command = [sys.executable, "-W", "ignore", __file__, "--side", side, *map(str, arguments)]
     environ = {k: v for k, v in os.environ.items() if not k.startswith("MALLOC_")}
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environ)
-    return json.loads(done.stdout.splitlines()[-1])
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environ)
+    with watched(process.pid) as peaks:
+        said, _ = process.communicate()
+    if process.returncode:
+        raise subprocess.CalledProcessError(process.returncode, command)
+    return json.loads(said.splitlines()[-1]), peaks
 
 
 def main() -> None:
@@ -237,23 +243,26 @@ def main() -> None:
         labeled = write(f"{work}/labeled-images", images // 4, size=pixels, classes=10)
         pile = write(f"{work}/pile-images", images - images // 4, size=pixels)
         few = min(images - images // 4, 40 * batch if small else 6 * batch)
-        step = apart("bare", name, args.size, batch, args.rounds)
-        plain = apart("timm", name, args.size, batch, pile, few, args.rounds)
-        found = apart("ours", name, args.size, batch, labeled, pile, epochs, work)
-        step += apart("bare", name, args.size, batch, args.rounds)
+        memory: dict[str, Peaks] = {}
+        step, memory["bare step"] = apart("bare", name, args.size, batch, args.rounds)
+        plain, memory["timm's loop"] = apart("timm", name, args.size, batch, pile, few, args.rounds)
+        arguments = (name, args.size, batch, labeled, pile, epochs, work)
+        found, memory["ours, whole"] = apart("ours", *arguments)
+        step += apart("bare", name, args.size, batch, args.rounds)[0]
 
     step_rate, plain_rate, rate = statistics.median(step), statistics.median(plain), found["rate"]
     print(
         f"\nMachine: {machine()}; {name} at {args.size} px, batch {batch}, {images:,} images, "
         f"{found['images']:,} seen by ours in {found['seconds']:.0f} s\n"
     )
-    print("| | images/s | against the bare step | against timm |\n|---|---:|---:|---:|")
+    print("| | images/s | against the bare step | against timm | memory, MiB |")
+    print("|---|---:|---:|---:|---:|")
     for title, rates in (("bare step", step), ("timm's loop", plain), ("ours, whole", [rate])):
         middle = statistics.median(rates)
         spread = f" ({min(rates):.0f} to {max(rates):.0f})" if len(rates) > 1 else ""
         print(
             f"| {title}{spread} | {middle:.0f} | {middle / step_rate:.2f} "
-            f"| {middle / plain_rate:.2f} |"
+            f"| {middle / plain_rate:.2f} | {cells(memory[title])} |"
         )
     if args.record:
         ratios = {"of the bare step": rate / step_rate, "of timm's loop": rate / plain_rate}
