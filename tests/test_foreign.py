@@ -1,5 +1,6 @@
 """How foreign images of the pile are: from the teacher's features to the student's images."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from reported import CLASSES, PILE, answers, keys_of, write_run
 from tiny import COLORS, MODEL, flat_folder, folder_per_class
 
+import ns_ray
 from ns_ray import report, store
 from ns_ray.compute.resources import Pool
 from ns_ray.config.labeling import LabelConfig, PredictConfig, SelectConfig
@@ -75,6 +77,36 @@ def columns(labels: PseudoLabels, *names: str) -> dict[str, Any]:
     tables = [labels.read(shard, ["key", *names]) for shard in labels.files]
     rows = pa.concat_tables(tables).to_pylist()
     return {row.pop("key"): row for row in rows}
+
+
+@pytest.mark.usefixtures("without_ray")
+@pytest.mark.parametrize("named", ["", "/model/"])
+def test_labels_of_any_images_say_what_is_foreign_to_a_run(
+    teacher: Bundle,
+    images: dict[str, Corpus],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    named: str,
+) -> None:
+    run = RunLayout(str(tmp_path / "run"))
+    shutil.copytree(teacher.path, run.model)
+    for place, source in (("labeled", "labeled"), ("validation", "held out")):
+        shutil.copytree(images[source].path, run.corpus(place))
+    labels = ns_ray.label(f"{run.root}{named}", images["pile"].path, out=tmp_path / "labels")
+    table = labels.dataset().to_table()
+    above = sum(value > 1 for value in table["foreign"].to_pylist())
+    assert f"label: {above / len(table):.1%} of the pile is foreign" in capsys.readouterr().out
+    stripes = [row["foreign"] for row in table.to_pylist() if "stripes" in row["key"]]
+    assert min(stripes) > 1
+
+
+@pytest.mark.usefixtures("without_ray")
+def test_a_run_whose_images_are_gone_labels_all_the_same(
+    teacher: Bundle, images: dict[str, Corpus], tmp_path: Path
+) -> None:
+    run = RunLayout(str(tmp_path / "run"))
+    shutil.copytree(teacher.path, run.model)
+    assert not ns_ray.label(run.root, images["pile"].path, out=tmp_path / "labels").foreign
 
 
 @pytest.mark.parametrize("runtime", ["torch", pytest.param("openvino", marks=pytest.mark.slow)])

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
+import pyarrow.compute as pc
+
 from ns_ray import store
 from ns_ray.api.preparing import mended, owning, ready_to_infer, signals_kept
 from ns_ray.config import (
@@ -17,9 +19,23 @@ from ns_ray.config import (
 )
 from ns_ray.errors import ConfigError
 from ns_ray.log import say
-from ns_ray.store import PseudoLabels, check_same_classes, open_bundle
+from ns_ray.selection import foreign_words
+from ns_ray.store import (
+    FOREIGN_LEVEL,
+    Bundle,
+    Corpus,
+    PseudoLabels,
+    RunLayout,
+    absolute,
+    check_same_classes,
+    open_bundle,
+    open_corpus,
+    published,
+)
 
 Place = str | os.PathLike[str]
+FOREIGN_SHARDS = 100
+"""Shards that are read again to say how much is foreign: 100,000 images tell it."""
 
 
 class LabelSettings(Settings):
@@ -44,7 +60,8 @@ def label(
 
     Args:
         bundle: a run folder, a bundle, or a timm local-dir. Several label together, by the mean of
-            their probabilities.
+            their probabilities. With a run's, the labels also say how foreign each image is: 0 for
+            the median of the run's validation images, above 1 for what is of none of the classes.
         images: a source, as `data` of run.yaml takes it, or several; labels are ignored.
         out: folder or URI of the pseudo-labels.
         settings: sections of run.yaml: `label`, `predict`, `resources`, `data`, such as
@@ -100,8 +117,39 @@ def label_images(bundles: Sequence[str], settings: LabelSettings, out: str) -> P
             title="label",
             predict=settings.predict,
             others=models[1:],
+            known=_images_of_run(bundles[0], models[0]),
         )
     rate = labels.images_per_second
     rejected = labels.rejected + sum(pile.rejected.values())
     say(f"{out}: {labels.rows:,} images labeled, {rejected:,} rejected, {rate:,.0f} images/s")
+    if labels.foreign:
+        say(f"label: {_foreign_words(labels)}")
     return labels
+
+
+def _images_of_run(named: str, bundle: Bundle) -> tuple[Corpus, Corpus] | None:
+    """Labeled and held-out images of the run that a bundle is the best model of, which tell what is
+    foreign to it; None where a bundle is of no run or its images are no longer there.
+
+    Args:
+        named: the bundle, as users name it: the run's folder or `model` in it.
+        bundle: what that is.
+    """
+    run = RunLayout(absolute(named.rstrip("/").removesuffix("/model")))
+    places = [run.corpus(name) for name in ("labeled", "validation")]
+    if bundle.path != run.model or not all(published(place) for place in places):
+        return None
+    labeled, held_out = map(open_corpus, places)
+    return labeled, held_out
+
+
+def _foreign_words(labels: PseudoLabels) -> str:
+    """How many of the images are foreign, told from some of the shards where there are many."""
+    some = list(labels.files)[:: -(-len(labels.files) // FOREIGN_SHARDS)]
+    columns = [labels.read(shard, ["foreign"])["foreign"] for shard in some]
+    above = sum(pc.sum(pc.greater(column, 1)).as_py() or 0 for column in columns)
+    of = sum(len(column) for column in columns)
+    facts = {"rows": above, "of": of, "expected": 1 - FOREIGN_LEVEL}
+    return foreign_words(facts) + (
+        f" (in {len(some)} shards)" if len(some) < len(labels.files) else ""
+    )

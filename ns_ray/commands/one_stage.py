@@ -66,7 +66,8 @@ def label(
     set_: Annotated[list[str] | None, set_of(LabelSettings)] = None,
     debug: Debug = False,
 ) -> None:
-    """Pseudo-label images with a model or several. The summary is in _DONE.json of the result."""
+    """Pseudo-label images with a model or several. A run's model also says how foreign each image
+    is (docs/foreign.md). The summary is in _DONE.json of the result."""
     settings = parse_sections(LabelSettings, set_, data={"labeled": data})
     label_images(bundle, settings, store.kept(out, "--out"))
 
