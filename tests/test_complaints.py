@@ -1,9 +1,13 @@
 """What people complain about in the trackers of other data sets, tried on ours."""
 
+import base64
+import datetime
 import io
 import json
 import os
+import re
 import sys
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +23,7 @@ from ns_ray.data import images
 from ns_ray.data.images import Preprocess, decode, eval_pixels
 from ns_ray.data.sources import list_source
 from ns_ray.data.sources.files import IMAGE_ENDINGS
-from ns_ray.data.stage import ingest
+from ns_ray.data.stage import ingest, list_all
 from ns_ray.errors import ConfigError, DataError, ImageError, MissingSourceError
 from ns_ray.store import RunLayout
 
@@ -77,6 +81,50 @@ def test_images_in_any_encoding_of_bytes(folder: Path, stored: pa.Array) -> None
     assert [item.label for item in listing.items] == ["a", "b", "a", "b"]
 
 
+def test_a_column_that_is_there_twice_is_named(folder: Path) -> None:
+    columns = [pa.array(PATHS), pa.array(["a"] * 4), pa.array(["b"] * 4)]
+    for names in (["path", "label", "label"], ["path", "Label", "LABEL"]):
+        pq.write_table(pa.Table.from_arrays(columns, names), folder / "t.parquet")
+        (folder / "t.csv").write_text(",".join(names) + "\n0.jpg,a,b\n")
+        for name in ("t.parquet", "t.csv"):
+            said = rf"{name} has the columns {names[1]!r} and {names[2]!r}; leave one of them"
+            with pytest.raises(DataError, match=said):
+                list_source(str(folder / name))
+    (folder / "t.csv").write_text("path,Label,label,,\n0.jpg,x,a,,\n1.jpg,x,b,,\n")
+    assert list_source(str(folder / "t.csv")).classes == ("a", "b")  # the one that is spelled so
+
+
+def test_images_come_before_names_of_files_that_may_be_nowhere(folder: Path) -> None:
+    named = table(folder, file_name=["gone.jpg"] * 4, image=FILES, label=["a", "b", "a", "b"])
+    assert [item.read() for item in list_source(named).items] == FILES
+
+
+def test_a_folder_of_a_partition_says_the_label(tmp_path: Path) -> None:
+    for name in ("label=cat", "label=a%20dog", "label=__HIVE_DEFAULT_PARTITION__"):
+        (tmp_path / name).mkdir()
+        pq.write_table(pa.table({"image": FILES[:2]}), tmp_path / name / "0.parquet")
+    assert list_source(str(tmp_path)).counts == {"cat": 2, "a dog": 2}
+    assert list_source(f"{tmp_path}/label=cat/*").counts == {"cat": 2}
+    (tmp_path / "class=bird").mkdir()
+    (tmp_path / "class=bird" / "t.csv").write_text("path\n0.jpg\n1.jpg\n")
+    assert list_source(f"{tmp_path}/class=bird/t.csv").counts == {"bird": 2}
+
+
+def test_a_table_without_rows_is_named(folder: Path) -> None:
+    for path in (table(folder, path=pa.array([], pa.string())), str(folder / "t.csv")):
+        (folder / "t.csv").write_text("path,label\n")
+        with pytest.raises(MissingSourceError, match=rf"holds no images: {path} has no rows$"):
+            list_source(path)
+
+
+def test_the_columns_of_a_table_without_labels_are_named(folder: Path) -> None:
+    hot = table(folder, path=PATHS, cat=[1, 0, 1, 0], dog=[0, 1, 0, 1])
+    with pytest.raises(DataError, match=r"no labels; .*; its columns are path, cat, dog$"):
+        list_all(DataConfig(labeled=hot), seed=0)
+    listing = list_source(table(folder, path=PATHS, label=pa.nulls(4)))
+    assert listing.columns == ()
+
+
 # ---------------------------------------------------------------------------------------- labels
 
 
@@ -88,6 +136,10 @@ def test_images_in_any_encoding_of_bytes(folder: Path, stored: pa.Array) -> None
         ([b"a", b"b", b"\xff", None], ["a", "b", "\\xff", None]),
         ([" a", "b ", "NA", "nan"], ["a", "b", "NA", "nan"]),
         ([7, -1, 10, None], ["7", "-1", "10", None]),
+        ([Decimal("1.00"), Decimal(2), Decimal(-7), None], ["1", "2", "-7", None]),
+        ([b"a\0\0", b"bb\0", b"\0\0\0", None], ["a", "bb", None, None]),
+        (["\ufeffcat", "cat\u200b", "\u200b", None], ["cat", "cat", None, None]),
+        (["[unk]", "(x)", "a, b", "a{1}"], ["[unk]", "(x)", "a, b", "a{1}"]),
     ],
 )
 def test_what_is_a_label(folder: Path, labels: list[Any], expected: list[Any]) -> None:
@@ -101,6 +153,10 @@ def test_what_is_a_label(folder: Path, labels: list[Any], expected: list[Any]) -
         (["cat", "shiny"], "holds ['cat', 'shiny'] in row 2: an image has one class"),
         ({"x": 1}, "holds {'x': 1} in row 2: an image has one class"),
         (0.5, "holds 0.5 in row 2: a class is a name or a whole number"),
+        ("['cat', 'dog']", "holds \"['cat', 'dog']\" in row 2: an image has one class"),
+        ("[0. 1.]", "holds '[0. 1.]' in row 2: an image has one class"),
+        ('{"x": 1}', "holds '{\"x\": 1}' in row 2: an image has one class"),
+        ("red\nfox", "holds 'red\\nfox' in row 2: a class is a name on one line"),
     ],
 )
 def test_what_is_no_single_class_is_refused_by_name(folder: Path, label: Any, said: str) -> None:
@@ -112,6 +168,23 @@ def test_what_is_no_single_class_is_refused_by_name(folder: Path, label: Any, sa
         with pytest.raises(DataError) as caught:
             list_source(path)
         assert f"column 'label' of {path} {said}" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "label", [Decimal("1.5"), datetime.date(2020, 1, 2), datetime.datetime(2020, 1, 2)], ids=str
+)
+def test_numbers_and_dates_that_are_no_class_are_refused(folder: Path, label: Any) -> None:
+    with pytest.raises(DataError) as caught:
+        list_source(table(folder, path=PATHS, label=[None, label, None, None]))
+    assert f"holds {label!r} in row 2: a class is a name or a whole number" in str(caught.value)
+
+
+@pytest.mark.parametrize("joined", ["cat|dog", "dog; cat", "cat,dog"])
+def test_several_classes_in_one_label_are_refused(folder: Path, joined: str) -> None:
+    with pytest.raises(DataError, match=rf"the label {re.escape(repr(joined))}, whose parts are"):
+        list_source(table(folder, path=PATHS, label=["cat", "dog", joined, "cat"]))
+    names = ["maillot", "maillot, tank suit", joined, "cat"]  # ImageNet has the first two
+    assert len(list_source(table(folder, path=PATHS, label=names)).classes) == 4
 
 
 def test_lists_of_class_labels_are_refused_with_their_metadata(folder: Path) -> None:
@@ -143,11 +216,29 @@ def test_a_class_whose_name_says_none_is_pointed_out(folder: Path, name: str) ->
     assert listing.notes == (f"{name!r} is a class here; an empty label stands for none",)
 
 
-def test_classes_that_differ_in_case_only_are_pointed_out(folder: Path) -> None:
-    listing = list_source(table(folder, path=PATHS, label=["Cat", "dog", "cat", "dog"]))
-    assert set(listing.classes) == {"Cat", "cat", "dog"}
-    (note,) = listing.notes
-    assert note in ("'Cat' and 'cat' are two classes", "'cat' and 'Cat' are two classes")
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        (("Cat", "cat"), "'Cat' and 'cat' are two classes"),
+        (("caf\u00e9", "cafe\u0301"), r"'caf\xe9' and 'cafe\u0301' are two classes"),
+        (("007", "7"), "'007' and '7' are two classes"),
+        (("1", "1.0"), "'1' and '1.0' are two classes"),
+        (("red_fox", "red  fox"), "'red_fox' and 'red  fox' are two classes"),
+        (("cat.", "cat"), "'cat.' and 'cat' are two classes"),
+    ],
+)
+def test_classes_that_are_written_alike_are_pointed_out(
+    folder: Path, names: tuple[str, str], said: str
+) -> None:
+    for pair in (names, names[::-1]):
+        (note,) = list_source(table(folder, path=PATHS, label=[*pair, "dog", "-7"])).notes
+        one, _, other = said.removesuffix(" are two classes").partition(" and ")
+        assert note in (said, f"{other} and {one} are two classes")
+
+
+def test_classes_that_only_look_alike_are_not_pointed_out(folder: Path) -> None:
+    for names in (["1", "10", "100", "0.1"], ["C", "C++", "C#", "-C"]):
+        assert list_source(table(folder, path=PATHS, label=names)).notes == ()
 
 
 # ----------------------------------------------------------------------- nothing is dropped quietly
@@ -227,11 +318,82 @@ def test_tables_as_excel_and_windows_write_them(
     assert item.read() == FILES[0]
 
 
+def test_excel_says_its_delimiter_in_a_first_line(folder: Path) -> None:
+    (folder / "t.csv").write_text("\ufeffsep=;\r\npath;label\r\n0.jpg;a,b\r\n", newline="")
+    assert [(i.key, i.label) for i in list_source(str(folder / "t.csv")).items] == [
+        ("0.jpg", "a,b")
+    ]
+
+
+def test_blanks_around_cells_are_no_part_of_a_path(folder: Path) -> None:
+    (folder / "t.csv").write_text("label, path\na, 0.jpg\nb, 1.jpg\n")
+    assert [i.key for i in list_source(str(folder / "t.csv")).items] == ["0.jpg", "1.jpg"]
+    (folder / "t.csv").write_text("path,label\n 0.jpg,a\n")  # a file may be called so
+    assert [i.key for i in list_source(str(folder / "t.csv")).items] == [" 0.jpg"]
+
+
+@pytest.mark.parametrize("opened", ['"a', 'a,"x', 'a,"x""'])
+@pytest.mark.parametrize("closed", ["", '"'])
+def test_a_quote_that_is_not_closed_swallows_no_rows(
+    folder: Path, opened: str, closed: str
+) -> None:
+    more = ",x" if "," not in opened else ""
+    text = f"path,label,note\n0.jpg,a,x\n1.jpg,{opened}{more}\n2.jpg,b,y\n3.jpg,c,{closed}z\n"
+    (folder / "t.csv").write_text(text)
+    with pytest.raises(DataError, match=r"t\.csv, line 3 opens a cell with a quote|Expected 3 col"):
+        list_source(str(folder / "t.csv"))
+    (folder / "t.csv").write_text('path,label,note\n0.jpg,5" disk,"x\ny"\n1.jpg,b,"say ""a"""\n')
+    assert list_source(str(folder / "t.csv")).classes == ('5" disk', "b")
+
+
+def test_a_cell_may_be_long(folder: Path) -> None:
+    (folder / "t.csv").write_text(f'path,mask,label\n0.jpg,{"1 2 " * 2**19},a\n1.jpg,"x\ny",b\n')
+    assert list_source(str(folder / "t.csv")).classes == ("a", "b")
+
+
 def test_a_decimal_comma_is_no_delimiter(folder: Path) -> None:
     (folder / "t.csv").write_text("id;image;label;score\n1;0.jpg;a;0,5\n2;1.jpg;b;0,7\n")
     assert [i.label for i in list_source(str(folder / "t.csv")).items] == ["a", "b"]
     (folder / "t.csv").write_text("path,label\n0.jpg,a\n1.jpg\n")
     with pytest.raises(DataError, match="Expected 2 columns, got 1"):
+        list_source(str(folder / "t.csv"))
+
+
+@pytest.mark.parametrize(
+    ("path", "said"),
+    [
+        ("C:\\photos\\0.jpg", "it begins at a drive of Windows"),
+        ("d:/photos/0.jpg", "it begins at a drive of Windows"),
+        ("\\\\nas\\0.jpg", "it begins at a drive of Windows"),
+        (base64.b64encode(FILES[0]).decode(), "it is no path; images as text are not read"),
+        ("data:image/jpeg;base64,/9j/", "it is no path; images as text are not read"),
+        ("0\0.jpg", "a path is text"),
+        (["0.jpg"], "a path is text"),
+        (7, "a path is text"),
+        ("  ", "has no path in row 1"),
+    ],
+    ids=lambda value: repr(value)[:20],
+)
+def test_what_is_no_path_is_refused_by_name(folder: Path, path: Any, said: str) -> None:
+    (folder / "t.jsonl").write_text(json.dumps({"path": path, "label": "a"}))
+    with pytest.raises(DataError, match=said) as caught:
+        list_source(str(folder / "t.jsonl"))
+    assert "row 1" in str(caught.value)
+    assert len(str(caught.value)) < 400
+
+
+def test_paths_of_windows_below_folders_are_read(folder: Path) -> None:
+    (folder / "a").mkdir()
+    for name in ("0.jpg", "b\\c.jpg"):
+        (folder / "a" / name).write_bytes(FILES[0])
+    (folder / "t.csv").write_text("path\n./a\\0.jpg\na/b\\c.jpg\n")
+    assert [item.read() for item in list_source(str(folder / "t.csv")).items] == [FILES[0]] * 2
+
+
+@pytest.mark.parametrize("again", ["./0.jpg", "a/../0.jpg", ".//0.jpg", "{}/0.jpg", ".\\0.jpg"])
+def test_a_file_that_is_named_in_two_ways_is_not_two_images(folder: Path, again: str) -> None:
+    (folder / "t.csv").write_text(f"path,label\n0.jpg,a\n{again.format(folder)},b\n")
+    with pytest.raises(DataError, match=r"lists 1 images more than once, such as '0\.jpg'"):
         list_source(str(folder / "t.csv"))
 
 
@@ -244,9 +406,11 @@ def test_images_that_nothing_can_fetch_are_refused_at_once(
 
 
 def test_a_table_in_no_known_encoding_is_named(tmp_path: Path) -> None:
-    (tmp_path / "t.csv").write_bytes(b"path,label\n\x81.jpg,a\n")
-    with pytest.raises(DataError, match=r"t\.csv is no text in UTF-8, UTF-16 or cp1252; save it"):
-        list_source(str(tmp_path / "t.csv"))
+    text = "path,label\na.jpg,a\n"
+    for data in (b"path,label\n\x81.jpg,a\n", text.encode("utf-16-le"), text.encode("utf-32")):
+        (tmp_path / "t.csv").write_bytes(data)
+        with pytest.raises(DataError, match=r"t\.csv is no text in UTF-8, UTF-16 or cp1252; save"):
+            list_source(str(tmp_path / "t.csv"))
 
 
 def test_a_line_that_is_no_json_object_is_named(tmp_path: Path) -> None:

@@ -234,7 +234,8 @@ def _labeled_one(source: str, setting: str) -> Listing:
     if not count:
         raise DataError(
             f"{setting}={source!r} holds {listing.rows:,} images but no labels; it needs a "
-            f"folder per class, or a table with a column `label`"
+            f"folder per class, a table with a column `label`, or tars with a .cls beside each "
+            f"image{_columns(listing)}"
         )
     if count == listing.rows:
         return listing
@@ -242,6 +243,13 @@ def _labeled_one(source: str, setting: str) -> Listing:
     say(f"{setting}: {told}")
     every: Ranks = tuple((0, listing.counts[name]) for name in listing.classes)
     return replace(listing.taken([every], 0)[0], notes=(*listing.notes, told))
+
+
+def _columns(listing: Listing) -> str:
+    if not listing.columns:
+        return ""
+    more = f" and {len(listing.columns) - 10} more" if len(listing.columns) > 10 else ""
+    return f"; its columns are {', '.join(listing.columns[:10])}{more}"
 
 
 def _scored(sources: str | Sequence[str], setting: str, classes: tuple[str, ...]) -> Listing:

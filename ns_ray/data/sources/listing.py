@@ -75,6 +75,8 @@ class Listing:
     """Images in packed corpora, besides `items`."""
     parts: tuple[str, ...] = ()
     """Parts of a set, such as train and test, of which it has files."""
+    columns: tuple[str, ...] = ()
+    """Of its tables, where none of them says the labels."""
 
     @property
     def rows(self) -> int:

@@ -1,32 +1,41 @@
 """CSV, TSV, JSON lines and Parquet: tables of paths, or of the encoded images themselves."""
 
-import codecs
-import io
 import itertools
 import json
 import os
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import unquote
 
 import pyarrow as pa
-import pyarrow.csv
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import xxhash
 
 from ns_ray import store
 from ns_ray.data.sources.files import File, base_of, not_fetched, stamp
 from ns_ray.data.sources.items import Item, Items, Row, classes_of
-from ns_ray.data.sources.labels import LABEL_COLUMNS, column_named, labels_of
-from ns_ray.data.sources.listing import Listing
-from ns_ray.errors import DataError
-
-PATH_COLUMNS = (
-    *("image_path", "file_name", "filename", "image", "path", "uri"),
-    *("url", "image_url"),
+from ns_ray.data.sources.labels import (
+    LABEL_COLUMNS,
+    check_joined,
+    column_named,
+    labels_of,
+    short,
 )
-DELIMITERS = (",", ";", "\t", "|")
-"""Of a CSV file, in the order in which they are tried."""
+from ns_ray.data.sources.listing import Listing
+from ns_ray.data.sources.texts import PATH_COLUMNS, check_once, text_columns
+from ns_ray.errors import DataError, MissingSourceError
+
+LONGEST = 255
+"""Letters of a path without a dot in it, from which it is none: disks allow as many in one name."""
+
+WINDOWS = re.compile(r"[A-Za-z]:[\\/]|\\\\")
+"""How a path begins that starts at a drive or a server of Windows."""
+
+NO_PARTITION = "__HIVE_DEFAULT_PARTITION__"
+"""What Hive, Spark and pandas call the folder of rows without a value."""
 
 
 @dataclass(frozen=True)
@@ -38,12 +47,14 @@ class Part:
         names: class names that its metadata may hold.
         mark: changes with the table.
         notes: what a person should know about it.
+        columns: all that it has, where none of them says the labels.
     """
 
     items: Items
     mark: bytes
     names: list[str] = field(default_factory=list)
     notes: tuple[str, ...] = ()
+    columns: tuple[str, ...] = ()
 
 
 def tables(source: str, infos: list[File], where: str) -> Listing:
@@ -62,11 +73,37 @@ def tables(source: str, infos: list[File], where: str) -> Listing:
     for part in parts:
         digest.update(part.mark)
     items = Items.joined([part.items for part in parts])
+    if not len(items):
+        raise MissingSourceError(where, f"{where} holds no images: {infos[0].path} has no rows")
+    _check_files(items, where)
     names = parts[-1].names
-    used = set(classes_of(items))
-    classes = tuple(n for n in names if n in used) if used <= set(names) else classes_of(items)
+    used = classes_of(items)
+    if not names:
+        check_joined(used, where)
+    classes = tuple(n for n in names if n in used) if {*used} <= {*names} else used
     notes = tuple(note for part in parts for note in part.notes)
-    return Listing(source, items, classes, digest.hexdigest(), notes)
+    columns = tuple(dict.fromkeys(name for part in parts for name in part.columns))
+    return Listing(source, items, classes, digest.hexdigest(), notes, columns=columns)
+
+
+def _check_files(items: Items, where: str) -> None:
+    """
+    Raises:
+        DataError: rows name one file in several ways, such as in whole and from their table on.
+    """
+    files = items.table.filter(pa.array(items.which(lambda place: place is None)))
+    uris = files["uri"]
+    if pc.any(pc.match_substring(uris, "/../")).as_py():
+        uris = pa.array(map(os.path.normpath, uris.to_pylist()), uris.type)
+    if pc.count_distinct(uris).as_py() == len(uris):
+        return
+    counted = pa.table(pc.value_counts(uris).flatten(), names=["uri", "count"])
+    twice = counted.filter(pc.field("count") > 1)["uri"]
+    rows = files["key"].filter(pc.equal(uris, twice[0])).to_pylist()
+    raise DataError(
+        f"{where} lists {len(twice):,} images more than once, such as "
+        f"{' and '.join(map(repr, dict.fromkeys(rows)))}; every image may be listed once"
+    )
 
 
 def _text(info: File, base: str, where: str) -> Part:
@@ -74,89 +111,20 @@ def _text(info: File, base: str, where: str) -> Part:
     data = store.read_bytes(info.path)
     if pointer := not_fetched(data):
         raise DataError(f"{where}: {info.path} is {pointer}")
-    text, encoding = _decoded(data, f"{where}: {info.path}")
+    columns, encoding = text_columns(info.path, data, where)
     notes = () if encoding == "utf-8" else (f"{info.path} is read as {encoding}",)
-    rows = _json_lines if store.bare(info.path).lower().endswith(".jsonl") else _separated
-    columns = rows(info.path, text, where)
     column = _need_paths(list(columns), info.path, where)
-    labels = _labels(columns, (), info.path, where)
+    labels = _labels(columns, (), info, len(columns[column]), where)
     items = Items.of(_path_items(columns[column], labels, info, base, where))
-    return Part(items, data, notes=notes)
+    return Part(items, data, notes=notes, columns=_unlabeled(list(columns)))
 
 
-def _decoded(data: bytes, what: str) -> tuple[str, str]:
-    """The text of a file, and its encoding: UTF-8, UTF-16 as Excel saves it, else what Western
-    Windows takes for text."""
-    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        encodings = ["utf-16"]
-    else:
-        encodings = ["utf-8", "cp1252"]
-    for encoding in encodings:
-        try:
-            return data.decode("utf-8-sig" if encoding == "utf-8" else encoding), encoding
-        except UnicodeDecodeError:
-            continue
-    raise DataError(f"{what} is no text in UTF-8, UTF-16 or cp1252; save it as UTF-8")
-
-
-def _json_lines(path: str, text: str, where: str) -> dict[str, list[Any]]:
-    """Columns of JSON lines; what a line lacks is None."""
-    columns: dict[str, list[Any]] = {}
-    rows = 0
-    for number, line in enumerate(io.BytesIO(text.encode()), 1):  # StringIO takes 4 bytes a letter
-        try:
-            row = json.loads(line.decode()) if line.strip() else {}
-        except (ValueError, RecursionError) as error:
-            row = str(error)
-        if not isinstance(row, dict):
-            raise DataError(f"{where}: {path}, line {number:,} is no JSON object: {str(row)[:80]}")
-        columns |= {name: [None] * rows for name in row if name not in columns}
-        for name, values in columns.items() if row else ():
-            values.append(row.get(name))
-        rows += bool(row)
-    return columns
-
-
-def _separated(path: str, text: str, where: str) -> dict[str, list[Any]]:
-    """Columns of a CSV or TSV file. Only an empty cell is none: `NA` may be a class."""
-    tsv = store.bare(path).lower().endswith(".tsv")
-    data = text.encode()
-    try:
-        parsing, names = _header(data, ("\t",) if tsv else DELIMITERS)
-        columns = pa.csv.ConvertOptions(
-            column_types=dict.fromkeys(names, pa.string()),
-            null_values=[""],
-            strings_can_be_null=True,
-        )
-        table = pa.csv.read_csv(io.BytesIO(data), parse_options=parsing, convert_options=columns)
-    except pa.ArrowInvalid as error:
-        raise DataError(f"{where}: {path} cannot be read as a table: {error}") from None
-    return {name: table.column(name).to_pylist() for name in table.column_names}
-
-
-def _header(
-    data: bytes, delimiters: Sequence[str]
-) -> tuple["pyarrow.csv.ParseOptions", Sequence[str]]:
-    """How a table is parsed, and its columns: the first way by which one of them names images."""
-    found, errors = [], []
-    for delimiter in delimiters:
-        parsing = pa.csv.ParseOptions(delimiter=delimiter, newlines_in_values=True)
-        try:
-            names = pa.csv.open_csv(io.BytesIO(data), parse_options=parsing).schema.names
-        except (
-            pa.ArrowInvalid
-        ) as error:  # rows of unlike lengths, by a delimiter that is not theirs
-            errors.append(error)
-            continue
-        found.append((parsing, names))
-        if column_named(names, PATH_COLUMNS):
-            return parsing, names
-    if errors and not (found and len(found[0][1]) > 1):
-        raise errors[0]
-    return found[0]
+def _unlabeled(names: list[str]) -> tuple[str, ...]:
+    return tuple(names) if column_named(names, LABEL_COLUMNS) is None else ()
 
 
 def _need_paths(names: Sequence[str], path: str, where: str) -> str:
+    check_once(names, path, where)
     column = column_named(names, PATH_COLUMNS)
     if column is None:
         raise DataError(
@@ -172,8 +140,10 @@ def _path_items(
     """Rows whose image column is a path, relative to the table's folder unless absolute."""
     schemes: set[str] = set()
     for row, (path, label) in enumerate(zip(paths, labels, strict=True), 1):
-        if not isinstance(path, str) or not path:
+        if path is None or (isinstance(path, str) and not path.strip()):
             raise DataError(f"{where}: {info.path} has no path in row {row}")
+        if told := _no_path(path):
+            raise DataError(f"{where}: {info.path} holds {short(path)} in row {row:,}: {told}")
         key, uri = _place(path, info, base)
         if store.is_uri(uri) and (scheme := uri.partition(":")[0]) not in schemes:
             schemes.add(scheme)
@@ -181,24 +151,46 @@ def _path_items(
         yield Item(key, uri, label)
 
 
+def _no_path(path: Any) -> str | None:
+    """Why a value names no file, for people; None where it may."""
+    if not isinstance(path, str) or "\0" in path:
+        return "a path is text"
+    if WINDOWS.match(path):
+        return "it begins at a drive of Windows; write paths as they are from the table on"
+    # Base64 has slashes, so none of its parts need be too long; but it has no dot.
+    if path.startswith("data:") or (len(path) > LONGEST and not {".", ":"} & {*path}):
+        return "it is no path; images as text are not read: write their bytes into a Parquet table"
+    return None
+
+
 def _place(path: str, info: File, base: str) -> tuple[str, str]:
-    """Key and place of an image whose path is in a table. Backslashes are of Windows where there is
-    no slash."""
-    if "\\" in path and "/" not in path:
-        path = path.replace("\\", "/")
-    if store.is_uri(path) or path.startswith("/"):
+    """Key and place of an image whose path is in a table. Backslashes are of Windows, unless a file
+    is called so."""
+    if store.is_uri(path):
         return path, path
-    uri = store.join(os.path.dirname(store.bare(info.path)), path)
+    folder = os.path.dirname(store.bare(info.path))
+    if "\\" in path and not ("/" in path and os.path.exists(store.join(folder, path))):
+        path = path.replace("\\", "/")
+    path = re.sub(r"/(\.?/)+", "/", path)
+    if path.startswith("/"):
+        return path, path
+    uri = store.join(folder, path.removeprefix("./"))
     return uri[len(base) :].strip("/"), uri
 
 
 def _labels(
-    columns: dict[str, list[Any]], names: Sequence[str], path: str, where: str
+    columns: dict[str, list[Any]], names: Sequence[str], info: File, rows: int, where: str
 ) -> list[str | None]:
+    """The label of each row: a column says it, or the folder of a partition: `label=cat`."""
     column = column_named(list(columns), LABEL_COLUMNS)
-    if column is None:
-        return [None] * len(next(iter(columns.values()), []))
-    return labels_of(columns[column], names, f"{where}: column {column!r} of {path}")
+    if column is not None:
+        return labels_of(columns[column], names, f"{where}: column {column!r} of {info.path}")
+    for part in os.path.dirname(store.bare(info.path)).split("/"):
+        name, _, value = part.partition("=")
+        if value and name.lower() in LABEL_COLUMNS:
+            own = None if value == NO_PARTITION else unquote(value)
+            return labels_of([own], names, f"{where}: {info.path}") * rows
+    return [None] * rows
 
 
 def _parquet(info: File, base: str, where: str) -> Part:
@@ -214,25 +206,31 @@ def _parquet(info: File, base: str, where: str) -> Part:
     with file:
         kind = file.schema_arrow
         names = _class_names(kind)
-        column = _need_paths(kind.names, info.path, where)
+        column = _image_column(kind, info.path, where)
         stored = _encoded(kind.field(column).type)
         mark = stamp([info], base).encode()
         if _is_text(stored):
             label = column_named(kind.names, LABEL_COLUMNS)
             table = file.read(columns=[column, *([label] if label else [])])
             columns = {name: table.column(name).to_pylist() for name in table.column_names}
-            labels = _labels(columns, names, info.path, where)
+            labels = _labels(columns, names, info, table.num_rows, where)
             items = Items.of(_path_items(columns[column], labels, info, base, where))
-        elif _is_bytes(stored) or (
-            pa.types.is_struct(stored) and stored.get_field_index("bytes") >= 0
-        ):
+        elif _is_images(stored):
             items = Items.of(_byte_items(file, info, base, column, names, where))
         else:
             raise DataError(
                 f"{where}: column {column!r} of {info.path} is {stored}; it must hold paths, "
                 f"encoded images, or structs of `bytes` and `path`"
             )
-        return Part(items, mark, names)
+        return Part(items, mark, names, columns=_unlabeled(kind.names))
+
+
+def _image_column(kind: pa.Schema, path: str, where: str) -> str:
+    """The column that holds images, or else the one that names them: files that are named beside
+    the images themselves may be nowhere."""
+    own = column_named([one.name for one in kind if _is_images(_encoded(one.type))], PATH_COLUMNS)
+    named = _need_paths(kind.names, path, where)
+    return named if own is None else own
 
 
 def _encoded(kind: pa.DataType) -> pa.DataType:
@@ -257,6 +255,12 @@ def _is_bytes(kind: pa.DataType) -> bool:
     return any(is_(kind) for is_ in (types.is_binary, *wide))
 
 
+def _is_images(kind: pa.DataType) -> bool:
+    if pa.types.is_struct(kind):
+        return bool(kind.get_field_index("bytes") >= 0)
+    return _is_bytes(kind)
+
+
 def _byte_items(
     file: pq.ParquetFile, info: File, base: str, column: str, names: Sequence[str], where: str
 ) -> Iterator[Item]:
@@ -271,10 +275,11 @@ def _byte_items(
     for group in range(file.num_row_groups):
         rows = file.metadata.row_group(group).num_rows
         size = file.metadata.row_group(group).total_byte_size // max(rows, 1)
-        found: list[str | None] = [None] * rows
+        values = {}
         if label:
-            values = file.read_row_group(group, columns=[label]).column(label).to_pylist()
-            found = _labels({label: values}, names, info.path, where)
+            table = file.read_row_group(group, columns=[label])
+            values = {label: table.column(label).to_pylist()}
+        found = _labels(values, names, info, rows, where)
         paths = _paths_alone(file, group, column) if struct else {}
         for row in range(rows):
             count = next(number)
