@@ -277,6 +277,108 @@ def test_files_that_are_not_taken_are_counted(folder: Path) -> None:
     assert listing.notes[0] == "2 of 4 images are not in metadata.csv, left out"
 
 
+def test_a_link_to_itself_is_no_reason_to_stop(folder: Path) -> None:
+    os.symlink("self.jpg", folder / "self.jpg")
+    os.symlink("b", folder / "a")
+    os.symlink("a", folder / "b")
+    listing = list_source(str(folder))
+    assert listing.rows == 4
+    assert listing.notes == ("3 links that lead nowhere, or other things that are no files",)
+
+
+@pytest.mark.parametrize("name", ["@eaDir", "$RECYCLE.BIN", "lost+found", "__MACOSX"])
+def test_what_systems_keep_beside_images_is_none_of_them(folder: Path, name: str) -> None:
+    for place in (folder / name, folder / "cat" / name):
+        place.mkdir(parents=True)
+        (place / "0.jpg").write_bytes(FILES[0])
+    listing = list_source(str(folder))
+    assert [item.key for item in listing.items] == PATHS
+    assert listing.notes == ("2 hidden files or folders left out",)
+
+
+def test_a_class_whose_folder_has_no_images_is_named(folder: Path) -> None:
+    for name in ("bird", "cat", "raw10", "raw9", ".git"):
+        (folder / name).mkdir()
+    (folder / "cat" / "1.jpg").write_bytes(FILES[0])
+    (folder / "raw9" / "1.cr2").write_bytes(b"x")
+    assert "no images in bird, raw9, raw10" in list_source(str(folder)).notes
+    (folder / "cat" / "1.jpg").unlink()
+    assert not any("no images in" in note for note in list_source(str(folder)).notes)
+
+
+def test_a_table_beside_images_tells_what_is_not_there(folder: Path) -> None:
+    (folder / "Metadata.CSV").write_text("file_name,label\n./0.jpg,a\n1.jpg,b\n9.jpg,b\n")
+    (folder / "metadata.jsonl").write_text('{"file_name": "0.jpg"}')
+    listing = list_source(str(folder))
+    assert listing.classes == ("a", "b")
+    assert listing.notes == (
+        "metadata.jsonl is not read, Metadata.CSV is",
+        "2 of 4 images are not in Metadata.CSV, left out",
+        f"1 images of Metadata.CSV are not there, such as {folder}/9.jpg",
+    )
+
+
+def test_archives_beside_images_are_to_be_unpacked(folder: Path) -> None:
+    (folder / "more.zip").write_bytes(b"PK")
+    (note,) = list_source(str(folder)).notes
+    assert note == "1 files are no images by their name (.zip: 1); unpack the archives"
+
+
+def test_stars_brackets_and_braces_find_all_that_is_called_so(tmp_path: Path) -> None:
+    names = ["0.jpg", "a[1]/1.jpg", "a[1]/deep/er/2.jpg", "x{1..2}/3.jpg", "x1/4.jpg"]
+    for name in names:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(FILES[0])
+
+    def found(pattern: str) -> list[str]:
+        items = list_source(f"{tmp_path}/{pattern}").items
+        return sorted(item.uri.removeprefix(f"{tmp_path}/") for item in items)
+
+    assert found("**/*.jpg") == found("**") == sorted(names)
+    assert found("a[1]/*.jpg") == ["a[1]/1.jpg"]
+    assert found("a[1]/**/[0-9].jpg") == names[1:3]
+    assert found("x{1..2}/*.jpg") == ["x1/4.jpg", "x{1..2}/3.jpg"]
+    assert found("{x1,x*}/*.jpg") == ["x1/4.jpg", "x{1..2}/3.jpg"]
+    for pattern in ("a[2]/*.jpg", "nowhere/*.jpg", "a*"):
+        with pytest.raises(
+            MissingSourceError, match=r"no file matches this pattern; `\*\*` stands"
+        ):
+            found(pattern)
+
+
+@pytest.mark.parametrize("blank", ["", "  "])
+def test_a_blank_source_is_not_the_folder_one_is_in(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, blank: str
+) -> None:
+    monkeypatch.chdir(folder)
+    with pytest.raises(ConfigError, match=rf"data='{blank}' names nothing; give a folder"):
+        list_source(blank)
+
+
+@pytest.mark.parametrize("names", [("Train", "Test"), ("training", "testing"), ("labeled", "pile")])
+def test_folders_of_parts_are_no_classes_in_any_spelling(
+    tmp_path: Path, names: tuple[str, str]
+) -> None:
+    for name in names:
+        (tmp_path / name / "cat").mkdir(parents=True)
+        (tmp_path / name / "cat" / "0.jpg").write_bytes(FILES[0])
+    with pytest.raises(DataError, match=rf"parts of a set.* such as .*={tmp_path}/{names[0]}$"):
+        list_all(DataConfig(labeled=str(tmp_path)), seed=0)
+
+
+def test_classes_one_level_deeper_are_pointed_out(tmp_path: Path) -> None:
+    for name in ("images/cat", "images/dog"):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "0.jpg").write_bytes(FILES[0])
+    with pytest.raises(DataError, match=rf"the 2 folders in it may be .*: name {tmp_path}/images$"):
+        list_all(DataConfig(labeled=str(tmp_path)), seed=0)
+    (tmp_path / "images" / "dog" / "0.jpg").unlink()
+    with pytest.raises(
+        DataError, match=r"one class only, 'images'; a classifier needs two or more$"
+    ):
+        list_all(DataConfig(labeled=str(tmp_path)), seed=0)
+
+
 def test_parts_of_a_set_in_one_folder_do_not_mix(tmp_path: Path) -> None:
     rows = pa.table({"image": FILES, "label": ["a", "b", "a", "b"]})
     for name in ("train-00000-of-00001", "test-00000-of-00001"):

@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
+import pyarrow.compute as pc
+
 from ns_ray import store
 from ns_ray.config import DataConfig
 from ns_ray.data.adopting import adopt, digests_of
@@ -21,7 +23,7 @@ from ns_ray.data.recognizing import looks_for, recognized, remember, still_packe
 from ns_ray.data.signatures import near
 from ns_ray.data.sources import list_source
 from ns_ray.data.sources.files import PARTS
-from ns_ray.data.sources.items import allocate
+from ns_ray.data.sources.items import Items, allocate
 from ns_ray.data.sources.listing import Listing, Packed, Ranks
 from ns_ray.data.sources.staying import staying
 from ns_ray.data.sources.uniting import united
@@ -130,7 +132,7 @@ def list_all(config: DataConfig, *, seed: int, pile: bool = True) -> Listings:
     if len(labeled.classes) < 2:
         raise DataError(
             f"data.labeled={labeled.name!r} has one class only, {labeled.classes[0]!r}; "
-            f"a classifier needs two or more"
+            f"a classifier needs two or more{_deeper(labeled)}"
         )
     size = config.validation_size if config.validation is None else None
     train, held, rest = split(labeled, labels=config.labels, validation_size=size, seed=seed)
@@ -226,10 +228,12 @@ def _labeled_one(source: str, setting: str) -> Listing:
             f"{setting}={source!r} holds files of {' and '.join(listing.parts)}, which are parts "
             f"of a set; name those of one, such as {setting}='{source}/{listing.parts[0]}*'"
         )
-    if "train" in listing.classes and {*listing.classes} <= PARTS:
+    parts = {name.lower(): name for name in listing.classes}
+    if parts.keys() <= {*PARTS} and (len(parts) > 1 or "train" in parts):
+        first = next(parts[part] for part in PARTS if part in parts)
         raise DataError(
             f"{setting}={source!r} holds the folders {', '.join(listing.classes)}, which are parts "
-            f"of a set rather than classes; name one of them, such as {setting}={source}/train"
+            f"of a set rather than classes; name one of them, such as {setting}={source}/{first}"
         )
     if not count:
         raise DataError(
@@ -243,6 +247,17 @@ def _labeled_one(source: str, setting: str) -> Listing:
     say(f"{setting}: {told}")
     every: Ranks = tuple((0, listing.counts[name]) for name in listing.classes)
     return replace(listing.taken([every], 0)[0], notes=(*listing.notes, told))
+
+
+def _deeper(listing: Listing) -> str:
+    """A hint to the folders in that of the only class, where there are some: they may be the
+    classes."""
+    keys, (name,) = Items.of(listing.items).table["key"], listing.classes
+    below = pc.extract_regex(keys, r"^[^/]*/(?P<name>[^/]*)/")
+    names = pc.struct_field(below, "name").unique().drop_null().to_pylist()
+    if len(names) < 2 or not pc.all(pc.starts_with(keys, f"{name}/")).as_py():
+        return ""
+    return f"; the {len(names):,} folders in it may be the classes: name {listing.name}/{name}"
 
 
 def _columns(listing: Listing) -> str:

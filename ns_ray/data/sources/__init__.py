@@ -44,11 +44,12 @@ from ns_ray.data.sources.named import NAMED_SETS, named
 from ns_ray.data.sources.tables import tables
 from ns_ray.data.sources.tars import TAR_ENDINGS, tars
 from ns_ray.data.sources.uniting import united
-from ns_ray.errors import DataError, MissingSourceError, nearest
+from ns_ray.errors import ConfigError, DataError, MissingSourceError, nearest
 from ns_ray.store import open_corpus
 
 TABLE_ENDINGS = (".csv", ".tsv", ".jsonl", ".parquet")
 PHONES = {".heic", ".heif"}
+ARCHIVES = {".zip", ".rar", ".7z"}
 
 
 def list_source(source: str, *, setting: str = "data") -> Listing:
@@ -61,9 +62,12 @@ def list_source(source: str, *, setting: str = "data") -> Listing:
     Raises:
         MissingSourceError: the source is missing or empty.
         DataError: it is malformed, or lists a key twice.
+        ConfigError: it is blank.
         StorageError: there is no room for what is downloaded.
     """
     where = f"{setting}={source!r}"
+    if not source.strip():
+        raise ConfigError(f"{where} names nothing; give a folder, a file or a named set")
     try:
         listing = _list(source, where)
         items = Items.of(listing.items)
@@ -110,10 +114,12 @@ def _list(source: str, where: str) -> Listing:
             return _corpus(source, path)
         return _folder(source, path, where)
     if any(c in source for c in "*?[{"):
-        found = [info for pattern in braces(path) for info in glob(pattern)]
+        patterns = dict.fromkeys([path, *braces(path)])  # a folder may be called like one
+        found = {info.path: info for pattern in patterns for info in glob(pattern)}
         if not found:
-            raise MissingSourceError(where, f"{where}: no file matches this pattern")
-        return _files(source, found, where)
+            told = "no file matches this pattern; `**` stands for any number of folders"
+            raise MissingSourceError(where, f"{where}: {told}")
+        return _files(source, [*found.values()], where)
     there = _whats_there(source, path)
     raise MissingSourceError(where, f"{where}: there is no such file or folder{there}")
 
@@ -149,9 +155,10 @@ def _files(source: str, infos: list[File], where: str) -> Listing:
             f"{where}: files ending in {', '.join(sorted(others))} are not read; unpack them, or "
             f"make tars of their images, which may end in {', '.join(TAR_ENDINGS)}"
         )
+    listed = ", ".join(sorted(ending or "nothing" for ending in endings))
     raise DataError(
-        f"{where} has files ending in {', '.join(sorted(endings))}; a source is a folder, "
-        f".tar files, or tables ending in {', '.join(TABLE_ENDINGS)}"
+        f"{where} has files ending in {listed}; a source is a folder, .tar files, or tables "
+        f"ending in {', '.join(TABLE_ENDINGS)}"
     )
 
 
@@ -170,11 +177,12 @@ def _folder(source: str, path: str, where: str) -> Listing:
             "schema=lance.dataset(PATH).schema, format='parquet')"
         )
     start = len(path.rstrip("/")) + 1
-    top = {info.path[start:]: info for info in found.files.ending(TABLE_ENDINGS)}
-    for ending in TABLE_ENDINGS:
-        if (name := f"metadata{ending}") in top:
-            listing = tables(source, [top[name]], where)
-            return replace(listing, notes=(*listing.notes, *_not_in(listing, name, found)))
+    top = {info.path[start:].lower(): info for info in found.files.ending(TABLE_ENDINGS)}
+    if named := [top[f"metadata{e}"] for e in TABLE_ENDINGS if f"metadata{e}" in top]:
+        listing = tables(source, named[:1], where)
+        names = [os.path.basename(info.path) for info in named]
+        more = [f"{name} is not read, {names[0]} is" for name in names[1:]]
+        return replace(listing, notes=(*listing.notes, *more, *_not_in(listing, names[0], found)))
     if not found.files.ending(IMAGE_ENDINGS):
         for endings in (TAR_ENDINGS, (".parquet",)):
             if some := [*found.files.ending(endings)]:
@@ -194,13 +202,13 @@ def _images(source: str, base: str, found: Walk) -> Listing:
     chosen = found.files.ending(IMAGE_ENDINGS)
     fingerprint = stamp(chosen, base)
     items = _whole_files(chosen, start)
-    return Listing(
-        name=source,
-        items=items,
-        classes=classes_of(items),
-        fingerprint=fingerprint,
-        notes=tuple(_left_out(found, found.files.ending(IMAGE_ENDINGS, False))),
-    )
+    classes = classes_of(items)
+    notes = _left_out(found, found.files.ending(IMAGE_ENDINGS, False))
+    empty = sorted({*found.folders}.difference(classes), key=natural) if classes else []
+    if empty:
+        more = f" and {len(empty) - 5:,} more" if len(empty) > 5 else ""
+        notes.append(f"no images in {', '.join(empty[:5])}{more}")
+    return Listing(source, items, classes, fingerprint, tuple(notes))
 
 
 def _whole_files(files: Files, start: int) -> Items:
@@ -229,15 +237,21 @@ def _left_out(found: Walk, other_files: Iterable[File]) -> list[str]:
     endings = Counter(os.path.splitext(path.lower())[1] or "no ending" for path in others)
     listed = ", ".join(f"{ending}: {count:,}" for ending, count in endings.most_common(5))
     advice = "; pip install 'ns_ray[heic]' reads HEIC" if endings.keys() & PHONES else ""
+    advice += "; unpack the archives" if endings.keys() & ARCHIVES else ""
     told = f"{len(others):,} files are no images by their name ({listed}){advice}"
     return [told, *found.left_out]
 
 
 def _not_in(listing: Listing, name: str, found: Walk) -> list[str]:
-    """Images of a folder that its table does not name."""
+    """Images of a folder that its table does not name, and those that are named and not there."""
     images = {info.path for info in found.files.ending(IMAGE_ENDINGS)}
-    missing = len(images - {item.uri for item in listing.items})
-    told = [f"{missing:,} of {len(images):,} images are not in {name}, left out"] if missing else []
+    named = {item.uri for item in listing.items if item.place is None}
+    told = []
+    if missing := len(images - named):
+        told.append(f"{missing:,} of {len(images):,} images are not in {name}, left out")
+    local = (uri for uri in sorted(named - images) if not store.is_uri(uri))
+    if gone := [uri for uri in local if not os.path.exists(uri)]:
+        told.append(f"{len(gone):,} images of {name} are not there, such as {gone[0]}")
     return [*told, *found.left_out]
 
 

@@ -1,5 +1,6 @@
 """Files of a source: walking folders, expanding patterns, telling whether anything changed."""
 
+import errno
 import fnmatch
 import os
 import re
@@ -39,8 +40,15 @@ FILES = pa.schema([("path", PATH), ("size", pa.int64()), ("changed", pa.int64())
 BATCH = 65_536
 """Files that are objects at a time, on the way into columns and out of them."""
 
-PARTS = frozenset({"train", "val", "valid", "validation", "dev", "test", "unlabeled"})
-"""Names of parts of a set, which are no classes."""
+PARTS = (
+    *("train", "training", "labeled", "labelled"),
+    *("val", "valid", "validation", "dev", "test", "testing", "unlabeled", "unlabelled", "pile"),
+)
+"""Names of parts of a set, which are no classes; those to train on first."""
+
+NOT_OURS = frozenset({"__MACOSX", "@eaDir", "$RECYCLE.BIN", "lost+found"})
+"""Folders that systems put beside people's own: of macOS's archives, Synology's thumbnails, what
+Windows has deleted and what a check of a disk has found."""
 
 
 class File(NamedTuple):
@@ -158,10 +166,12 @@ class Walk:
     Attributes:
         files: all that were seen and are not hidden.
         left_out: what was seen and is not among them, in words.
+        folders: names of those directly below it, on this machine.
     """
 
     files: Files
     left_out: tuple[str, ...] = ()
+    folders: tuple[str, ...] = ()
 
 
 def walk(path: str) -> Walk:
@@ -187,7 +197,7 @@ def _walk_here(root: str) -> Walk:
     again: list[str] = []
     unseen = dangling = 0
     seen: set[tuple[int, int]] = set()
-    folders, links = [root], list[str]()
+    folders, links, top = [root], list[str](), list[str]()
     with ThreadPoolExecutor(FOLDERS) as pool:
         while folders or links:
             links.sort(reverse=True)
@@ -203,7 +213,10 @@ def _walk_here(root: str) -> Walk:
                 links += found.links
                 unseen += found.unseen
                 dangling += found.dangling
-    return Walk(files.files(), _in_words(unseen, dangling, again))
+                if path == root:
+                    top = [*folders, *links]
+    own = [readable(os.path.basename(path)) for path in top if path not in again]
+    return Walk(files.files(), _in_words(unseen, dangling, again), tuple(own))
 
 
 @dataclass
@@ -241,18 +254,27 @@ def _read(folder: str) -> _Folder:
     found = _Folder((state.st_dev, state.st_ino))
     with os.scandir(folder) as entries:
         for entry in entries:
-            if hidden(entry.name):
-                found.unseen += 1
-            elif entry.is_file():
-                state = entry.stat()
-                found.paths.append(entry.path)
-                found.sizes.append(state.st_size)
-                found.changed.append(state.st_mtime_ns)
-            elif entry.is_dir():
-                (found.links if entry.is_symlink() else found.folders).append(entry.path)
-            else:
-                found.dangling += 1
+            try:
+                _sort(entry, found)
+            except OSError as error:
+                if error.errno != errno.ELOOP:
+                    raise
+                found.dangling += 1  # a link to itself
     return found
+
+
+def _sort(entry: os.DirEntry[str], found: _Folder) -> None:
+    if hidden(entry.name):
+        found.unseen += 1
+    elif entry.is_file():
+        state = entry.stat()
+        found.paths.append(entry.path)
+        found.sizes.append(state.st_size)
+        found.changed.append(state.st_mtime_ns)
+    elif entry.is_dir():
+        (found.links if entry.is_symlink() else found.folders).append(entry.path)
+    else:
+        found.dangling += 1
 
 
 def _in_words(unseen: int, dangling: int, again: list[str]) -> tuple[str, ...]:
@@ -275,7 +297,8 @@ def readable(path: str) -> str:
 
 def hidden(relative: str) -> bool:
     """Whether a file is none of the user's images: .ipynb_checkpoints, .DS_Store, __MACOSX."""
-    return relative.startswith(".") or "/." in relative or "__MACOSX" in relative.split("/")
+    ours = NOT_OURS.isdisjoint(relative.split("/"))
+    return relative.startswith(".") or "/." in relative or not ours
 
 
 def braces(pattern: str) -> list[str]:
@@ -288,21 +311,28 @@ def braces(pattern: str) -> list[str]:
 
 
 def glob(pattern: str) -> list[File]:
-    """Files whose path matches, component by component. A pattern without wildcards is one file
-    that must exist."""
+    """Files whose path matches, component by component; `**` stands for any number of folders, and
+    what a name has in brackets for itself, too. A pattern without wildcards is one file that must
+    exist."""
     parts = pattern.split("/")
     first = 3 if store.is_uri(pattern) else 0  # a store's options have a question mark
     signs = "*" if store.is_web(pattern) else "*?["
     magic = [i for i in range(first, len(parts)) if any(c in parts[i] for c in signs)]
     if not magic:
         return [file_at(pattern)] if store.exists(pattern) else []
-    base = "/".join(parts[: magic[0]])
-    return [
-        info
-        for info in walk(base or "/").files
-        if len(info.path.split("/")) == len(parts)
-        and all(map(fnmatch.fnmatchcase, info.path.split("/")[first:], parts[first:]))
-    ]
+    base = "/".join(parts[: magic[0]]) or "/"
+    if not store.exists(base):
+        return []
+    return [i for i in walk(base).files if _matches(i.path.split("/")[first:], parts[first:])]
+
+
+def _matches(names: list[str], patterns: list[str]) -> bool:
+    if not patterns:
+        return not names
+    if patterns[0] == "**":
+        return any(_matches(names[i:], patterns[1:] or ["*"]) for i in range(len(names)))
+    own = bool(names) and (names[0] == patterns[0] or fnmatch.fnmatchcase(names[0], patterns[0]))
+    return own and _matches(names[1:], patterns[1:])
 
 
 def base_of(infos: list[File]) -> str:
@@ -333,4 +363,4 @@ def parts_of(infos: Iterable[File], base: str) -> list[str]:
     """Parts of a set, train first, that folders and names of tables or tars say."""
     names = (name for info in infos for name in info.path[len(base) :].lower().split("/"))
     words = {re.split(r"[^a-z]", name, maxsplit=1)[0] for name in names}
-    return sorted(words & PARTS, key=lambda word: (word != "train", word))
+    return [part for part in PARTS if part in words]
