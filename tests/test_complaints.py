@@ -2,11 +2,13 @@
 
 import base64
 import datetime
+import gzip
 import io
 import json
 import os
 import re
 import sys
+import tarfile
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -377,6 +379,60 @@ def test_classes_one_level_deeper_are_pointed_out(tmp_path: Path) -> None:
         DataError, match=r"one class only, 'images'; a classifier needs two or more$"
     ):
         list_all(DataConfig(labeled=str(tmp_path)), seed=0)
+
+
+def tar_of(path: Path, *members: tuple[str, bytes | str], links: bytes = tarfile.SYMTYPE) -> str:
+    """A tar of files and links: a text is where one leads to."""
+    with tarfile.open(path, "w:gz" if path.suffix == ".gz" else "w") as tar:
+        for name, content in members:
+            member = tarfile.TarInfo(name)
+            if isinstance(content, str):
+                member.type, member.linkname = links, content
+                tar.addfile(member)
+            else:
+                member.size = len(content)
+                tar.addfile(member, io.BytesIO(content))
+    return str(path)
+
+
+@pytest.mark.parametrize("name", ["t.tar", "t.tar.gz"])
+def test_links_in_a_tar_are_the_files_that_they_lead_to(tmp_path: Path, name: str) -> None:
+    files = [("a/1.jpg", FILES[0]), (".blobs/x", FILES[1]), ("a/1.cls", b"cat")]
+    links = [("b/2.jpg", "../a/1.jpg"), ("b/2.cls", "../a/1.cls"), ("b/3.jpg", "2.jpg")]
+    links += [("b/4.jpg", "../.blobs/x"), ("b/5.jpg", "6.jpg"), ("b/6.jpg", "5.jpg")]
+    listing = list_source(tar_of(tmp_path / name, *links, *files))
+    found = {item.key: (item.label, item.read()) for item in listing.items}
+    own, other = ("cat", FILES[0]), (None, FILES[0])
+    assert found == {"t/a/1": own, "t/b/2": own, "t/b/3": other, "t/b/4": (None, FILES[1])}
+    assert "1 hidden files left out" in listing.notes
+    assert "2 links that lead to no file of their tar" in listing.notes
+    hard = tar_of(tmp_path / name, files[0], ("b/2.jpg", "a/1.jpg"), links=tarfile.LNKTYPE)
+    assert [item.read() for item in list_source(hard).items] == [FILES[0]] * 2
+
+
+def test_no_image_of_a_tar_is_lost_to_another(tmp_path: Path) -> None:
+    for again in ("1.jpg", "./1.jpg"):
+        twice = tar_of(tmp_path / "t.tar", ("1.jpg", FILES[0]), (again, FILES[1]))
+        with pytest.raises(DataError, match=r"t\.tar has '1\.jpg' twice"):
+            list_source(twice)
+    one = Path(tar_of(tmp_path / "t.tar", ("1.jpg", FILES[0]), ("../2.jpg", FILES[1])))
+    assert [item.key for item in list_source(str(one)).items] == ["t/1", "t/2"]
+    whole = one.read_bytes()
+    for name, data in (("t.tar", whole * 2), ("t.tar.gz", gzip.compress(whole * 2))):
+        (tmp_path / name).write_bytes(data)
+        with pytest.raises(DataError, match=rf"{name} is not a readable tar: there is more behind"):
+            list_source(str(tmp_path / name))
+
+
+def test_labels_in_tars_are_names_like_others(tmp_path: Path) -> None:
+    name = "caf\udce9"
+    files = [(f"{name}.jpg", FILES[0]), (f"{name}.cls", b"\xef\xbb\xbfcat\r\n")]
+    (item,) = list_source(tar_of(tmp_path / "t.tar", *files)).items
+    assert (item.key, item.label) == ("t/caf\\xe9", "cat")
+    for label in (b"[0, 1]", b"a caption\nof two lines", "cat".encode("utf-16"), b"\7\0\0\0"):
+        bad = tar_of(tmp_path / "t.tar", ("1.jpg", FILES[0]), ("1.cls", label))
+        with pytest.raises(DataError, match=r"the label of 1\.jpg in .* holds .*: (an|a) "):
+            list_source(bad)
 
 
 def test_parts_of_a_set_in_one_folder_do_not_mix(tmp_path: Path) -> None:

@@ -270,7 +270,8 @@ def test_webdataset_tars(tmp_path: Path, scheme: str) -> None:
         listing = list_source(f"{scheme}{tmp_path}{source}")
         assert labels(listing) == expected, source
         assert listing.classes == ("7", "12", "cat")
-        (note,) = listing.notes
+        note, hidden = listing.notes
+        assert hidden == "1 hidden files left out"
         assert note == "1 images beside the one of their sample left out, such as ['003.seg.png']"
         by_key = {item.key: item for item in listing.items}
         assert by_key["shard-000/d/001"].read() == jpeg(1)

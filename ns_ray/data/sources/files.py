@@ -321,7 +321,7 @@ def glob(pattern: str) -> list[File]:
     if not magic:
         return [file_at(pattern)] if store.exists(pattern) else []
     base = "/".join(parts[: magic[0]]) or "/"
-    if not store.exists(base):
+    if not store.is_uri(base) and not os.path.isdir(base):
         return []
     return [i for i in walk(base).files if _matches(i.path.split("/")[first:], parts[first:])]
 
