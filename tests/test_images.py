@@ -1,5 +1,6 @@
 import io
 import resource
+import struct
 
 import numpy as np
 import pytest
@@ -65,6 +66,33 @@ def test_deep_gray_is_scaled_to_8_bits_and_not_clipped(pixels: np.ndarray, kind:
         image = Image.fromarray(pixels)
     values = np.asarray(decode(encoded(image, kind)))[..., 0].reshape(-1).astype(int)
     assert np.abs(values - np.arange(256)).max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("kind", "white"), [("uint16", 0), ("uint16", 1), ("uint32", 1), ("float32", 0), ("float32", 1)]
+)
+def test_gray_of_a_tiff_is_what_its_tags_say(kind: str, white: int) -> None:
+    """Pillow doesn't turn deep gray around whose white is 0, and has no unsigned 32 bits."""
+    top = {"uint16": 65535, "uint32": 2**32 - 1, "float32": 1}[kind]
+    pixels = (np.arange(256).reshape(16, 16) / 255 * top).astype(kind)
+    image = Image.fromarray(pixels.view(np.int32) if kind == "uint32" else pixels)
+    signed, unsigned = (struct.pack("<HHIHH", 339, 3, 1, sign, 0) for sign in (2, 1))
+    data = encoded(image, "TIFF", tiffinfo={262: white}).replace(signed, unsigned)
+    values = np.asarray(decode(data))[..., 0].reshape(-1).astype(int)
+    assert np.abs(values - np.arange(256)[:: 1 if white else -1]).max() <= 1
+
+
+@pytest.mark.parametrize("value", [300.0, -1.0])
+def test_gray_of_one_value_is_an_image(value: float) -> None:
+    for kind in ("float32", "int32"):
+        image = Image.fromarray(np.full((4, 4), value * 1000, kind))
+        assert len(np.unique(np.asarray(decode(encoded(image, "TIFF"))))) == 1
+
+
+def test_what_no_reader_knows_is_said_in_words() -> None:
+    raw = b"II*\0\x10\0\0\0CR\2\0" + bytes(200)  # of a camera: TIFF by its first bytes
+    with pytest.raises(ImageError, match=r"^broken: damaged, or of a kind that is not read$"):
+        decode(raw)
 
 
 def test_floats_that_are_not_finite_become_black() -> None:

@@ -38,6 +38,9 @@ HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"mif1", b"msf1")
 ENDINGS = {"JPEG": ".jpg", "MPO": ".jpg", "TIFF": ".tif", "HEIF": ".heic"}
 """Of names of files, by Pillow's name of their format, where they differ."""
 
+PHOTOMETRIC, SAMPLE_FORMAT = 262, 339
+"""Tags of TIFF: 0 is white if the first is 0, and whole numbers have no sign if the second is 1."""
+
 LARGE = 2**24
 """Pixels of a whole resized image, 48 MiB, above which only its crop is made. A picture of one
 pixel by 60,000 would become one of 224 by 13 million."""
@@ -301,7 +304,7 @@ def _turn(image: Image.Image) -> Image.Transpose | None:
 
 def _rgb(image: Image.Image) -> Image.Image:
     if image.mode == "F" or image.mode.startswith("I"):
-        return Image.fromarray(_eight_bits(np.asarray(image))).convert("RGB")
+        return Image.fromarray(_gray(image)).convert("RGB")
     if image.has_transparency_data:
         if image.mode == "La":
             image = image.convert("LA")
@@ -310,18 +313,29 @@ def _rgb(image: Image.Image) -> Image.Image:
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
+def _gray(image: Image.Image) -> np.ndarray[Any, Any]:
+    """Gray of more than 8 bits as uint8. Of a TIFF, Pillow takes 32 bits for a signed number, and
+    turns white around that is the smallest for 8 bits only."""
+    values, tags = np.asarray(image), getattr(image, "tag_v2", {})
+    if tags and values.dtype == np.int32 and tags.get(SAMPLE_FORMAT) in (None, 1, (1,)):
+        values = values.view(np.uint32)
+    gray = _eight_bits(values)
+    return 255 - gray if tags.get(PHOTOMETRIC) == 0 else gray
+
+
 def _eight_bits(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     """Gray values of any depth as uint8. Integers use the 16-bit scale and floats 0-1 or 0-255;
     what lies outside is stretched from its own smallest to its own largest value."""
     if values.dtype == np.uint16 or values.dtype.newbyteorder("=") == np.uint16:
         return np.asarray((values.astype(np.uint32) * 255 + 32767) // 65535, dtype=np.uint8)
     finite = np.nan_to_num(values.astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0)
-    low, high = 0.0, 65535.0 if values.dtype.kind == "i" else 255.0
+    low, high = 0.0, 65535.0 if values.dtype.kind in "iu" else 255.0
     if values.dtype.kind == "f" and finite.max() <= 1.0:
         high = 1.0
     if finite.min() < low or finite.max() > high:
         low, high = float(finite.min()), float(finite.max())
-    return np.asarray(np.rint((finite - low) * (255.0 / (high - low))), dtype=np.uint8)
+    scale = 255.0 / ((high - low) or 1.0)  # all may have one value
+    return np.asarray(np.rint((finite - low) * scale), dtype=np.uint8)
 
 
 def _resized(width: int, height: int, short_side: int) -> tuple[int, int]:
@@ -343,7 +357,7 @@ def _failure(data: bytes, error: Exception) -> ImageError:
         return ImageError("not_an_image", f"no {', '.join(FORMATS)} signature")
     if "truncated" in detail.lower() or _cut_short(data):
         return ImageError("truncated", detail or "the file ends early")
-    return ImageError("broken", detail or type(error).__name__)
+    return ImageError("broken", detail or "damaged, or of a kind that is not read")
 
 
 def _has_signature(data: bytes) -> bool:
