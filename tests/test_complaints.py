@@ -23,6 +23,7 @@ from PIL import Image, PngImagePlugin
 from ns_ray.config import DataConfig
 from ns_ray.data import images
 from ns_ray.data.images import Preprocess, decode, eval_pixels
+from ns_ray.data.packing import pack
 from ns_ray.data.sources import list_source
 from ns_ray.data.sources.files import IMAGE_ENDINGS
 from ns_ray.data.stage import ingest, list_all
@@ -442,6 +443,12 @@ def test_parts_of_a_set_in_one_folder_do_not_mix(tmp_path: Path) -> None:
     config = DataConfig(labeled=str(tmp_path), unlabeled=(str(tmp_path),))
     with pytest.raises(DataError, match=r"holds files of train and test, .*='.*/train\*'"):
         ingest(config, seed=0, out=RunLayout(str(tmp_path / "run")))
+
+
+def test_too_many_broken_images_are_named_by_one(folder: Path) -> None:
+    (folder / "t.csv").write_text("path\n0.jpg\nb.jpg\na.jpg\n")
+    with pytest.raises(DataError, match=rf"missing: 2, such as {folder}/a\.jpg: there is no such"):
+        pack(str(folder / "t.csv"), out=str(folder / "out"))
 
 
 # ---------------------------------------------------------------------------------- text and names

@@ -94,10 +94,12 @@ def test_a_source_is_listed_while_ray_starts(
     monkeypatch.setattr("ns_ray.data.list_sources", listing)
     monkeypatch.setattr("ns_ray.compute.cluster", starting)
     source = fill(tmp_path / "set", {"cat": 3, "dog": 2})
+    (source / "cat" / "raw.cr2").write_bytes(b"x")
     out = ["--out", str(tmp_path / "out")]
     done = CliRunner().invoke(app, ["pack", "--data", str(source), *out])
     assert done.exit_code == 0, done.output
     assert "5 images, 0 rejected" in done.output
+    assert "--data: 1 files are no images by their name (.cr2: 1)" in done.output
     listed.clear()
     done = CliRunner().invoke(app, ["pack", "--data", f"{source}s", *out])
     assert done.exit_code == DataError.exit_code

@@ -56,6 +56,22 @@ def test_csv_and_parquet_hold_the_same_rows(folder: Path, pile: Path, tmp_path: 
     assert [row["rank"] for row in table if row["error"] is None] == [1, 2] * 3
 
 
+def test_what_is_left_out_or_not_there_is_said(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "0.jpg").write_bytes(jpeg(0))
+    (tmp_path / "0.cr2").write_bytes(b"x")
+    (tmp_path / "sub").mkdir()
+    table = tmp_path / "t.csv"
+    table.write_text("path\n0.jpg\n0.JPG\nsub\n")
+    command = ["predict", "--bundle", str(folder), str(tmp_path), str(table), "--format", "csv"]
+    done = CliRunner().invoke(app, command)
+    assert f"{tmp_path}: 2 files are no images by their name" in done.stderr
+    rows = [row for row in csv.DictReader(done.stdout.splitlines()) if row["error"]]
+    assert [row["error"] for row in rows] == [
+        "missing: there is no such file",
+        "not_an_image: it is a folder",
+    ]
+
+
 def test_a_packed_corpus_is_a_source_too(folder: Path, pile: Path, tmp_path: Path) -> None:
     packed = pack(str(pile), out=str(tmp_path / "packed"), max_rejected=0.5, rows_per_shard=2)
     code, text = predict(folder, packed.path, "--top-k", "1", "--out", str(tmp_path / "csv"))

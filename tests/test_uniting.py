@@ -84,8 +84,23 @@ def test_one_image_with_two_labels_is_named(
     assert "data.labeled: 1 images have several labels" in said
     assert f"{one}/a/000.jpg as 'a'" in said
     assert f"{two}/b/003.jpg as 'b'" in said
-    (noted,) = store.read_json(RunLayout(str(tmp_path / "run")).sources)["notes"]["labeled"]
-    assert "several labels" in noted
+    assert f"data.labeled: 1 images are there several times, such as {one}/a/001.jpg as 'a'" in said
+    noted = store.read_json(RunLayout(str(tmp_path / "run")).sources)["notes"]["labeled"]
+    assert [note.partition(", such as")[0] for note in noted] == [
+        "1 images have several labels",
+        "1 images are there several times",
+    ]
+
+
+def test_one_image_in_two_folders_of_one_source_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one = fill(tmp_path / "one", {"a": 4, "b": 4})
+    (one / "b/link.jpg").symlink_to(one / "a/000.jpg")
+    val = fill(tmp_path / "val", {"a": 1, "b": 1}, start=200)
+    pile = fill(tmp_path / "pile", {"x": 2}, start=300)
+    run(tmp_path, labeled=str(one), validation=str(val), unlabeled=str(pile))
+    assert "data.labeled: 1 images have several labels" in capsys.readouterr().out
 
 
 def test_names_that_differ_in_case_between_sources_are_said(

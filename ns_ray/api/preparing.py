@@ -12,6 +12,7 @@ from ns_ray import store
 from ns_ray.compute import Machine, Pool, done_here, resources
 from ns_ray.config import DataConfig, ResourcesConfig
 from ns_ray.errors import DamagedFileError
+from ns_ray.log import say
 from ns_ray.store import Corpus, Mending
 
 if TYPE_CHECKING:
@@ -148,6 +149,8 @@ def listing_of(data: DataConfig) -> "Callable[[], Listing]":
 
     def work() -> "Listing":
         listing = list_sources(data.labeled, setting="--data")
+        for note in listing.notes:
+            say(f"--data: {note}")
         return listing if data.id_column is None else staying(listing, data.id_column)
 
     return work

@@ -25,6 +25,7 @@ from .sources.items import Item as Item
 from .sources.items import Row as Row
 from .sources.items import read_rows as read_rows
 from .sources.items import start_of as start_of
+from .sources.items import unread as unread
 from .sources.listing import Listing as Listing
 from .sources.staying import staying as staying
 from .sources.streams import Stream as Stream

@@ -22,7 +22,7 @@ from ns_ray import store
 from ns_ray.data import images, spans
 from ns_ray.data.in_place import read_groups, stays_in
 from ns_ray.data.leaks import Signatures, thumbnail
-from ns_ray.data.sources.items import Item, Items, Pixels, Range, Row, read_rows
+from ns_ray.data.sources.items import Item, Items, Pixels, Range, Row, read_rows, unread
 from ns_ray.data.sources.streams import Stream, Streamed
 from ns_ray.data.spans import Cut, Span
 from ns_ray.errors import DamagedFileError, ImageError
@@ -258,13 +258,11 @@ def _read_ahead(items: Sequence[Item]) -> Iterator[tuple[Item, bytes | ImageErro
 def _read(item: Item) -> bytes | ImageError:
     try:
         return item.read()
-    except (FileNotFoundError, NotADirectoryError) as error:
-        told = str(error) if store.is_web(item.file) else "there is no such file"
-        return ImageError("missing", told)
     except OSError as error:
-        if store.is_uri(item.file) and not store.is_web(item.file):
+        found = unread(item, error)
+        if found.reason == "unreadable" and store.is_uri(item.file) and not store.is_web(item.file):
             raise  # the store's fault rather than the image's: try again
-        return ImageError("unreadable", str(error))
+        return found
 
 
 def _verified(

@@ -78,10 +78,11 @@ def ingest(config: DataConfig, *, seed: int, out: RunLayout, pile: bool = True) 
         alike = near({"validation": validation, "test": test}, out.signatures)
     labeled = pack_it("labeled", found.labeled, excluded=leaks, alike=alike)
     _check_classes(labeled, found.labeled)
-    if not isinstance(config.labeled, str) and (told := contradictions(labeled)):
-        say(f"data.labeled: {told}")
-        noted = replace(listed.labeled, notes=(*listed.labeled.notes, told))
-        listed = replace(listed, labeled=noted)
+    told = contradictions(labeled)
+    for note in told:
+        say(f"data.labeled: {note}")
+    noted = replace(listed.labeled, notes=(*listed.labeled.notes, *told))
+    listed = replace(listed, labeled=noted)
     unlabeled = None
     if found.unlabeled is not None:
         unlabeled = pack_it("unlabeled", found.unlabeled, classes=(), excluded=leaks, alike=alike)

@@ -14,10 +14,10 @@ import numpy as np
 
 from ns_ray import store
 from ns_ray.config import PredictConfig
-from ns_ray.data import Item, Row, Stream, list_source, read_rows
+from ns_ray.data import Item, Row, Stream, list_source, read_rows, unread
 from ns_ray.errors import ConfigError, DataError, ImageError
 from ns_ray.labeling.formats import Format, write_parquet, write_rows
-from ns_ray.log import Meter, progress, say
+from ns_ray.log import Meter, aside, progress, say
 
 if TYPE_CHECKING:
     from ns_ray.model import Predictor
@@ -49,6 +49,10 @@ def predict(
     if format == "parquet" and out is None:
         raise ConfigError("--format parquet needs --out FILE; the others can go to the screen")
     listings = [list_source(path, setting="PATH") for path in paths]
+    with aside(True):  # standard output is for the table
+        for path, listing in zip(paths, listings, strict=True):
+            for note in listing.notes:
+                say(f"{path}: {note}")
     total = sum(listing.rows for listing in listings)
     from ns_ray.model import Predictor  # torch: not for those who only ask what is here
 
@@ -143,4 +147,4 @@ def _read(items: Sequence[Item], stream: Stream) -> Iterator[bytes | ImageError]
             else:
                 yield some[0].read(stream)
         except OSError as error:
-            yield from (ImageError("unreadable", error.strerror or str(error)) for _ in some)
+            yield from (unread(item, error) for item in some)

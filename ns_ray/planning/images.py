@@ -17,6 +17,7 @@ from ns_ray.data import (
     image_format,
     image_size,
     start_of,
+    unread,
 )
 from ns_ray.errors import DataError, ImageError
 from ns_ray.planning.estimates import label_bytes
@@ -59,7 +60,7 @@ def _tried(config: RunConfig, name: str, listing: Listing) -> Iterator[Finding]:
         except ImageError as error:
             reasons.append(f"{item.uri}: {error}")
         except OSError as error:
-            reasons.append(f"{item.uri}: {error.strerror or error}")
+            reasons.append(f"{item.uri}: {unread(item, error)}")
     if len(reasons) > max(1, math.ceil(config.data.max_rejected * len(sample))):
         raise DataError(
             f"{len(reasons)} of {len(sample)} images tried cannot be read, such as {reasons[0]}; "

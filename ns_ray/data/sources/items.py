@@ -1,5 +1,6 @@
 """Images of a source that are not read yet: one, or millions of them in columns."""
 
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ import pyarrow.parquet as pq
 from ns_ray import store
 from ns_ray.data import images
 from ns_ray.data.sources.streams import Stream, Streamed
+from ns_ray.errors import ImageError
 from ns_ray.store import schema
 
 Array = np.ndarray[Any, Any]
@@ -295,6 +297,16 @@ def read_rows(rows: Sequence[Row]) -> list[bytes]:
     if pa.types.is_struct(values.type):
         values = values.field("bytes")
     return [values[row.row].as_py() or b"" for row in rows]
+
+
+def unread(item: Item, error: OSError) -> ImageError:
+    """Why the bytes of an image cannot be had, as what it is rejected for."""
+    if isinstance(error, FileNotFoundError | NotADirectoryError):
+        told = str(error) if store.is_web(item.file) else "there is no such file"
+        return ImageError("missing", told)
+    if not store.is_uri(item.file) and os.path.isdir(item.file):
+        return ImageError("not_an_image", "it is a folder")
+    return ImageError("unreadable", error.strerror or str(error))
 
 
 def read_with(place: Row | Streamed) -> tuple[str, ...]:
