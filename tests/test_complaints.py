@@ -84,6 +84,42 @@ def test_images_in_any_encoding_of_bytes(folder: Path, stored: pa.Array) -> None
     assert [item.label for item in listing.items] == ["a", "b", "a", "b"]
 
 
+class Photo(pa.ExtensionType):  # type: ignore[misc]
+    """What a library may register for its images."""
+
+    def __init__(self) -> None:
+        super().__init__(pa.struct([("bytes", pa.binary()), ("path", pa.string())]), "test.photo")
+
+    def __arrow_ext_serialize__(self) -> bytes:
+        return b""
+
+    @classmethod
+    def __arrow_ext_deserialize__(cls, storage: pa.DataType, serialized: bytes) -> "Photo":
+        return cls()
+
+
+def test_images_in_an_extension_type(folder: Path) -> None:
+    rows = [{"bytes": data, "path": None} for data in FILES[:3]] + [
+        {"bytes": None, "path": "3.jpg"}
+    ]
+    path = table(
+        folder, image=pa.ExtensionArray.from_storage(Photo(), pa.array(rows, Photo().storage_type))
+    )
+    pa.register_extension_type(Photo())
+    try:
+        assert [item.read() for item in list_source(path).items] == FILES
+    finally:
+        pa.unregister_extension_type("test.photo")
+    assert [item.read() for item in list_source(path).items] == FILES
+
+
+@pytest.mark.parametrize("stored", ["text", [1, 2]])
+def test_bytes_that_are_none_are_refused(folder: Path, stored: Any) -> None:
+    path = table(folder, image=[{"bytes": stored, "path": "0.jpg"}])
+    with pytest.raises(DataError, match=r"column 'image' of .* is struct<.*>; it must hold paths"):
+        list_source(path)
+
+
 def test_a_column_that_is_there_twice_is_named(folder: Path) -> None:
     columns = [pa.array(PATHS), pa.array(["a"] * 4), pa.array(["b"] * 4)]
     for names in (["path", "label", "label"], ["path", "Label", "LABEL"]):
@@ -210,6 +246,15 @@ def test_an_index_beyond_the_class_names_is_refused(folder: Path) -> None:
             continue
         with pytest.raises(DataError, match="holds 2 in row 3: there are 2 class names"):
             list_source(str(folder / "t.parquet"))
+
+
+@pytest.mark.parametrize("names", [["cat", "cat"], ["cat", " "]])
+def test_class_names_that_are_no_names_are_refused(folder: Path, names: list[str]) -> None:
+    told = json.dumps({"info": {"features": {"label": {"names": names}}}})
+    rows = pa.table({"path": PATHS, "label": [0, 1, 0, 1]})
+    pq.write_table(rows.replace_schema_metadata({"huggingface": told}), folder / "t.parquet")
+    with pytest.raises(DataError, match=rf"t\.parquet calls several of its classes {names[1]!r}"):
+        list_source(str(folder / "t.parquet"))
 
 
 @pytest.mark.parametrize("name", ["-1", "_unlabeled", "None"])

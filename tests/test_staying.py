@@ -135,7 +135,16 @@ def test_a_table_that_has_changed_or_gone_is_named(tmp_path: Path) -> None:
 
 
 def test_what_cannot_stay_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    source = str(table(tmp_path / "t/a.parquet", 0, 24, twice=[1, 2] * 12, some=[None] * 24))
+    odd: dict[str, Any] = {
+        "lists": [[1]] * 24,
+        "bytes": [b"1"] * 24,
+        "halves": [0.5] * 24,
+        "yes": [True] * 24,
+    }
+    source = str(table(tmp_path / "t/a.parquet", 0, 24, twice=[1, 2] * 12, some=[None] * 24, **odd))
+    columns = pq.read_table(source)
+    same = str(tmp_path / "t/same.parquet")
+    pq.write_table(columns.append_column("id", columns["id"]), same)
     folder = str(fill(tmp_path / "train", {"a": 4, "b": 4}))
     mistakes = [
         (
@@ -145,6 +154,8 @@ def test_what_cannot_stay_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         ),
         (source, "twice", "2 ids are not unique, such as '1'"),
         (source, "some", r"an id is missing in .*a\.parquet"),
+        *((source, name, "holds .*; ids are text or whole numbers") for name in odd),
+        (same, "id", r"same\.parquet has that column 2 times"),
         (folder, "id", "is no Parquet table that holds the images themselves"),
     ]
     for path, column, message in mistakes:

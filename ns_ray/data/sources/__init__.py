@@ -1,15 +1,16 @@
 """Any image source as one listing: keys, labels, and where the bytes of each image are.
 
     folder              a folder per class, or no labels at all; metadata.csv inside is honored
-    table               CSV, TSV, JSON lines or Parquet: paths or the encoded images themselves
+    table               CSV, TSV, JSON lines or Parquet: paths or the encoded images themselves;
+                        labels in a column, or as folders of partitions: label=cat/0.parquet
     WebDataset tars     key.jpg with key.cls, key.json or key.txt; also .tar.gz and .tgz
     IDX files           train-images-idx3-ubyte with train-labels-idx1-ubyte, also .gz
     packed corpus       what `ns_ray.data.stage.pack` wrote
     named set           digits, fashion-mnist, cifar10, svhn; `:test` for their test images
 
-Folders, globs and brace patterns are local paths or URIs: s3://, gs://, hf://datasets/owner/name.
-Files may be URLs, also those of images in a table. Knows nothing about ray, and decodes
-nothing: images are read when they are packed.
+Folders, globs (`**` for any folders) and brace patterns are local paths or URIs: s3://, gs://,
+hf://datasets/owner/name. Files may be URLs, also those of images in a table. Knows nothing about
+ray, and decodes nothing: images are read when they are packed.
 """
 
 import os

@@ -292,8 +292,12 @@ def read_rows(rows: Sequence[Row]) -> list[bytes]:
     fs, inner = store.filesystem(rows[0].path)
     with pq.ParquetFile(inner, filesystem=fs) as file:
         root, *_ = rows[0].column.split(".")
-        table = file.read_row_group(rows[0].group, columns=[rows[0].column])
+        # Arrow makes no extension type of a part of what it is stored as.
+        whole = isinstance(file.schema_arrow.field(root).type, pa.BaseExtensionType)
+        table = file.read_row_group(rows[0].group, columns=[root if whole else rows[0].column])
     values = table.column(root).combine_chunks()
+    if whole:
+        values = values.storage
     if pa.types.is_struct(values.type):
         values = values.field("bytes")
     return [values[row.row].as_py() or b"" for row in rows]

@@ -2,11 +2,13 @@
 
 from collections import Counter
 from dataclasses import replace
+from uuid import UUID
 
 import pyarrow.parquet as pq
 
 from ns_ray import store
 from ns_ray.data.sources.items import Item, Row
+from ns_ray.data.sources.labels import short
 from ns_ray.data.sources.listing import Listing
 from ns_ray.errors import DataError, nearest
 
@@ -65,8 +67,13 @@ def _ids(path: str, column: str, where: str) -> list[list[str]]:
                 f"{where}: {path} has no such column{nearest(column, names)}; it has "
                 f"{', '.join(names)}"
             )
+        if names.count(column) > 1:
+            raise DataError(f"{where}: {path} has that column {names.count(column)} times")
         groups = (file.read_row_group(g, columns=[column]) for g in range(file.num_row_groups))
         values = [group[column].to_pylist() for group in groups]
     if any(value is None or value == "" for group in values for value in group):
         raise DataError(f"{where}: an id is missing in {path}; every image needs one")
+    for value in (value for group in values for value in group):
+        if isinstance(value, bool) or not isinstance(value, str | int | UUID):
+            raise DataError(f"{where}: {path} holds {short(value)}; ids are text or whole numbers")
     return [[str(value) for value in group] for group in values]

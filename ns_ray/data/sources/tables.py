@@ -206,6 +206,11 @@ def _parquet(info: File, base: str, where: str) -> Part:
     with file:
         kind = file.schema_arrow
         names = _class_names(kind)
+        if wrong := sorted(name for name in {*names} if names.count(name) > 1 or not name.strip()):
+            raise DataError(
+                f"{where}: {info.path} calls several of its classes {wrong[0]!r}, or one nothing; "
+                "each class needs a name of its own"
+            )
         column = _image_column(kind, info.path, where)
         stored = _encoded(kind.field(column).type)
         mark = stamp([info], base).encode()
@@ -256,9 +261,11 @@ def _is_bytes(kind: pa.DataType) -> bool:
 
 
 def _is_images(kind: pa.DataType) -> bool:
-    if pa.types.is_struct(kind):
-        return bool(kind.get_field_index("bytes") >= 0)
-    return _is_bytes(kind)
+    if not pa.types.is_struct(kind):
+        return _is_bytes(kind)
+    at = kind.get_field_index("bytes")
+    own = _encoded(kind.field(at).type) if at >= 0 else None
+    return own is not None and (_is_bytes(own) or pa.types.is_null(own))
 
 
 def _byte_items(
@@ -304,7 +311,8 @@ def _paths_alone(file: pq.ParquetFile, group: int, column: str) -> dict[int, str
     counted = stored.statistics if stored else None
     if path not in places or (counted and counted.has_null_count and not counted.null_count):
         return {}
-    table = file.read_row_group(group, columns=[f"{column}.bytes", path])
+    whole = isinstance(file.schema_arrow.field(column).type, pa.BaseExtensionType)  # see read_rows
+    table = file.read_row_group(group, columns=[column] if whole else [f"{column}.bytes", path])
     return {
         row: value["path"]
         for row, value in enumerate(table.column(column).to_pylist())
