@@ -54,8 +54,6 @@ BYTES_PER_SECOND = 16 * 2**20
 """What one process packs (measured: 22 MiB/s and more, of JPEGs of 77 kB)."""
 KEY_BYTES = 64
 """About what looking at the key or the digest of an image reads."""
-LEAKS = ("leak", "near_leak", "duplicate")
-"""Reasons of images that can be read, and are others again."""
 GONE = ("missing", "unreadable")
 """Reasons that may have passed by the next run; records with them are not kept after a failure."""
 
@@ -247,9 +245,8 @@ def _check_rejected(
         return
     gone = [i for i, p in parts.items() if any(r["reason"] in GONE for r in p.rejected)]
     store.remove_files(job.out, [record_name(job, i) for i in gone])
-    named = next((row for row in rows if row["reason"] not in LEAKS), None)
-    such = f", such as {named['uri']}: {named['detail'] or named['reason']}" if named else ""
-    listed = f"({reasons_text(dict(reasons))}{such}; see {job.out}/{file})"
+    such = [f", such as {r['uri']}: {r['detail']}" for r in rows if "leak" not in r["reason"]]
+    listed = f"({reasons_text(dict(reasons))}{''.join(such[:1])}; see {job.out}/{file})"
     if broken <= max_rejected * total:
         raise DataError(
             f"{where}: none of the {total:,} images can be used {listed}; `leak` and "
