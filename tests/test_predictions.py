@@ -68,7 +68,7 @@ def test_what_is_left_out_or_not_there_is_said(folder: Path, tmp_path: Path) -> 
     rows = [row for row in csv.DictReader(done.stdout.splitlines()) if row["error"]]
     assert [row["error"] for row in rows] == [
         "missing: there is no such file",
-        "not_an_image: it is a folder",
+        "unreadable: it is a folder",
     ]
 
 

@@ -309,7 +309,7 @@ def unread(item: Item, error: OSError) -> ImageError:
         told = str(error) if store.is_web(item.file) else "there is no such file"
         return ImageError("missing", told)
     if not store.is_uri(item.file) and os.path.isdir(item.file):
-        return ImageError("not_an_image", "it is a folder")
+        return ImageError("unreadable", "it is a folder")
     return ImageError("unreadable", error.strerror or str(error))
 
 
