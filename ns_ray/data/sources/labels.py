@@ -46,11 +46,18 @@ def labels_of(values: Sequence[Any], names: Sequence[str], where: str) -> list[s
         DataError: one is no single class.
     """
     found: list[str | None] = []
+    known: dict[str | int, str | None] = {}  # of text and numbers there are few
     for row, value in enumerate(values, 1):
+        plain = type(value) in (str, int)
+        if plain and value in known:
+            found.append(known[value])
+            continue
         try:
             found.append(label_of(value, names))
         except ValueError as error:
             raise DataError(f"{where} holds {short(value)} in row {row:,}: {error}") from None
+        if plain:
+            known[value] = found[-1]
     return found
 
 

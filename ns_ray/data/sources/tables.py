@@ -139,12 +139,13 @@ def _path_items(
 ) -> Iterator[Item]:
     """Rows whose image column is a path, relative to the table's folder unless absolute."""
     schemes: set[str] = set()
+    folder = os.path.dirname(store.bare(info.path))
     for row, (path, label) in enumerate(zip(paths, labels, strict=True), 1):
         if path is None or (isinstance(path, str) and not path.strip()):
             raise DataError(f"{where}: {info.path} has no path in row {row}")
         if told := _no_path(path):
             raise DataError(f"{where}: {info.path} holds {short(path)} in row {row:,}: {told}")
-        key, uri = _place(path, info, base)
+        key, uri = _place(path, folder, base)
         if store.is_uri(uri) and (scheme := uri.partition(":")[0]) not in schemes:
             schemes.add(scheme)
             store.filesystem(uri)  # refuses what cannot be read, before anything is
@@ -163,15 +164,15 @@ def _no_path(path: Any) -> str | None:
     return None
 
 
-def _place(path: str, info: File, base: str) -> tuple[str, str]:
-    """Key and place of an image whose path is in a table. Backslashes are of Windows, unless a file
-    is called so."""
+def _place(path: str, folder: str, base: str) -> tuple[str, str]:
+    """Key and place of an image whose path is in a table of that folder. Backslashes are of
+    Windows, unless a file is called so."""
     if store.is_uri(path):
         return path, path
-    folder = os.path.dirname(store.bare(info.path))
     if "\\" in path and not ("/" in path and os.path.exists(store.join(folder, path))):
         path = path.replace("\\", "/")
-    path = re.sub(r"/(\.?/)+", "/", path)
+    if "//" in path or "/./" in path:
+        path = re.sub(r"/(\.?/)+", "/", path)
     if path.startswith("/"):
         return path, path
     uri = store.join(folder, path.removeprefix("./"))
@@ -277,6 +278,7 @@ def _byte_items(
     image = f"{column}.bytes" if struct else column
     label = column_named(file.schema_arrow.names, LABEL_COLUMNS)
     prefix = store.bare(info.path)[len(base) :].strip("/")
+    folder = os.path.dirname(store.bare(info.path))
     number = itertools.count()
     first = True
     for group in range(file.num_row_groups):
@@ -291,7 +293,7 @@ def _byte_items(
         for row in range(rows):
             count = next(number)
             if row in paths:
-                key, uri = _place(paths[row], info, base)
+                key, uri = _place(paths[row], folder, base)
                 if first:
                     _check_there(uri, info, column, where)
                 first = False
