@@ -1,6 +1,7 @@
 """Grids of runs: what they share, what a killed one does again, and their tables."""
 
 import csv
+import json
 import re
 import shutil
 import statistics
@@ -13,13 +14,15 @@ from typing import Any
 import pytest
 import yaml
 from tiny import folder_per_class, settings, user_environment
+from typer.testing import CliRunner
 
 from ns_ray.ablation import table as tables
 from ns_ray.ablation.drawing import plot
 from ns_ray.ablation.grid import Grid, arm_config, grid_names, load_grid
 from ns_ray.ablation.study import ablate
 from ns_ray.ablation.table import Measured
-from ns_ray.config.loading import load_config, load_recipe
+from ns_ray.commands import app
+from ns_ray.config.loading import config_hash, load_config, load_recipe
 from ns_ray.config.run import RunConfig
 from ns_ray.config.training import train_config
 from ns_ray.errors import ConfigError, StageError
@@ -176,6 +179,40 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def times(folder: Path) -> dict[str, int]:
     files = [path for path in folder.rglob("*") if path.is_file()]
     return {str(path.relative_to(folder)): path.stat().st_mtime_ns for path in files}
+
+
+def test_what_an_ablation_has_found_as_json(small: Path, tmp_path: Path) -> None:
+    """Of runs that have all ended, so that nothing has to be done."""
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(GRID))
+    file, config = str(tmp_path / "mine.yaml"), str(small / "run.yaml")
+    name, grid = load_grid(file)
+    for arm in grid.arms:
+        made = arm_config(lambda more: load_config(config, more), name, grid, arm, 4)
+        row = {"model": "net", "parameters": 10, "val_top1": 0.5, "test_top1": None, "role": "x"}
+        row |= {"pseudo_labels": None, "accepted": True, "seconds": {}, "images_per_second": {}}
+        generations = [{**row, "generation": 0}, {**row, "generation": 1, "val_top1": 0.75}]
+        known: dict[str, Any] = {
+            "name": made.name,
+            "status": "done",
+            "config_hash": config_hash(made),
+        }
+        known |= {"best_generation": 1, "generations": generations, "control": None}
+        folder = tmp_path / "runs" / made.name
+        folder.mkdir(parents=True)
+        (folder / "result.json").write_text(json.dumps(known))
+    command = ["ablate", file, "--config", config, "--out", str(tmp_path), "--seeds", "4"]
+    done = CliRunner().invoke(app, [*command, "--json"])
+    assert done.exit_code == 0, done.output
+    found = json.loads(done.stdout)
+    assert found["path"] == str(tmp_path)
+    assert [one["name"] for one in found["grids"]] == ["mine"]
+    results = found["grids"][0]["results"]
+    assert [(r["arm"], r["seed"]) for r in results] == [(a["name"], 4) for a in GRID["arms"]]
+    assert [r["validation"] for r in results] == [0.75, 0.75, 0.5]
+    assert [r["test"] for r in results] == [None] * 3
+    with (tmp_path / "mine.csv").open() as table:
+        assert next(csv.DictReader(table)).keys() == results[0].keys()
+    assert "soft or hard" in done.stderr  # the table for people
 
 
 @pytest.mark.ray

@@ -1,1 +1,2 @@
 from .study import ablate as ablate
+from .table import Measured as Measured

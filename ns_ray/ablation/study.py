@@ -29,7 +29,7 @@ def ablate(
     out: str,
     seeds: Sequence[int],
     parallel: int | None = None,
-) -> None:
+) -> dict[str, list[Measured]]:
     """Run grids and leave their tables in a folder.
 
     Args:
@@ -38,6 +38,9 @@ def ablate(
         out: folder or URI.
         seeds: each arm is run with each of them.
         parallel: runs at a time, which share a cluster evenly; None: as many as fit well.
+
+    Returns:
+        Of each grid, what its table is made of.
 
     Raises:
         ConfigError: a grid, an arm or the recipe is wrong; nothing was started.
@@ -58,15 +61,19 @@ def ablate(
     if missing:
         with store.owned(out):
             failed = run_missing(missing, out, parallel)
-    for name, grid in grids.items():
-        of_grid = [p for p in trials if p.grid == name and p not in failed]
+    measured = {
+        name: [measured_of(p, out) for p in trials if p.grid == name and p not in failed]
+        for name in grids
+    }
+    for name, of_grid in measured.items():
         if of_grid:
-            _publish(name, grid, [measured_of(p, out) for p in of_grid], out)
+            _publish(name, grids[name], of_grid, out)
     if failed:
         raise StageError(
             f"{len(failed)} of {len(trials)} runs failed, as said above: "
             f"{', '.join(p.config.name for p in failed[:5])}; the same command tries them again"
         )
+    return measured
 
 
 def _publish(name: str, grid: Grid, measured: Sequence[Measured], out: str) -> None:

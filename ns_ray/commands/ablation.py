@@ -1,13 +1,19 @@
 """`ns-ray ablate`: grids of runs."""
 
-from typing import Annotated
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ns_ray import store
-from ns_ray.commands.options import Config, Debug, Out, Recipe, Set
+from ns_ray.commands.options import Config, Debug, Json, Out, Recipe, Set
 from ns_ray.config import load_either
 from ns_ray.errors import ConfigError
+from ns_ray.log import aside, print_json
+
+if TYPE_CHECKING:
+    from ns_ray.ablation import Measured
 
 
 def ablate(
@@ -32,18 +38,28 @@ def ablate(
         ),
     ] = None,
     set_: Set = None,
+    json: Json = False,
     debug: Debug = False,
 ) -> None:
     """Compare settings: a grid of runs over seeds, as a table beside the paper's numbers."""
     from ns_ray.ablation import ablate as compare
 
-    compare(
-        names,
-        lambda more: load_either(config, recipe, [*(set_ or []), *more]),
-        out=store.kept(out, "--out"),
-        seeds=_seeds(seeds),
-        parallel=parallel,
-    )
+    place = store.kept(out, "--out")
+    with aside(json):
+        measured = compare(
+            names,
+            lambda more: load_either(config, recipe, [*(set_ or []), *more]),
+            out=place,
+            seeds=_seeds(seeds),
+            parallel=parallel,
+        )
+    if json:
+        print_json({"path": place, "grids": [_grid(*found) for found in measured.items()]})
+
+
+def _grid(name: str, measured: "Sequence[Measured]") -> dict[str, Any]:
+    """A grid as plain values: what NAME.csv has."""
+    return {"name": name, "results": [asdict(one) for one in measured]}
 
 
 def _seeds(text: str) -> list[int]:
