@@ -83,20 +83,23 @@ audit: $(INSTALLED)
 	else echo 'pypi.org or pip-audit cannot be reached; what is installed:' && cat $(AUDIT)/installed.txt; fi
 
 bench: $(INSTALLED)
+	@printf '%s\n' "$$SHORT_BENCHMARKS" | awk '{ all += $$1; lines = lines "  " $$0 "\n" } \
+	  END { printf "short benchmarks, about %d minutes on two cores; minutes of each:\n%s", all, lines }'
 	$(BIN)/python -m pip install --disable-pip-version-check --quiet --editable '.[bench]'
-	@printf '%s\n' "$$SHORT_BENCHMARKS" | while read -r name options; do \
-	  echo "== $$name $$options"; \
+	@printf '%s\n' "$$SHORT_BENCHMARKS" | while read -r minutes name options; do \
+	  echo "== $$name $$options, about $$minutes minutes"; \
 	  $(BIN)/python -W ignore benchmarks/$$name.py $$options </dev/null || exit 1; done
 
-# Smaller than what docs/ shows, which each script does without options.
+# Minutes on two cores, script, options. Smaller than what docs/ shows, which each script does
+# without options.
 define SHORT_BENCHMARKS
-label_speed --images 2048 --plain-images 192 --rounds 1
-train_speed --epochs 1 --rounds 1
-train_speed --size 224 --images 256 --rounds 1
-startup --rounds 1
-label_scale --rows 4096
-selection_scale --rows 1,2,4
-serve --seconds 2
+4 label_speed --images 2048 --plain-images 192 --rounds 1
+2 train_speed --epochs 1 --rounds 1
+2 train_speed --size 224 --images 256 --rounds 1
+2 startup --rounds 1
+3 label_scale --rows 4096
+3 selection_scale --rows 1,2,4
+4 serve --seconds 2
 endef
 export SHORT_BENCHMARKS
 

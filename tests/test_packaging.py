@@ -139,3 +139,24 @@ def test_links_between_documents_lead_somewhere() -> None:
             if not (document.parent / target).exists():
                 broken.append(f"{document.relative_to(ROOT)}: {target}")
     assert broken == []
+
+
+def test_make_bench_says_at_once_what_it_will_run_and_for_how_long(tmp_path: Path) -> None:
+    (tmp_path / "bin").mkdir()
+    python = tmp_path / "bin" / "python"
+    python.write_text("#!/bin/sh\necho ran $3\n")
+    python.chmod(0o755)
+    (tmp_path / ".installed").touch()
+    done = subprocess.run(
+        ["make", "--silent", f"VENV={tmp_path}", "bench"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    said, _, rest = done.stdout.partition("ran ")
+    first, *listed = said.splitlines()
+    minutes = [int(line.split()[0]) for line in listed]
+    assert f"about {sum(minutes)} minutes" in first
+    assert sum(minutes) <= 20
+    ran = re.findall(r"^== (.+), about (\d+) minutes\nran benchmarks/(\w+).py$", rest, re.M)
+    assert [f"{time} {what}" for what, time, _ in ran] == [line.strip() for line in listed]
+    for _, _, script in ran:
+        assert (ROOT / "benchmarks" / f"{script}.py").exists()
