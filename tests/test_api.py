@@ -1,5 +1,6 @@
 """ns_ray from Python: a run, a model and pseudo-labels as values."""
 
+import io
 import json
 import signal
 import subprocess
@@ -11,13 +12,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from broken_files import jpeg
 from PIL import Image
 from tiny import COLORS, RUN, flat_folder, folder_per_class, given_teacher, png, user_environment
 
 import ns_ray
 from ns_ray.config import RunConfig, config_hash
 from ns_ray.config.loading import load_config
-from ns_ray.errors import ConfigError, DataError
+from ns_ray.errors import ConfigError, DataError, MissingSourceError
 
 SETTINGS = {name: RUN[name] for name in ("students", "accept", "resources")}
 TRAIN = {**RUN["train"], "epochs": 2, "calibrate": False}
@@ -77,7 +79,7 @@ def test_a_run_is_a_value_that_shows_itself(
     again = train(tmp_path, **alone)
     assert again == run
     assert "train" not in capsys.readouterr().out.split("run tiny")[0], "nothing is done again"
-    with pytest.raises(ConfigError, match="seed: 0 -> 1"):
+    with pytest.raises(ConfigError, match=r"seed: 0 -> 1.*or pass overwrite=True"):
         train(tmp_path, **alone, seed=1)
 
 
@@ -169,8 +171,8 @@ def test_what_is_left_open_is_chosen_as_for_a_file(monkeypatch: pytest.MonkeyPat
         ({"teacher": "resnet18", "out": "r", "trian": {}}, "did you mean 'train'"),
         ({"teacher": "resnet18", "out": "r", "data": 3}, "data=3: give settings"),
         ({"out": "r", "config": "x.yaml", "recipe": "digits"}, "either config or recipe"),
-        ({"out": "r", "config": "no.yaml"}, "no.yaml: No such file"),
-        ({"out": "r", "recipe": "digit"}, "did you mean 'digits'"),
+        ({"out": "r", "config": "no.yaml"}, "^config no.yaml cannot be read: No such file"),
+        ({"out": "r", "recipe": "digit"}, "did you mean 'digits'.*; recipe takes one of"),
     ],
 )
 def test_a_mistake_is_an_error_in_one_line(arguments: dict[str, Any], says: str) -> None:
@@ -221,6 +223,86 @@ def test_predictions_are_rows_a_table_and_a_frame(teacher: str, tmp_path: Path) 
     assert len(ns_ray.load(teacher).predict([])) == 0
 
 
+MODES = ["1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "CMYK", "YCbCr", "HSV", "I", "F"]
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_pil_images_of_every_mode_are_seen_as_their_files_are(
+    teacher: str, tmp_path: Path, mode: str
+) -> None:
+    gray = Image.open(io.BytesIO(png("blue", 1))).convert("L")
+    values = np.asarray(gray, np.int32) * 256 if mode == "I" else np.asarray(gray, np.float32) / 255
+    image = Image.fromarray(values) if mode in ("I", "F") else by_way_of(gray, mode)
+    assert image.mode == mode
+    plain = np.asarray(gray.convert("1").convert("L") if mode == "1" else gray)
+    seen, expected = ns_ray.load(teacher).predict([image, plain])
+    assert seen.error is None
+    scores = dict(expected.top)
+    assert all(score == pytest.approx(scores[name], abs=0.01) for name, score in seen.top)
+
+
+def by_way_of(gray: Image.Image, mode: str) -> Image.Image:
+    """A mode that Pillow makes only of some others."""
+    before = {"La": "LA", "PA": "P", "RGBa": "RGBA", "HSV": "RGB"}.get(mode, "L")
+    return gray.convert(before).convert(mode)
+
+
+def test_a_pil_image_without_pixels_is_one_that_cannot_be_used(teacher: str) -> None:
+    cut = Image.open(io.BytesIO(jpeg(1)[:900]))
+    closed = Image.open(io.BytesIO(png("red", 1)))
+    closed.close()
+    several = [cut, closed, Image.new("RGB", (0, 3)), png("red", 1)]
+    *bad, good = ns_ray.load(teacher).predict(several)
+    assert [str(one.error).split(":")[0] for one in bad] == ["truncated", "broken", "broken"]
+    assert good.error is None
+
+
+def test_images_come_from_whatever_goes_through_them(teacher: str, tmp_path: Path) -> None:
+    flat_folder(tmp_path, 3)
+    model = ns_ray.load(teacher)
+    listed = model.predict(sorted(tmp_path.glob("*.png")))
+    assert list(model.predict(iter(sorted(tmp_path.glob("*.png"))))) == list(listed)
+    with pytest.raises(ConfigError, match="BufferedReader is no image"), listed_file(tmp_path) as f:
+        model.predict(f)
+
+
+def listed_file(folder: Path) -> Any:
+    return next(folder.iterdir()).open("rb")
+
+
+FORKED = """
+import multiprocessing, pickle, sys
+import ns_ray
+from ns_ray.errors import ConfigError
+
+model = ns_ray.load(sys.argv[1])
+first = list(model.predict(sys.argv[2]))
+assert list(pickle.loads(pickle.dumps(model)).predict(sys.argv[2])) == first
+
+def forked(use):
+    try:
+        use().predict(sys.argv[2])
+    except ConfigError as error:
+        assert "get_context('spawn')" in str(error)
+        sys.exit(7)
+
+for use in (lambda: model, lambda: ns_ray.load(sys.argv[1])):
+    process = multiprocessing.get_context("fork").Process(target=forked, args=(use,))
+    process.start()
+    process.join(60)
+    assert process.exitcode == 7, process.exitcode
+"""
+
+
+@pytest.mark.slow
+def test_a_model_goes_to_other_processes_but_not_into_a_fork(teacher: str, tmp_path: Path) -> None:
+    """A fork has none of torch's threads, and would wait for them."""
+    (tmp_path / "a.png").write_bytes(png("red", 2))
+    command = [sys.executable, "-c", FORKED, teacher, str(tmp_path / "a.png")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.parametrize(
     ("image", "says"),
     [
@@ -240,8 +322,16 @@ def test_what_is_missing_is_named(teacher: str, tmp_path: Path) -> None:
         ns_ray.load(tmp_path)
     with pytest.raises(DataError, match="nowhere"):
         ns_ray.load(teacher).predict("nowhere.jpg")
-    with pytest.raises(ConfigError, match="top_k=0"):
-        ns_ray.load(teacher).predict(b"", top_k=0)
+    with pytest.raises(MissingSourceError, match="images='' is empty"):
+        ns_ray.load(teacher).predict("")
+    for wrong in (0, 1.5, "2", None):
+        with pytest.raises(ConfigError, match=f"top_k={wrong!r}"):
+            ns_ray.load(teacher).predict(b"", top_k=wrong)  # type: ignore[arg-type]
+    for device in ("gpu", None, "cuda:"):
+        with pytest.raises(ConfigError, match=f"device={device!r} must be auto, cpu, cuda"):
+            ns_ray.load(teacher, device=device)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=r"torch sees [0-9] CUDA devices"):
+        ns_ray.load(teacher, device="cuda:9").predict(b"")
     with pytest.raises(ConfigError, match=r"unknown setting 'precison'.*'precision'"):
         ns_ray.load(teacher, predict={"precison": "fp32"})
 
@@ -266,6 +356,20 @@ def test_labels_are_a_dataset_with_the_place_of_each_image(teacher: str, tmp_pat
     assert (out / "_DONE.json").stat().st_mtime_ns == written
     with pytest.raises(ConfigError, match="unknown setting 'lable'"):
         ns_ray.label(teacher, tmp_path / "pile", out=out, lable={})
+
+
+def test_errors_name_the_arguments_of_python(teacher: str, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    out = {"out": tmp_path / "out"}
+    with pytest.raises(DataError, match=f"^images='{tmp_path}/empty' holds no images"):
+        ns_ray.label(teacher, tmp_path / "empty", **out)
+    with pytest.raises(ConfigError, match="give a bundle for each model"):
+        ns_ray.label(teacher, tmp_path, label={"teachers": 2}, **out)
+    with pytest.raises(ConfigError, match=r"^out='https://x/y' is only read from"):
+        ns_ray.label(teacher, tmp_path, out="https://x/y")
+    with pytest.raises(ConfigError, match=r"^out='' is empty"):
+        ns_ray.label(teacher, tmp_path, out="")
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_package_is_light() -> None:

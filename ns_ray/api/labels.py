@@ -9,6 +9,7 @@ import pyarrow.compute as pc
 
 from ns_ray import store
 from ns_ray.api.preparing import mended, owning, ready_to_infer, signals_kept
+from ns_ray.api.words import COMMAND, PYTHON, Words
 from ns_ray.config import (
     DataConfig,
     LabelConfig,
@@ -80,30 +81,33 @@ def label(
     made = validate(LabelSettings, {**settings, "data": given}, origin="label")
     bundles = [bundle] if isinstance(bundle, str | os.PathLike) else bundle
     place = store.kept(os.fspath(out), "out")
-    work = partial(label_images, [os.fspath(one) for one in bundles], made, place)
+    work = partial(label_images, [os.fspath(one) for one in bundles], made, place, PYTHON)
     with signals_kept():
         return mended(work, place)
 
 
-def label_images(bundles: Sequence[str], settings: LabelSettings, out: str) -> PseudoLabels:
+def label_images(
+    bundles: Sequence[str], settings: LabelSettings, out: str, words: Words = COMMAND
+) -> PseudoLabels:
     """Label the images of `settings.data.labeled`, and say so.
 
     Args:
         bundles: models, as users name them.
         settings: see there.
         out: the folder, absolute.
+        words: what messages call the arguments.
     """
     if (settings.label.teachers or 1) > 1:
         raise ConfigError(
             f"label.teachers={settings.label.teachers} is for whole runs, which train them; give a "
-            "--bundle for each model that is to label"
+            f"{words.bundle} for each model that is to label"
         )
     models = [open_bundle(one) for one in bundles]
     check_same_classes(models)
     with (
         owning(out),
         ready_to_infer(
-            settings.data, settings.resources, out, labeled=False, models=len(models)
+            settings.data, settings.resources, out, labeled=False, models=len(models), words=words
         ) as (pile, pool),
     ):
         from ns_ray.labeling import pseudo_label

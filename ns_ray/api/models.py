@@ -2,10 +2,12 @@
 
 import io
 import os
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, overload
+from numbers import Integral
+from typing import TYPE_CHECKING, Any, TypeGuard, overload
 
 from ns_ray.config import PredictConfig, validate
 from ns_ray.errors import ConfigError
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
     from torch import nn
 
     from ns_ray.model import Predictor
+
+DEVICES = re.compile(r"auto|cpu|cuda(:\d+)?")
 
 LONGER = 10
 """Times as many images as before for which it is looked again what runs the model fastest."""
@@ -35,15 +39,19 @@ def load(
     Args:
         path: a run folder (the model that it delivers), a bundle, or a timm local-dir; local or a
             URI.
-        device: auto (CUDA where there is some), cpu, or cuda.
+        device: auto (CUDA where there is some), cpu, cuda, or one of several, such as cuda:1.
         predict: settings of run.yaml's section `predict`, such as `{"precision": "fp32"}`.
 
     Raises:
         ConfigError: there is no model, or a setting is wrong.
         DataError: it is half-written, or damaged.
     """
+    if not DEVICES.fullmatch(str(device)):
+        raise ConfigError(f"device={device!r} must be auto, cpu, cuda, or such as cuda:1")
     return Model(
-        open_bundle(os.fspath(path)), device, validate(PredictConfig, predict or {}, origin="load")
+        open_bundle(os.fspath(path)),
+        str(device),
+        validate(PredictConfig, predict or {}, origin="load"),
     )
 
 
@@ -120,7 +128,8 @@ def _prediction(entries: Sequence[Mapping[str, Any]]) -> Prediction:
 
 
 class Model:
-    """A model folder, loaded when it is first asked for something.
+    """A model folder, loaded when it is first asked for something: again in each process that it is
+    sent to.
 
     Attributes:
         bundle: what is known of the folder: its path, classes, and provenance.
@@ -131,6 +140,9 @@ class Model:
         self._device, self._config = device, config
         self._predictor: Predictor | None = None
         self._for_images = 0
+
+    def __reduce__(self) -> tuple[type["Model"], tuple[Bundle, str, PredictConfig]]:
+        return Model, (self.bundle, self._device, self._config)
 
     @property
     def path(self) -> str:
@@ -144,27 +156,30 @@ class Model:
 
     def predict(
         self,
-        images: "str | os.PathLike[str] | bytes | Image | np.ndarray[Any, Any] | Sequence[Any]",
+        images: "str | os.PathLike[str] | bytes | Image | np.ndarray[Any, Any] | Iterable[Any]",
         *,
         top_k: int = 5,
     ) -> Predictions:
         """What the model sees in images: averaged weights, eval mode, clean center crop.
 
         Args:
-            images: one, or several: a path, URL, folder or any other source of images; the bytes of
-                an image file; a PIL image; an array, uint8 [height, width] or [height, width, 3].
+            images: one, or several in a list or an iterator: a path, URL, folder or any other
+                source of images; the bytes of an image file; a PIL image; an array, uint8 [height,
+                width] or [height, width, 3].
             top_k: classes per image.
 
         Raises:
-            ConfigError: an argument is none of these.
+            ConfigError: an argument is none of these, there is no such device, or this process was
+                forked from one that has predicted.
             DataError: a source is missing. An image that cannot be used is a prediction with an
                 `error`.
         """
-        if top_k < 1:
-            raise ConfigError(f"top_k={top_k} must be at least 1")
+        asked: Any = top_k
+        if not isinstance(asked, Integral) or asked < 1:
+            raise ConfigError(f"top_k={top_k!r} must be a whole number, at least 1")
         from ns_ray.labeling import predicted
 
-        several = list(images) if isinstance(images, list | tuple) else [images]
+        several = list(images) if _are_several(images) else [images]
         listed = [item for i, image in enumerate(several) for item in _items(image, i)]
         return Predictions(list(predicted(self._ready(len(listed)), listed, top_k=top_k)))
 
@@ -172,6 +187,8 @@ class Model:
         """What predicts, made for about so many images."""
         from ns_ray.model import Predictor
 
+        _check_not_forked()
+        _check_device(self._device)
         if self._predictor is None or images > LONGER * self._for_images:
             self._for_images = max(images, 1)
             self._predictor = Predictor(
@@ -198,6 +215,42 @@ class Model:
         what, classes = self.bundle.architecture, self.classes
         known = ", ".join(classes[:5]) + (", ..." if len(classes) > 5 else "")
         return f"Model({self.path!r}: {what}, {len(classes)} classes: {known})"
+
+
+_predicted_in: int | None = None
+"""The process that has predicted first."""
+
+
+def _check_not_forked() -> None:
+    """Fail where torch would wait for ever: for threads that a fork does not have.
+
+    Raises:
+        ConfigError: this process was forked from one that has predicted.
+    """
+    global _predicted_in
+    if _predicted_in not in (None, os.getpid()):
+        raise ConfigError(
+            "this process was forked from one that has predicted, and torch cannot work in it; "
+            "start processes with multiprocessing.get_context('spawn')"
+        )
+    _predicted_in = os.getpid()
+
+
+def _check_device(device: str) -> None:
+    import torch
+
+    name, _, index = device.partition(":")
+    if name == "cuda" and int(index or 0) >= (count := torch.cuda.device_count()):
+        raise ConfigError(
+            f"device={device!r}, but torch sees {count} CUDA devices; 'auto' takes what is there"
+        )
+
+
+def _are_several(images: Any) -> TypeGuard[Iterable[Any]]:
+    """Whether images are more than one: a list, or what goes through some, but not an open file,
+    which goes through its lines."""
+    some = isinstance(images, list | tuple | Iterator)
+    return some and not isinstance(images, io.IOBase)
 
 
 def _items(image: Any, index: int) -> "Iterator[Any]":

@@ -9,6 +9,7 @@ from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, TypeVar
 
 from ns_ray import store
+from ns_ray.api.words import COMMAND, Words
 from ns_ray.compute import Machine, Pool, done_here, resources
 from ns_ray.config import DataConfig, ResourcesConfig
 from ns_ray.errors import DamagedFileError
@@ -66,13 +67,16 @@ def owning(out: str, last: str = store.DONE) -> Iterator[None]:
 
 
 @contextmanager
-def ray_running(config: ResourcesConfig, out: str, *, models: bool = True) -> Iterator[Machine]:
+def ray_running(
+    config: ResourcesConfig, out: str, *, models: bool = True, words: Words = COMMAND
+) -> Iterator[Machine]:
     """Ray, with its messages in a file among its own, and an output that all of its nodes see.
 
     Args:
         config: what the machine must have room for.
         out: the output.
         models: whether there will be any in this process.
+        words: what messages call the output.
 
     Raises:
         ConfigError: a node does not see it, or cannot write there.
@@ -86,7 +90,7 @@ def ray_running(config: ResourcesConfig, out: str, *, models: bool = True) -> It
     ):
         from ns_ray.planning import check_shared
 
-        check_shared(machine, out, "--out")
+        check_shared(machine, out, words.out)
         yield machine
 
 
@@ -99,10 +103,11 @@ def ready_to_infer(
     labeled: bool,
     ray: bool = False,
     models: int = 1,
+    words: Words = COMMAND,
 ) -> Iterator[tuple[Corpus, Pool]]:
     """The source as a packed corpus, itself where it is one, and the actors for it. Ray, which
     takes seconds to start, is started where `ray` says so, or there is work for it: images that go
-    through so many models at a time."""
+    through so many models at a time; `words` is what messages call the arguments."""
     from ns_ray.compute import local_machine, prepare
 
     prepare()
@@ -110,7 +115,7 @@ def ready_to_infer(
     from ns_ray.labeling import seconds
 
     place = store.join(out, "corpus")
-    listing = listed(data)
+    listing = listing_of(data, words)()
     adopted = adopt(listing, out=place, classes=(), excluded=frozenset())
     here = local_machine()
     if adopted and here and not ray:
@@ -118,8 +123,8 @@ def ready_to_infer(
         if done_here(seconds(adopted.rows, models), pool):
             yield adopted, pool
             return
-    with ray_running(config, out) as machine:
-        corpus = adopted or packed(data, listing, place, labeled=labeled)
+    with ray_running(config, out, words=words) as machine:
+        corpus = adopted or packed(data, listing, place, labeled=labeled, words=words)
         yield corpus, resources.pool(config, machine)
 
 
@@ -137,26 +142,28 @@ def begun(work: Callable[[], T]) -> Future[T]:
     return made
 
 
-def listed(data: DataConfig) -> "Listing":
-    """What `--data` holds; see `data.id_column`."""
-    return listing_of(data)()
-
-
-def listing_of(data: DataConfig) -> "Callable[[], Listing]":
-    """What lists it. Its imports are made here: threads that import one package from two ends can
-    meet it half-initialized."""
+def listing_of(data: DataConfig, words: Words = COMMAND) -> "Callable[[], Listing]":
+    """What lists the images; see `data.id_column`. Its imports are made here: threads that import
+    one package from two ends can meet it half-initialized."""
     from ns_ray.data import list_sources, staying
 
     def work() -> "Listing":
-        listing = list_sources(data.labeled, setting="--data")
+        listing = list_sources(data.labeled, setting=words.images)
         for note in listing.notes:
-            say(f"--data: {note}")
+            say(f"{words.images}: {note}")
         return listing if data.id_column is None else staying(listing, data.id_column)
 
     return work
 
 
-def packed(config: DataConfig, source: "str | Listing", out: str, *, labeled: bool) -> Corpus:
+def packed(
+    config: DataConfig,
+    source: "str | Listing",
+    out: str,
+    *,
+    labeled: bool,
+    words: Words = COMMAND,
+) -> Corpus:
     """A source as a packed corpus, with its labels or without."""
     from ns_ray.data import pack
 
@@ -167,5 +174,5 @@ def packed(config: DataConfig, source: "str | Listing", out: str, *, labeled: bo
         rows_per_shard=config.rows_per_shard,
         max_pixels=config.max_pixels,
         max_rejected=config.max_rejected,
-        setting="--data",
+        setting=words.images,
     )

@@ -9,6 +9,7 @@ from ns_ray.api.models import Model, load
 from ns_ray.api.preparing import signals_kept
 from ns_ray.api.verdict import table
 from ns_ray.api.whole import execute
+from ns_ray.api.words import PYTHON
 from ns_ray.config import configured
 from ns_ray.errors import ConfigError
 from ns_ray.log import plain
@@ -109,7 +110,7 @@ def self_train(
         raise ConfigError("out is missing: give the folder of the run, such as out='runs/birds'")
     made = configured(given, config=config, recipe=recipe)
     with signals_kept():
-        return Run(RunLayout.of(made).root, execute(made, overwrite=overwrite))
+        return Run(RunLayout.of(made).root, execute(made, overwrite=overwrite, words=PYTHON))
 
 
 def _given(**values: Any) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import yaml
 
 from ns_ray import store
 from ns_ray.api.verdict import show
+from ns_ray.api.words import COMMAND, Words
 from ns_ray.config import (
     RunConfig,
     chosen_in,
@@ -26,7 +27,9 @@ from ns_ray.store import CONTROL, Mending, RunLayout, mirrored
 from ns_ray.trackers import Trackers, check_installed, tracked
 
 
-def execute(config: RunConfig, *, overwrite: bool = False) -> dict[str, Any]:
+def execute(
+    config: RunConfig, *, overwrite: bool = False, words: Words = COMMAND
+) -> dict[str, Any]:
     """Run a config to its end and print the verdict.
 
     Returns:
@@ -40,10 +43,12 @@ def execute(config: RunConfig, *, overwrite: bool = False) -> dict[str, Any]:
     with ExitStack() as owning:
         try:
             began = store.exists(layout.config)
-            _check_same(config, layout, overwrite)
+            _check_same(config, layout, None if overwrite else words)
             if store.has_owner(layout.root) or not _has_ended(config, layout):
                 owning.enter_context(store.owned(layout.root))
-                _check_same(config, layout, overwrite)  # another driver may have come before
+                _check_same(
+                    config, layout, None if overwrite else words
+                )  # another driver may have come before
             _record(config, layout)
         except StorageError as error:
             # At the door `storage` may well name a wrong place, but not that of a run begun there.
@@ -74,8 +79,8 @@ def _mended(
             raise DataError(f"{mending.last}; it cannot be made again: {error}") from error
 
 
-def _check_same(config: RunConfig, layout: RunLayout, overwrite: bool) -> None:
-    """Refuse the run's folder when another config has it.
+def _check_same(config: RunConfig, layout: RunLayout, words: Words | None) -> None:
+    """Refuse the run's folder when another config has it, unless it may be overwritten (None).
 
     Raises:
         ConfigError: it belongs to a different config.
@@ -83,7 +88,7 @@ def _check_same(config: RunConfig, layout: RunLayout, overwrite: bool) -> None:
     """
     old = _old(layout)
     found = old.pop("config_hash") if old is not None else None
-    if old is not None and not overwrite:
+    if old is not None and words is not None:
         for name in ("versions", "chosen"):
             old.pop(name, None)
         if found != config_hash(config):
@@ -91,7 +96,7 @@ def _check_same(config: RunConfig, layout: RunLayout, overwrite: bool) -> None:
             changed = differences(without_effect_left_out(old), new)
             raise ConfigError(
                 f"run {config.name!r} exists in {layout.root} with other settings "
-                f"({'; '.join(changed[:5])}); choose another `name`, or pass --overwrite"
+                f"({'; '.join(changed[:5])}); choose another `name`, or pass {words.overwrite}"
             )
 
 

@@ -48,14 +48,14 @@ def load_recipe(name: str, overrides: Iterable[str] = ()) -> RunConfig:
     Raises:
         ConfigError: no such recipe, or a bad override.
     """
-    return parse(_recipe_text(name), overrides, origin=f"recipe {name}")
+    return parse(_recipe_text(name, "--recipe"), overrides, origin=f"recipe {name}")
 
 
-def _recipe_text(name: str) -> str:
+def _recipe_text(name: str, setting: str) -> str:
     if name not in recipe_names():
         raise ConfigError(
             f"recipe {name!r} does not exist{nearest(name, recipe_names())}; "
-            f"--recipe takes one of: {', '.join(recipe_names())}"
+            f"{setting} takes one of: {', '.join(recipe_names())}"
         )
     recipes = resources.files("ns_ray.config") / "recipes"
     return recipes.joinpath(*f"{name}.yaml".split("/")).read_text()
@@ -67,16 +67,16 @@ def load_config(path: str | Path, overrides: Iterable[str] = ()) -> RunConfig:
     Raises:
         ConfigError: the file is missing or not YAML, or a setting is wrong.
     """
-    return parse(_text_of(path), overrides, origin=str(path))
+    return parse(_text_of(path, "--config"), overrides, origin=str(path))
 
 
-def _text_of(path: str | Path) -> str:
+def _text_of(path: str | Path, setting: str) -> str:
     try:
         return Path(path).read_text(encoding="utf-8")
     except OSError as error:
-        raise ConfigError(f"--config {path}: {error.strerror or error}") from None
+        raise ConfigError(f"{setting} {path} cannot be read: {error.strerror or error}") from None
     except UnicodeDecodeError:
-        raise ConfigError(f"--config {path} is not a text file; give a YAML file") from None
+        raise ConfigError(f"{setting} {path} is not a text file; give a YAML file") from None
 
 
 def load_either(config: str | None, recipe: str | None, overrides: list[str] | None) -> RunConfig:
@@ -113,10 +113,10 @@ def configured(
     origin = ""
     if config is not None:
         origin = os.fspath(config)
-        raw = _values_of(_text_of(origin), origin)
+        raw = _values_of(_text_of(origin, "config"), origin)
     elif recipe is not None:
         origin = f"recipe {recipe}"
-        raw = _values_of(_recipe_text(recipe), origin)
+        raw = _values_of(_recipe_text(recipe, "recipe"), origin)
     return validate(RunConfig, _on_top(raw, changes), origin=origin)
 
 

@@ -142,7 +142,7 @@ def _decoded(data: bytes, max_pixels: int, shrink_to: int | None) -> Image.Image
         if shrink_to is not None and image.format in ("JPEG", "MPO"):
             image.draft(None, (shrink_to, shrink_to))
         image.load()
-        rgb = _rgb(image)
+        rgb = to_rgb(image)
     except Exception as error:
         raise _failure(data, error) from None
     return rgb if turn is None else rgb.transpose(turn)
@@ -302,7 +302,8 @@ def _turn(image: Image.Image) -> Image.Transpose | None:
         return None
 
 
-def _rgb(image: Image.Image) -> Image.Image:
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Any of Pillow's modes as RGB; see `decode`."""
     if image.mode == "F" or image.mode.startswith("I"):
         return Image.fromarray(_gray(image)).convert("RGB")
     if image.has_transparency_data:

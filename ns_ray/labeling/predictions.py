@@ -146,5 +146,7 @@ def _read(items: Sequence[Item], stream: Stream) -> Iterator[bytes | ImageError]
                 yield from read_rows(places)
             else:
                 yield some[0].read(stream)
+        except ImageError as error:
+            yield error
         except OSError as error:
             yield from (unread(item, error) for item in some)

@@ -241,7 +241,7 @@ def _watch(out: str, there: dict[str, Any]) -> None:
 def _refusal(out: str, there: dict[str, Any]) -> StageError:
     return StageError(
         f"{out}: {_name(there)} is at work here; wait until it has ended, or end it, and run the "
-        "same command again, which goes on; or choose another `name` or --out"
+        "same command again, which goes on; or choose another `name` or output"
     )
 
 

@@ -86,9 +86,11 @@ def kept(path: str | os.PathLike[str], setting: str) -> str:
 
     Raises:
         ConfigError: it is relative, in a Ray job, which runs in a copy of the folder that was
-            submitted; or it is a URI with an unknown option, or of what is only read from.
+            submitted; or it is empty, a URI with an unknown option, or of what is only read from.
     """
     text = os.path.expanduser(os.fspath(path))
+    if not text.strip():
+        raise ConfigError(f"{setting}={text!r} is empty; name a folder, such as '.'")
     if is_read_only(text):
         raise ConfigError(
             f"{setting}={text!r} is only read from; set {setting} to a folder, or to an s3:// or "

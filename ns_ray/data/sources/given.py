@@ -1,19 +1,16 @@
 """Images that a program holds in memory, as images of a source."""
 
-import io
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from ns_ray.data.sources.items import Encoded, Pixels
+from ns_ray.data.sources.opened import Opened
 from ns_ray.errors import ConfigError
 
-IN_PNG = ("1", "L", "LA", "P", "RGB", "RGBA", "I", "I;16")
-"""Pillow's modes that a PNG file can have; others become RGB."""
 
-
-def in_memory(image: Any) -> Encoded | Pixels:
+def in_memory(image: Any) -> Encoded | Pixels | Opened:
     """Where the bytes of an image are that is here already.
 
     Args:
@@ -26,15 +23,11 @@ def in_memory(image: Any) -> Encoded | Pixels:
     if isinstance(image, bytes | bytearray | memoryview):
         return Encoded(bytes(image))
     if isinstance(image, Image.Image):
-        upright = ImageOps.exif_transpose(image)
-        plain = upright if upright.mode in IN_PNG else upright.convert("RGB")
-        buffer = io.BytesIO()
-        plain.save(buffer, "PNG", compress_level=1, exif=b"")
-        return Encoded(buffer.getvalue())
+        return Opened(image)
     if not isinstance(image, np.ndarray):
         raise ConfigError(
             f"images: {type(image).__name__} is no image; give a path, the bytes of a file, a PIL "
-            "image, or an array of uint8 [height, width, 3]"
+            "image, an array of uint8 [height, width, 3], or a list of these"
         )
     shape = image.shape
     gray, color = image.ndim == 2, image.ndim == 3 and shape[-1] == 3

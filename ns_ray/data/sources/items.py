@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 
 from ns_ray import store
 from ns_ray.data import images
+from ns_ray.data.sources.opened import Opened
 from ns_ray.data.sources.streams import Stream, Streamed
 from ns_ray.errors import ImageError
 from ns_ray.store import schema
@@ -70,7 +71,7 @@ class Encoded:
     data: bytes
 
 
-Place = Range | Streamed | Row | Pixels | Encoded
+Place = Range | Streamed | Row | Pixels | Encoded | Opened
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +101,7 @@ class Item:
 
         Raises:
             OSError: it is missing or cannot be read.
+            ImageError: it is a PIL image that is of no use.
         """
         if self.place is None:
             read = store.fetch if store.is_web(self.uri) else store.read_bytes
@@ -112,6 +114,8 @@ class Item:
             return (stream or Stream()).read(self.place)
         if isinstance(self.place, Encoded):
             return self.place.data
+        if isinstance(self.place, Opened):
+            return self.place.read()
         flat = np.frombuffer(self.place.data, dtype=np.uint8)
         return images.encode_png(flat.reshape(self.place.shape))
 
