@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import IO, Any, TextIO, cast
 
 from rich.console import Console
 from rich.progress import (
@@ -183,7 +183,14 @@ def aside(wanted: bool) -> Iterator[None]:
 
 def print_json(value: Mapping[str, Any]) -> None:
     """Print what a program reads."""
-    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    sys.stdout.write(as_json(value, sys.stdout, indent=2) + "\n")
+
+
+def as_json(value: Any, out: TextIO, indent: int | None = None) -> str:
+    """JSON that a stream can take: with its letters as they are, or escaped where it is not of
+    Unicode."""
+    plain = (out.encoding or "utf-8").lower().startswith("utf")
+    return json.dumps(value, indent=indent, ensure_ascii=not plain)
 
 
 @contextmanager

@@ -140,6 +140,24 @@ def test_settings_have_the_names_of_run_yaml(
     assert (digits.data.labels, digits.data.test) == (30, "t")
 
 
+def test_paths_and_single_models_are_taken_wherever_they_stand(
+    teacher: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def call() -> Any:
+        return ns_ray.self_train(
+            "a",
+            teacher=ns_ray.load(teacher),
+            students="resnet18",
+            out="runs/x",
+            data={"validation": Path("v"), "unlabeled": [Path("u")]},
+        )
+
+    config = asked_for(monkeypatch, call)
+    assert config.teacher.bundle == teacher
+    assert [student.model for student in config.students] == ["resnet18"]
+    assert (config.data.validation, config.data.unlabeled) == ("v", ("u",))
+
+
 def test_what_is_left_open_is_chosen_as_for_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
     """A budget may leave out students that nobody has named, and so on."""
 
@@ -172,6 +190,11 @@ def test_what_is_left_open_is_chosen_as_for_a_file(monkeypatch: pytest.MonkeyPat
         ({"teacher": "resnet18", "out": "r", "data": 3}, "data=3: give settings"),
         ({"out": "r", "config": "x.yaml", "recipe": "digits"}, "either config or recipe"),
         ({"out": "r", "config": "no.yaml"}, "^config no.yaml cannot be read: No such file"),
+        ({"out": "r", "teacher": 3}, "teacher: int is no model; give a name of timm"),
+        ({"out": "r", "teacher": "x", "students": 2}, "students: int is no model"),
+        ({"out": "r", "teacher": "x", "name": "y"}, "name is given twice: .* argument out"),
+        ({"out": "r", "teacher": "x", "data": {"labeled": "y"}}, "^data.labeled is given twice"),
+        ({"out": "r", "teacher": "x", "test": np.zeros((2, 2))}, "data.test=array.* must be a"),
         ({"out": "r", "recipe": "digit"}, "did you mean 'digits'.*; recipe takes one of"),
     ],
 )
@@ -351,7 +374,7 @@ def test_labels_are_a_dataset_with_the_place_of_each_image(teacher: str, tmp_pat
         assert row["class"] == sure[row["uri"]].label == labels.classes[row["label"]]
         assert row["confidence"] == pytest.approx(sure[row["uri"]].score, abs=2e-3)
     written = (out / "_DONE.json").stat().st_mtime_ns
-    again = ns_ray.label([teacher], [str(tmp_path / "pile")], out=out, data=some)
+    again = ns_ray.label(ns_ray.load(teacher), [str(tmp_path / "pile")], out=out, data=some)
     assert again == labels
     assert (out / "_DONE.json").stat().st_mtime_ns == written
     with pytest.raises(ConfigError, match="unknown setting 'lable'"):
@@ -369,6 +392,18 @@ def test_errors_name_the_arguments_of_python(teacher: str, tmp_path: Path) -> No
         ns_ray.label(teacher, tmp_path, out="https://x/y")
     with pytest.raises(ConfigError, match=r"^out='' is empty"):
         ns_ray.label(teacher, tmp_path, out="")
+    wrong: Any
+    for wrong in (3, None, [3]):
+        with pytest.raises(ConfigError, match=r"^images: (int|NoneType) is no path"):
+            ns_ray.label(teacher, wrong, **out)
+        with pytest.raises(ConfigError, match=r"^bundle: (int|NoneType) is no path"):
+            ns_ray.label(wrong, tmp_path, **out)
+    with pytest.raises(ConfigError, match=r"^bundle is an empty list"):
+        ns_ray.label([], tmp_path, **out)
+    with pytest.raises(ConfigError, match=r"^data=3: give settings"):
+        ns_ray.label(teacher, tmp_path, data=3, **out)
+    with pytest.raises(ConfigError, match=r"^data\.labeled is given twice.* argument images"):
+        ns_ray.label(teacher, tmp_path, data={"labeled": "x"}, **out)
     assert not (tmp_path / "out").exists()
 
 

@@ -186,6 +186,55 @@ def test_a_missing_selection_is_found_before_anything_is_packed(
     assert not (tmp_path / "out").exists()
 
 
+OUT = ["select --labels x", "label --bundle x --data x", "evaluate --bundle x --data x"]
+OUT += ["pack --data x", "train --recipe digits", "fetch --model x", "label-next x"]
+OUT += ["suspects --recipe digits", "ablate noise --recipe ablation-digits"]
+OUT_FILES = ["export --bundle x", "predict --bundle x x", "report x x", "init x --pile x"]
+
+
+@pytest.mark.parametrize("command", [*OUT, *OUT_FILES])
+def test_an_output_of_the_wrong_kind_is_found_first(
+    command: str, images: Path, no_ray: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Not after the work, and not as a disk that fails."""
+    for module in ("one_stage", "evaluating"):  # models and labels come before
+        for name in ("open_labels", "open_bundle"):
+            monkeypatch.setattr(f"ns_ray.commands.{module}.{name}", lambda _: None, raising=False)
+    file, empty = f"{images}/file", f"{images}/empty"
+    wrong = {f"{file}/below": f"{file} is no folder; name another", "": "is empty; name a folder"}
+    wrong |= {empty: "is a folder; name a file"} if command in OUT_FILES else {file: "is no folder"}
+    for out, says in wrong.items():
+        done = CliRunner().invoke(app, [*command.split(), "--out", out])
+        assert done.exit_code == CONFIG, done.output
+        assert done.output.startswith(f"error: --out={out!r}")
+        assert says in done.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (
+            "plan --recipe digits --images 0",
+            "'--images': Input should be greater",
+        ),
+        (
+            "plan --recipe digits --images 9 --pile -1",
+            "'--pile': Input should be greater",
+        ),
+        (
+            "plan --recipe digits --images 9 --classes 1",
+            "'--classes': Input should be greater",
+        ),
+        ("plan --recipe digits --pile 9", "--pile and --classes go with --images"),
+        ("status", "give the folder of a run, or --config, or --recipe"),
+    ],
+)
+def test_a_wrong_option(arguments: str, says: str) -> None:
+    done = CliRunner().invoke(app, arguments.split())
+    assert done.exit_code == CONFIG
+    assert says in done.output
+
+
 def test_the_command_itself_says_it_in_one_line(config: Path) -> None:
     done = start(["-m", "ns_ray.run"], config, "--set", "train.epoch=3")
     assert done.returncode == CONFIG

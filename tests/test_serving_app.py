@@ -1,5 +1,6 @@
 """The HTTP contract: what clients send, and what they get back."""
 
+import codecs
 import json
 import re
 from collections.abc import Iterator, Sequence
@@ -191,6 +192,12 @@ def test_an_unknown_key_suggests_the_right_one(server: Server) -> None:
     assert "did you mean 'inputs'" in server.post_json({"imputs": "x"}).error
 
 
+def test_json_may_begin_with_a_byte_order_mark(server: Server) -> None:
+    """As PowerShell writes it."""
+    body = codecs.BOM_UTF8 + json.dumps({"inputs": b64(jpeg(1))}).encode()
+    check_classes(server.call("POST", "/predict", body, JSON).json)
+
+
 def test_a_compressed_body_is_refused(server: Server) -> None:
     headers = {"Content-Type": "image/jpeg", "Content-Encoding": "gzip"}
     assert server.call("POST", "/predict", jpeg(1), headers).status == 415
@@ -268,6 +275,10 @@ def test_open_inference_protocol(server: Server) -> None:
     assert outputs["label"]["data"] == [entry["label"] for row in plain for entry in row]
     scores = [entry["score"] for row in plain for entry in row]
     np.testing.assert_allclose(outputs["score"]["data"], scores, atol=1e-4)
+
+    rows = {"shape": [2, 1], "data": [[b64(image)] for image in images]}
+    nested = server.post_json({"inputs": [tensor | rows]}, path).json
+    assert nested["outputs"][0] == answer["outputs"][0]
 
     only = {"inputs": [tensor], "outputs": [{"name": "label"}], "parameters": {"top_k": 1}}
     (output,) = server.post_json(only, path).json["outputs"]

@@ -99,6 +99,32 @@ def test_help_and_usage_in_a_pipe_have_no_boxes(here: Path, arguments: list[str]
     assert "\x1b" not in said
 
 
+ODD = "caf\xe9 \u2603"
+
+
+@pytest.mark.parametrize("format", ["table", "csv", "json"])
+def test_letters_that_the_output_does_not_have_are_escaped(here: Path, format: str) -> None:
+    (here / ODD).mkdir(exist_ok=True)
+    (here / ODD / "a.jpg").write_bytes(jpeg(1))
+    environ = {**user_environment(), "PYTHONIOENCODING": "ascii"}
+    command = ["predict", "--bundle", "runs/birds", ODD, "--format", format]
+    done = call(here, *command, env=environ)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.isascii()
+    if format == "json":
+        assert json.loads(done.stdout)[0]["filename"] == f"{here}/{ODD}/a.jpg"
+    else:
+        assert r"caf\xe9 \u2603" in done.stdout
+
+
+def test_a_command_works_without_streams(here: Path) -> None:
+    """As a shell, or what starts services, may close them."""
+    command = '"$0" predict --bundle runs/birds pile --format csv --out closed.csv <&- >&- 2>&-'
+    done = subprocess.run(["bash", "-c", command, NS_RAY], cwd=here, env=user_environment())
+    assert done.returncode == 0
+    assert len((here / "closed.csv").read_text().splitlines()) == 1 + 2 * 3
+
+
 # ---------------------------------------------------------------------------------------- JSON
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import pyarrow.compute as pc
 
 from ns_ray import store
+from ns_ray.api.arguments import not_twice, places, plain, section
 from ns_ray.api.preparing import mended, owning, ready_to_infer, signals_kept
 from ns_ray.api.words import COMMAND, PYTHON, Words
 from ns_ray.config import (
@@ -76,12 +77,13 @@ def label(
         DataError: the images cannot be used, or two models know different classes.
         StageError: something failed that the same call may get over.
     """
-    sources = [images] if isinstance(images, str | os.PathLike) else images
-    given = {**settings.pop("data", {}), "labeled": [os.fspath(source) for source in sources]}
-    made = validate(LabelSettings, {**settings, "data": given}, origin="label")
-    bundles = [bundle] if isinstance(bundle, str | os.PathLike) else bundle
-    place = store.kept(os.fspath(out), "out")
-    work = partial(label_images, [os.fspath(one) for one in bundles], made, place, PYTHON)
+    given = section(settings, "data", "{'rows_per_shard': 500}")
+    not_twice(given, {"labeled": "images"}, "data.")
+    given["labeled"] = places(images, "images")
+    made = validate(LabelSettings, plain({**settings, "data": given}), origin="label")
+    bundles = places(bundle, "bundle")
+    place = store.kept_folder(out, "out")
+    work = partial(label_images, bundles, made, place, PYTHON)
     with signals_kept():
         return mended(work, place)
 

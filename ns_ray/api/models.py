@@ -129,7 +129,7 @@ def _prediction(entries: Sequence[Mapping[str, Any]]) -> Prediction:
 
 class Model:
     """A model folder, loaded when it is first asked for something: again in each process that it is
-    sent to.
+    sent to. It is a path, too: `ns_ray.label` takes it as a bundle, `self_train` as a teacher.
 
     Attributes:
         bundle: what is known of the folder: its path, classes, and provenance.
@@ -143,6 +143,9 @@ class Model:
 
     def __reduce__(self) -> tuple[type["Model"], tuple[Bundle, str, PredictConfig]]:
         return Model, (self.bundle, self._device, self._config)
+
+    def __fspath__(self) -> str:
+        return self.path
 
     @property
     def path(self) -> str:

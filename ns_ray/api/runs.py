@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ns_ray.api.arguments import model, models, not_twice, plain, section
 from ns_ray.api.models import Model, load
 from ns_ray.api.preparing import signals_kept
 from ns_ray.api.verdict import table
@@ -12,7 +13,7 @@ from ns_ray.api.whole import execute
 from ns_ray.api.words import PYTHON
 from ns_ray.config import configured
 from ns_ray.errors import ConfigError
-from ns_ray.log import plain
+from ns_ray.log import plain as lines_of
 from ns_ray.store import RunLayout
 
 Source = str | os.PathLike[str]
@@ -43,7 +44,7 @@ class Run:
         return load(self.path)
 
     def __repr__(self) -> str:
-        return f"Run({self.path!r})\n{plain(table(self.result)).rstrip()}"
+        return f"Run({self.path!r})\n{lines_of(table(self.result)).rstrip()}"
 
     def _repr_html_(self) -> str:
         from ns_ray import report
@@ -58,7 +59,7 @@ def self_train(
     validation: Source | Sequence[Source] | None = None,
     test: Source | Sequence[Source] | None = None,
     teacher: ModelSettings | None = None,
-    students: Sequence[ModelSettings] | None = None,
+    students: ModelSettings | Sequence[ModelSettings] | None = None,
     budget: str | None = None,
     out: Source | None = None,
     config: Source | None = None,
@@ -80,8 +81,8 @@ def self_train(
             scored on test.
         teacher: a timm model name (with a tag, such as resnet50.a1_in1k: from its weights),
             settings of a model, or the Path of a bundle, which is used as it is.
-        students: the students in turn, each as large as its teacher or larger. None: two like the
-            teacher.
+        students: the student, or several in turn, each as large as its teacher or larger. None: two
+            like the teacher.
         budget: fit the run into this time, such as 30m or 2h.
         out: folder or URI of the run; its last part is the run's name.
         config: a run.yaml to start from; what else is given goes on top.
@@ -99,43 +100,25 @@ def self_train(
         StageError: something failed that the same call may get over; or another process is at work.
     """
     data = {"labeled": labeled, "unlabeled": unlabeled, "validation": validation, "test": test}
-    given = {**settings, "data": _data(settings.get("data", {}), data), **_given(budget=budget)}
+    own = section(settings, "data", "{'labels': 100}")
+    not_twice(own, {key: key for key in _given(**data)}, "data.")
+    given = {**settings, "data": {**own, **_given(**data)}, **_given(budget=budget)}
     if teacher is not None:
-        given["teacher"] = _model(teacher)
+        given["teacher"] = model(teacher, "teacher")
     if students is not None:
-        given["students"] = [_model(student) for student in students]
+        given["students"] = models(students, "students")
     if out is not None:
+        not_twice(settings, {"storage": "out", "name": "out"})
         given["storage"], given["name"] = _place(os.fspath(out))
     elif config is None and recipe is None:
         raise ConfigError("out is missing: give the folder of the run, such as out='runs/birds'")
-    made = configured(given, config=config, recipe=recipe)
+    made = configured(plain(given), config=config, recipe=recipe)
     with signals_kept():
         return Run(RunLayout.of(made).root, execute(made, overwrite=overwrite, words=PYTHON))
 
 
 def _given(**values: Any) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value is not None}
-
-
-def _data(settings: Any, sources: Mapping[str, Any]) -> dict[str, Any]:
-    """The section `data`, from its settings and the sources that have arguments of their own."""
-    if not isinstance(settings, Mapping):
-        raise ConfigError(f"data={settings!r}: give settings, such as data={{'labels': 100}}")
-    plain = {name: _plain(source) for name, source in sources.items()}
-    return {**settings, **_given(**plain)}
-
-
-def _plain(value: Any) -> Any:
-    """Paths as text."""
-    if isinstance(value, os.PathLike):
-        return os.fspath(value)
-    return [_plain(one) for one in value] if isinstance(value, list | tuple) else value
-
-
-def _model(model: ModelSettings) -> dict[str, Any]:
-    if isinstance(model, Mapping):
-        return dict(model)
-    return {"model": model} if isinstance(model, str) else {"bundle": os.fspath(model)}
 
 
 def _place(out: str) -> tuple[str, str]:

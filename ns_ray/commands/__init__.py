@@ -5,6 +5,7 @@ there is now, and an exit code. Knows nothing about the method, nor about what g
 catches that, for all commands.
 """
 
+import os
 import sys
 from collections.abc import Callable
 from typing import Annotated, Literal
@@ -49,6 +50,10 @@ GROUPS: dict[str, tuple[Callable[..., int | None], ...]] = {
     "By hand": (reviewing.label_next, reviewing.suspects),
 }
 """The commands of `ns-ray`, in the order of its help."""
+
+for stream in ("stdout", "stderr"):
+    if getattr(sys, stream) is None:  # closed by who started this, as a shell does by >&-
+        setattr(sys, stream, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w"))
 
 MARKUP: Literal["rich"] | None = "rich" if sys.stdout.isatty() and sys.stderr.isatty() else None
 """Boxes and colors of help and usage errors are for terminals: elsewhere they are plain text."""

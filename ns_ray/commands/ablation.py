@@ -44,7 +44,7 @@ def ablate(
     """Compare settings: a grid of runs over seeds, as a table beside the paper's numbers."""
     from ns_ray.ablation import ablate as compare
 
-    place = store.kept(out, "--out")
+    place = store.kept_folder(out, "--out")
     with aside(json):
         measured = compare(
             names,

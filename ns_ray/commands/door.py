@@ -1,5 +1,6 @@
 """What goes wrong in a command: one line, and an exit code. All commands go through here."""
 
+import io
 import os
 import platform
 import select
@@ -34,6 +35,9 @@ def door(command: Callable[P, int | None]) -> Callable[P, None]:
 
     @wraps(command)
     def opened(*args: P.args, **options: P.kwargs) -> None:
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            # Names of files and classes may be in letters that a terminal's encoding does not have.
+            sys.stdout.reconfigure(errors="backslashreplace")
         try:
             code = _ended(partial(command, *args, **options), options)
             sys.stdout.flush()

@@ -60,7 +60,7 @@ def evaluate(
     """Score a model on labeled images. The scores are in evaluation.json of the result; those of
     several models in NAME/evaluation.json, and beside each other in report.html."""
     settings = parse_sections(EvaluateSettings, set_, data={"labeled": data})
-    models, place = [open_bundle(one) for one in bundle], store.kept(out, "--out")
+    models, place = [open_bundle(one) for one in bundle], store.kept_folder(out, "--out")
     _know_the_same(models)
     names = names_of(bundle) if len(models) > 1 else [models[0].path]
     folders = [store.join(place, name) for name in names] if len(models) > 1 else [place]

@@ -1,6 +1,5 @@
 """`ns-ray init | check | plan | status | report`: looking at a run without running it."""
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -38,8 +37,8 @@ def init(
     debug: Debug = False,
 ) -> None:
     """Look at images, and write the settings of a run for them and for this machine."""
-    file = Path(out)
-    if file.exists() and not overwrite:
+    file = store.kept_file(out, "--out")
+    if store.exists(file) and not overwrite:
         raise ConfigError(f"--out {out} exists; name another file, or pass --overwrite")
     from ns_ray.compute import keep_memory, machine
 
@@ -57,7 +56,7 @@ def init(
     with aside(json):
         parts = parts_in(folder, Parts(folder, pile, validation, test))
         text, made = propose(run_name(folder), parts, machine(), budget)
-        store.write_bytes(store.absolute(out), text.encode())
+        store.write_bytes(file, text.encode())
     if json:
         print_json({"config": out, "plan": plan_json(made)})
         return
@@ -97,10 +96,20 @@ def plan(
     recipe: Recipe = None,
     images: Annotated[
         int | None,
-        typer.Option(help="Labeled images to train on: plan without the data.", show_default=False),
+        typer.Option(
+            min=1, help="Labeled images to train on: plan without the data.", show_default=False
+        ),
     ] = None,
-    pile: Annotated[int, typer.Option(help="Unlabeled images, with --images.")] = 0,
-    classes: Annotated[int, typer.Option(help="Classes, with --images.")] = 1000,
+    pile: Annotated[
+        int | None,
+        typer.Option(
+            min=0, help="Unlabeled images, with --images; 0 if not given.", show_default=False
+        ),
+    ] = None,
+    classes: Annotated[
+        int | None,
+        typer.Option(min=2, help="Classes, with --images; 1000 if not given.", show_default=False),
+    ] = None,
     measure: Annotated[bool, typer.Option(help="Time a few steps on this machine.")] = True,
     set_: Set = None,
     json: Json = False,
@@ -108,6 +117,8 @@ def plan(
 ) -> None:
     """Say how many images, steps, bytes and hours each stage of a run will take, and what of the
     disk and of your money (`prices`) they do together."""
+    if images is None and (pile, classes) != (None, None):
+        raise ConfigError("--pile and --classes go with --images; without it the data is counted")
     settings = load_either(config, recipe, set_)
     from ns_ray.compute import keep_memory, machine
 
@@ -135,7 +146,7 @@ def plan(
                 image_bytes=image_bytes(found),
             )
         else:
-            counts = Counts(classes, images, pile, 0, 0)
+            counts = Counts(classes or 1000, images, pile or 0, 0, 0)
             made = make_plan(settings, counts, machine(), measure=measure)
     if json:
         print_json(plan_json(made))
@@ -181,6 +192,8 @@ def _run(
     run: str | None, config: str | None, recipe: str | None, set_: list[str] | None
 ) -> tuple[RunConfig, RunLayout]:
     """A run by its folder, or by its settings."""
+    if run is None and config is None and recipe is None:
+        raise ConfigError("give the folder of a run, or --config, or --recipe")
     if run is None:
         settings = load_either(config, recipe, set_)
         return settings, RunLayout.of(settings)
@@ -212,4 +225,5 @@ def report(
 
     if other is None and out is not None:
         raise ConfigError(f"--out {out}: the report of one run is always RUN/report.html")
-    say(pages.write(run) if other is None else pages.compare(run, other, out))
+    file = None if out is None else store.kept_file(out, "--out")
+    say(pages.write(run) if other is None else pages.compare(run, other, file))

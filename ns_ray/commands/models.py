@@ -45,7 +45,7 @@ def predict(
 ) -> None:
     """Say what is in images: a table, CSV, JSON or Parquet."""
     settings = parse_sections(PredictSettings, set_)
-    out = None if out is None else store.kept(out, "--out")
+    out = None if out is None else store.kept_file(out, "--out")
     from ns_ray.labeling import predict as predict_all
 
     predict_all(bundle, paths, top_k=top_k, format=format_, out=out, config=settings.predict)
@@ -59,7 +59,7 @@ def export(
     """Write a model as ONNX, with its labels beside it, and compare its answers with torch's."""
     from ns_ray.model import export as export_bundle
 
-    done = export_bundle(bundle, store.kept(out, "--out"))
+    done = export_bundle(bundle, store.kept_file(out, "--out"))
     say(
         f"{done.path}: probabilities differ from torch's by {done.difference:.1e} at most, "
         f"top-1 agrees on {done.agreement:.0%}"
@@ -85,7 +85,7 @@ def fetch(
     from ns_ray.model import fetch as fetch_bundle
 
     config = ModelConfig(model=model, pretrained=pretrained)
-    place = store.kept(out, "--out")
+    place = store.kept_folder(out, "--out")
     with store.owned(place):
         made = fetch_bundle(config, place)
     say(f"{made.path}: {made.architecture}, {len(made.classes):,} classes")

@@ -43,7 +43,7 @@ def pack(
 ) -> None:
     """Pack images into a corpus: Parquet shards, a manifest, and rejected.parquet."""
     settings = parse_sections(PackSettings, set_, data={"labeled": data})
-    place = store.kept(out, "--out")
+    place = store.kept_folder(out, "--out")
     listing = begun(listing_of(settings.data))  # takes seconds, as Ray's start does
     with owning(place), ray_running(settings.resources, place, models=False):
         corpus = packed(settings.data, listing.result(), place, labeled=True)
@@ -69,7 +69,7 @@ def label(
     """Pseudo-label images with a model or several. A run's model also says how foreign each image
     is (docs/foreign.md). The summary is in _DONE.json of the result."""
     settings = parse_sections(LabelSettings, set_, data={"labeled": data})
-    label_images(bundle, settings, store.kept(out, "--out"))
+    label_images(bundle, settings, store.kept_folder(out, "--out"))
 
 
 def select(
@@ -82,7 +82,7 @@ def select(
 ) -> None:
     """Choose which pseudo-labeled images train a student, and how many copies of each."""
     settings = parse_sections(SelectSettings, set_)
-    found, place = open_labels(labels), store.kept(out, "--out")
+    found, place = open_labels(labels), store.kept_folder(out, "--out")
     from ns_ray.selection import seconds
     from ns_ray.selection import select as select_rows
 

@@ -25,7 +25,7 @@ def label_next(
     from ns_ray.review import TABLE
     from ns_ray.review import label_next as write
 
-    place = store.kept(out, "--out")
+    place = store.kept_folder(out, "--out")
     with owning(place, TABLE):
         made = write(run, count=count, out=place)
     say(f"{made.table}: {made.images:,} of {made.pile:,} images; label them on {made.page}")
@@ -35,7 +35,7 @@ def suspects(
     out: Out, config: Config = None, recipe: Recipe = None, set_: Set = None, debug: Debug = False
 ) -> None:
     """Say which labels are probably wrong, by models that have not seen the images."""
-    settings, place = load_either(config, recipe, set_), store.kept(out, "--out")
+    settings, place = load_either(config, recipe, set_), store.kept_folder(out, "--out")
     if settings.teacher.bundle is not None:
         raise ConfigError(
             f"teacher.bundle={settings.teacher.bundle}: a model that has seen the images may have "

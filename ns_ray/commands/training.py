@@ -32,7 +32,7 @@ def train(
     debug: Debug = False,
 ) -> None:
     """Train one model on labeled images and, if given, on selected pseudo-labeled ones."""
-    settings, place = load_either(config, recipe, set_), store.kept(out, "--out")
+    settings, place = load_either(config, recipe, set_), store.kept_folder(out, "--out")
     chosen = None if selection is None else open_selection(selection)
     if chosen is None and settings.teacher.bundle is not None:
         raise ConfigError(

@@ -87,7 +87,8 @@ def _explain(model: type[BaseModel], item: dict[str, Any]) -> str:
     message = str(item["msg"]).removeprefix("Value error, ")
     if not where or isinstance(item["input"], dict):
         return f"{where}: {message}" if where else message
-    return f"{where}={repr(item['input'])[:SHOWN]}: {message}"
+    shown = repr(item["input"]).replace("\n", " ")[:SHOWN]
+    return f"{where}={shown}: {message}"
 
 
 def _fields_at(model: type[BaseModel], loc: tuple[Any, ...]) -> list[str]:

@@ -3,7 +3,6 @@
 import csv
 import io
 import itertools
-import json
 import sys
 from collections.abc import Iterable, Iterator
 from typing import Any, Literal, TextIO
@@ -14,7 +13,7 @@ from rich import box
 from rich.table import Table
 
 from ns_ray import store
-from ns_ray.log import plain, tabulate
+from ns_ray.log import as_json, plain, tabulate
 
 Format = Literal["table", "csv", "json", "parquet"]
 
@@ -53,7 +52,7 @@ def _write_json(rows: Iterable[dict[str, Any]], out: TextIO) -> None:
             value["error"] = entries[0]["error"]
         else:
             value["predictions"] = [{"label": e["label"], "score": e["prob"]} for e in entries]
-        out.write(separator + json.dumps(value, ensure_ascii=False))
+        out.write(separator + as_json(value, out))
         separator = ",\n"
     out.write("\n]\n")
 

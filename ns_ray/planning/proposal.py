@@ -63,6 +63,8 @@ def parts_in(folder: str, given: Parts) -> Parts:
     Raises:
         ConfigError: nothing is unlabeled.
     """
+    if not folder.strip():
+        raise ConfigError(f"{folder!r} names no folder; give that of the images, such as data")
     found: dict[str, str | None] = {}
     if Path(folder).is_dir():
         there = {path.name.lower(): path for path in Path(folder).iterdir() if path.is_dir()}

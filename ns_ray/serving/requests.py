@@ -4,6 +4,7 @@ Nothing here trusts a header: bytes are counted as they come. No URL is ever fet
 """
 
 import asyncio
+import codecs
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -282,6 +283,8 @@ async def _tensor_files(
         return binary_files(size, behind, config.max_images)
     if not isinstance(data, list) or not data:
         raise HTTPException(422, "inputs[0].data must be a list of base64 strings, at least one")
+    if tensor.get("shape") == [len(data), 1]:  # rows may be written as lists of their own
+        data = [one[0] if isinstance(one, list) and len(one) == 1 else one for one in data]
     return await _files(data, "inputs[0].data", config)
 
 
@@ -300,6 +303,7 @@ def _outputs(wanted: Any) -> list[str]:
 
 
 async def _json_object(body: bytes) -> dict[str, Any]:
+    body = body.removeprefix(codecs.BOM_UTF8)  # PowerShell and others begin files with it
     try:
         if len(body) <= INLINE:
             parsed = from_json(body)

@@ -60,6 +60,8 @@ from .paths import is_uri as is_uri
 from .paths import is_web as is_web
 from .paths import join as join
 from .paths import kept as kept
+from .paths import kept_file as kept_file
+from .paths import kept_folder as kept_folder
 from .places import from_here as from_here
 from .plans import Hours as Hours
 from .plans import Kind as Kind

@@ -105,6 +105,38 @@ def kept(path: str | os.PathLike[str], setting: str) -> str:
     return absolute(path)
 
 
+def kept_folder(path: str | os.PathLike[str], setting: str) -> str:
+    """The absolute path of a folder to write to; see `kept`.
+
+    Raises:
+        ConfigError: as there; or it is a file, or in one.
+    """
+    place = kept(path, setting)
+    _check_folder(place, f"{setting}={os.fspath(path)!r}")
+    return place
+
+
+def kept_file(path: str | os.PathLike[str], setting: str) -> str:
+    """The absolute path of a file to write; see `kept`.
+
+    Raises:
+        ConfigError: as there; or it is a folder, or in a file.
+    """
+    place = kept(path, setting)
+    where = f"{setting}={os.fspath(path)!r}"
+    if not is_uri(place) and os.path.isdir(place):
+        raise ConfigError(f"{where} is a folder; name a file")
+    _check_folder(os.path.dirname(place), where)
+    return place
+
+
+def _check_folder(there: str, where: str) -> None:
+    while not is_uri(there) and not os.path.lexists(there):
+        there = os.path.dirname(there)
+    if not is_uri(there) and not os.path.isdir(there):
+        raise ConfigError(f"{where}: {there} is no folder; name another")
+
+
 def join(path: str, *parts: str) -> str:
     """Path of a file or folder inside another."""
     if is_uri(path) and "?" in path:
