@@ -100,13 +100,7 @@ def self_train(
         StageError: something failed that the same call may get over; or another process is at work.
     """
     data = {"labeled": labeled, "unlabeled": unlabeled, "validation": validation, "test": test}
-    own = section(settings, "data", "{'labels': 100}")
-    not_twice(own, {key: key for key in _given(**data)}, "data.")
-    given = {**settings, "data": {**own, **_given(**data)}, **_given(budget=budget)}
-    if teacher is not None:
-        given["teacher"] = model(teacher, "teacher")
-    if students is not None:
-        given["students"] = models(students, "students")
+    given = {**settings, **_asked(settings, data, teacher, students), **_given(budget=budget)}
     if out is not None:
         not_twice(settings, {"storage": "out", "name": "out"})
         given["storage"], given["name"] = _place(os.fspath(out))
@@ -119,6 +113,20 @@ def self_train(
 
 def _given(**values: Any) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value is not None}
+
+
+def _asked(
+    settings: Mapping[str, Any], data: Mapping[str, Any], teacher: Any, students: Any
+) -> dict[str, Any]:
+    """The sections that have arguments of their own."""
+    own = section(settings, "data", "{'labels': 100}")
+    not_twice(own, {key: key for key in _given(**data)}, "data.")
+    asked: dict[str, Any] = {"data": {**own, **_given(**data)}}
+    if teacher is not None:
+        asked["teacher"] = model(teacher, "teacher")
+    if students is not None:
+        asked["students"] = models(students, "students")
+    return asked
 
 
 def _place(out: str) -> tuple[str, str]:

@@ -11,6 +11,17 @@ from ns_ray.errors import ConfigError
 from ns_ray.log import aside, print_json, say, tabulate
 from ns_ray.store import RunLayout
 
+Pile = Annotated[
+    int | None,
+    typer.Option(
+        min=0, help="Unlabeled images, with --images; 0 if not given.", show_default=False
+    ),
+]
+Classes = Annotated[
+    int | None,
+    typer.Option(min=2, help="Classes, with --images; 1000 if not given.", show_default=False),
+]
+
 
 def init(
     folder: Annotated[
@@ -100,16 +111,8 @@ def plan(
             min=1, help="Labeled images to train on: plan without the data.", show_default=False
         ),
     ] = None,
-    pile: Annotated[
-        int | None,
-        typer.Option(
-            min=0, help="Unlabeled images, with --images; 0 if not given.", show_default=False
-        ),
-    ] = None,
-    classes: Annotated[
-        int | None,
-        typer.Option(min=2, help="Classes, with --images; 1000 if not given.", show_default=False),
-    ] = None,
+    pile: Pile = None,
+    classes: Classes = None,
     measure: Annotated[bool, typer.Option(help="Time a few steps on this machine.")] = True,
     set_: Set = None,
     json: Json = False,
