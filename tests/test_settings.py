@@ -229,7 +229,7 @@ def test_a_file_that_holds_no_settings(tmp_path: Path, data: bytes, says: str) -
 
 
 def test_a_missing_file(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"nope\.yaml: No such file"):
+    with pytest.raises(ConfigError, match=r"nope\.yaml cannot be read: No such file"):
         load_config(tmp_path / "nope.yaml")
 
 
