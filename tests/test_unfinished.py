@@ -243,7 +243,7 @@ def test_status_takes_the_folder_of_a_run_wherever_it_lies(tmp_path: Path) -> No
         ([str(tmp_path)], "is no run"),
         ([str(moved), "--recipe", "digits"], "leave out --config, --recipe and --set"),
         ([str(moved), "--set", "seed=1"], "leave out --config, --recipe and --set"),
-        ([], "give either --config or --recipe"),
+        ([], "give the folder of a run, or --config, or --recipe"),
     ):
         code, printed = status(*wrong)
         assert (code, printed.count("\n")) == (2, 1), printed
