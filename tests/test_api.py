@@ -19,7 +19,7 @@ from tiny import COLORS, RUN, flat_folder, folder_per_class, given_teacher, png,
 import ns_ray
 from ns_ray.config import RunConfig, config_hash
 from ns_ray.config.loading import load_config
-from ns_ray.errors import ConfigError, DataError, MissingSourceError
+from ns_ray.errors import ConfigError, DataError
 
 SETTINGS = {name: RUN[name] for name in ("students", "accept", "resources")}
 TRAIN = {**RUN["train"], "epochs": 2, "calibrate": False}
@@ -345,7 +345,7 @@ def test_what_is_missing_is_named(teacher: str, tmp_path: Path) -> None:
         ns_ray.load(tmp_path)
     with pytest.raises(DataError, match="nowhere"):
         ns_ray.load(teacher).predict("nowhere.jpg")
-    with pytest.raises(MissingSourceError, match="images='' is empty"):
+    with pytest.raises(ConfigError, match="images='' names nothing"):
         ns_ray.load(teacher).predict("")
     for wrong in (0, 1.5, "2", None):
         with pytest.raises(ConfigError, match=f"top_k={wrong!r}"):

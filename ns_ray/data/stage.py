@@ -78,11 +78,12 @@ def ingest(config: DataConfig, *, seed: int, out: RunLayout, pile: bool = True) 
         alike = near({"validation": validation, "test": test}, out.signatures)
     labeled = pack_it("labeled", found.labeled, excluded=leaks, alike=alike)
     _check_classes(labeled, found.labeled)
-    told = contradictions(labeled)
-    for note in told:
-        say(f"data.labeled: {note}")
-    noted = replace(listed.labeled, notes=(*listed.labeled.notes, *told))
-    listed = replace(listed, labeled=noted)
+    if not isinstance(config.labeled, str) or not listed.labeled.packed:  # which is not read again
+        told = contradictions(labeled)
+        for note in told:
+            say(f"data.labeled: {note}")
+        noted = replace(listed.labeled, notes=(*listed.labeled.notes, *told))
+        listed = replace(listed, labeled=noted)
     unlabeled = None
     if found.unlabeled is not None:
         unlabeled = pack_it("unlabeled", found.unlabeled, classes=(), excluded=leaks, alike=alike)
