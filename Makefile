@@ -93,13 +93,13 @@ bench: $(INSTALLED)
 # Minutes on two cores, script, options. Smaller than what docs/ shows, which each script does
 # without options.
 define SHORT_BENCHMARKS
-4 label_speed --images 2048 --plain-images 192 --rounds 1
+5 label_speed --images 1024 --plain-images 192 --rounds 1
 2 train_speed --epochs 1 --rounds 1
 2 train_speed --size 224 --images 256 --rounds 1
 2 startup --rounds 1
 3 label_scale --rows 4096
 3 selection_scale --rows 1,2,4
-4 serve --seconds 2
+3 serve --seconds 2
 endef
 export SHORT_BENCHMARKS
 
