@@ -43,12 +43,10 @@ def execute(
     with ExitStack() as owning:
         try:
             began = store.exists(layout.config)
-            _check_same(config, layout, None if overwrite else words)
+            _check_same(config, layout, words, overwrite)
             if store.has_owner(layout.root) or not _has_ended(config, layout):
                 owning.enter_context(store.owned(layout.root))
-                _check_same(
-                    config, layout, None if overwrite else words
-                )  # another driver may have come before
+                _check_same(config, layout, words, overwrite)  # another driver may have come before
             _record(config, layout)
         except StorageError as error:
             # At the door `storage` may well name a wrong place, but not that of a run begun there.
@@ -79,8 +77,8 @@ def _mended(
             raise DataError(f"{mending.last}; it cannot be made again: {error}") from error
 
 
-def _check_same(config: RunConfig, layout: RunLayout, words: Words | None) -> None:
-    """Refuse the run's folder when another config has it, unless it may be overwritten (None).
+def _check_same(config: RunConfig, layout: RunLayout, words: Words, overwrite: bool) -> None:
+    """Refuse the run's folder when another config has it, unless it may be overwritten.
 
     Raises:
         ConfigError: it belongs to a different config.
@@ -88,7 +86,7 @@ def _check_same(config: RunConfig, layout: RunLayout, words: Words | None) -> No
     """
     old = _old(layout)
     found = old.pop("config_hash") if old is not None else None
-    if old is not None and words is not None:
+    if old is not None and not overwrite:
         for name in ("versions", "chosen"):
             old.pop(name, None)
         if found != config_hash(config):
