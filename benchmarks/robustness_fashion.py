@@ -1,11 +1,11 @@
-"""Teacher against last student on Fashion-MNIST: clean, corrupted, attacked, over seeds.
+"""First teacher against the delivered model on Fashion-MNIST: clean, corrupted, attacked.
 
     python benchmarks/robustness_fashion.py [RUN ...] [--images 500] [--sequences 100]
 
 RUN is a finished run folder of the recipe `fashion-mnist`, one for each seed (by default
-runs/fashion-mnist-0, -1 and -2, which benchmarks/fashion_mnist.py leaves). Both models see the same
-corrupted test images. Prints a Markdown table: mean and standard deviation over the runs.
-Counts are kept in RUN/robustness-N: rerun, it only prints.
+runs/fashion-mnist-0 to -4, which `benchmarks/rivals.py --recipe fashion-mnist --out runs` leaves).
+Both models see the same corrupted test images. Prints a Markdown table: mean and standard deviation
+over the runs. Counts are kept in RUN/robustness-N: rerun, it only prints.
 """
 
 import argparse
@@ -19,19 +19,18 @@ from ns_ray.compute import cluster, prepare
 from ns_ray.config import ResourcesConfig, RobustnessConfig
 
 
-def last_student(run: Path) -> int:
-    """Generation of the last student."""
-    result = json.loads((run / "result.json").read_text())
-    return max(int(g["generation"]) for g in result["generations"])
+def delivered(run: Path) -> int:
+    """Generation of the model that the run delivers."""
+    return int(json.loads((run / "result.json").read_text())["best_generation"])
 
 
 def scored(run: Path, config: RobustnessConfig, machine: Any) -> list[dict[str, Any]]:
-    """For teacher and last student: test scores, with `robustness` among them."""
+    """For the first teacher and the delivered model: test scores, with `robustness` among them."""
     from ns_ray.compute import resources
     from ns_ray.robustness import evaluate_robustness
     from ns_ray.store import open_bundle, open_corpus
 
-    places = [run / "gen-00", run / f"gen-{last_student(run):02d}"]
+    places = [run / "gen-00", run / f"gen-{delivered(run):02d}"]
     folder = run / f"robustness-{config.images}"
     robust = evaluate_robustness(
         config,
@@ -74,16 +73,16 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=500)
     parser.add_argument("--sequences", type=int, default=100)
     args = parser.parse_args()
-    runs = args.runs or [Path("runs", f"fashion-mnist-{seed}") for seed in range(3)]
+    runs = args.runs or [Path("runs", f"fashion-mnist-{seed}") for seed in range(5)]
     absent = [str(run) for run in runs if not (run / "result.json").exists()]
     if absent:
-        sys.exit(f"no finished run in {', '.join(absent)}; see benchmarks/fashion_mnist.py")
+        sys.exit(f"no finished run in {', '.join(absent)}; see benchmarks/rivals.py")
     config = RobustnessConfig(images=args.images, sequences=args.sequences)
     prepare()
     with cluster(ResourcesConfig()) as machine:
         found = [scored(run.resolve(), config, machine) for run in runs]
     print(f"\n{len(runs)} runs; {args.images} test images, {args.sequences} sequences each\n")
-    print("| | teacher | last student | difference |")
+    print("| | teacher | delivered | difference |")
     print("|---|---:|---:|---:|")
     pairs = [[rows(one) for one in pair] for pair in found]
     for title in pairs[0][0]:
