@@ -10,7 +10,7 @@ import io
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
 from typing import Any
 
@@ -258,6 +258,8 @@ def _read_ahead(items: Sequence[Item]) -> Iterator[tuple[Item, bytes | ImageErro
 def _read(item: Item) -> bytes | ImageError:
     try:
         return item.read()
+    except ImageError as error:
+        return error
     except OSError as error:
         found = unread(item, error)
         if found.reason == "unreadable" and store.is_uri(item.file) and not store.is_web(item.file):
@@ -325,7 +327,7 @@ def lay_out(job: Job, places: list[Row | Streamed]) -> list[Range]:
             found += _write_ranges(job, f"{mark}-{len(found)}", held)
             held, size = [], 0
     of = dict(zip(members, found, strict=True))
-    return [of[place] for place in places if isinstance(place, Streamed)]
+    return [replace(of[p], member=p.member) for p in places if isinstance(p, Streamed)]
 
 
 def _mark(named: str) -> str:

@@ -268,16 +268,18 @@ def _read(items: list[Item]) -> Iterator[bytes | None]:
         return
     if isinstance(items[0].place, Streamed):
         stream = Stream()
-        yield from (item.read(stream) for item in items)
+        yield from (_read_one(item, stream) for item in items)
         return
     with ThreadPoolExecutor(READ_THREADS) as pool:
         for start in range(0, len(items), READ_AHEAD):
             yield from pool.map(_read_one, items[start : start + READ_AHEAD])
 
 
-def _read_one(item: Item) -> bytes | None:
+def _read_one(item: Item, stream: Stream | None = None) -> bytes | None:
     try:
-        return item.read()
+        return item.read(stream)
+    except ImageError:
+        return None
     except OSError:
         if store.is_uri(item.file):  # the store's fault rather than the image's: try again
             raise

@@ -4,6 +4,7 @@
     table               CSV, TSV, JSON lines or Parquet: paths or the encoded images themselves;
                         labels in a column, or as folders of partitions: label=cat/0.parquet
     WebDataset tars     key.jpg with key.cls, key.json or key.txt; also .tar.gz and .tgz
+    zip archives        as folders: a folder per class, metadata.csv; photos.zip/train is one in it
     IDX files           train-images-idx3-ubyte with train-labels-idx1-ubyte, also .gz
     packed corpus       what `ns_ray.data.stage.pack` wrote
     named set           digits, fashion-mnist, cifar10, svhn; `:test` for their test images
@@ -14,8 +15,8 @@ ray, and decodes nothing: images are read when they are packed.
 """
 
 import os
-from collections import Counter
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
 import pyarrow as pa
@@ -32,6 +33,7 @@ from ns_ray.data.sources.files import (
     braces,
     file_at,
     glob,
+    not_taken,
     parts_of,
     readable,
     stamp,
@@ -45,12 +47,14 @@ from ns_ray.data.sources.named import NAMED_SETS, named
 from ns_ray.data.sources.tables import tables
 from ns_ray.data.sources.tars import TAR_ENDINGS, tars
 from ns_ray.data.sources.uniting import united
+from ns_ray.data.sources.zips import zips
 from ns_ray.errors import ConfigError, DataError, MissingSourceError, nearest
 from ns_ray.store import open_corpus
 
 TABLE_ENDINGS = (".csv", ".tsv", ".jsonl", ".parquet")
-PHONES = {".heic", ".heif"}
-ARCHIVES = {".zip", ".rar", ".7z"}
+
+IN_ZIP = re.compile(r"(.+?\.zip)/+(.+)", re.IGNORECASE)
+"""How a folder inside an archive is named."""
 
 
 def list_source(source: str, *, setting: str = "data") -> Listing:
@@ -121,6 +125,8 @@ def _list(source: str, where: str) -> Listing:
             told = "no file matches this pattern; `**` stands for any number of folders"
             raise MissingSourceError(where, f"{where}: {told}")
         return _files(source, [*found.values()], where)
+    if (inside := IN_ZIP.fullmatch(path)) and store.exists(inside[1]):
+        return zips(source, [file_at(inside[1])], where, inside[2])
     there = _whats_there(source, path)
     raise MissingSourceError(where, f"{where}: there is no such file or folder{there}")
 
@@ -141,26 +147,34 @@ def _whats_there(source: str, path: str) -> str:
 
 
 def _files(source: str, infos: list[File], where: str) -> Listing:
-    """Named files: all tars, all tables, all IDX files, or all images."""
+    """Named files: all tars, all zip archives, all tables, all IDX files, or all images."""
     if all(is_idx(info.path) for info in infos):
         return idx(source, infos, where)
     endings = {_ending(info.path) for info in infos}
-    if endings <= {*TAR_ENDINGS} or (len(endings) == 1 and endings <= set(TABLE_ENDINGS)):
-        read = tars if endings <= {*TAR_ENDINGS} else tables
+    if read := _reader(endings):
         parts = parts_of(infos, base_of(infos))
         return replace(read(source, infos, where), parts=tuple(parts))
     if endings <= set(IMAGE_ENDINGS):
         return _images(source, base_of(infos), Walk(Files.of(infos)))
-    if others := endings & {".gz", ".bz2", ".xz", ".zst", ".zip"}:
+    if others := endings & {".gz", ".bz2", ".xz", ".zst"}:
         raise DataError(
             f"{where}: files ending in {', '.join(sorted(others))} are not read; unpack them, or "
             f"make tars of their images, which may end in {', '.join(TAR_ENDINGS)}"
         )
     listed = ", ".join(sorted(ending or "nothing" for ending in endings))
     raise DataError(
-        f"{where} has files ending in {listed}; a source is a folder, .tar files, or tables "
-        f"ending in {', '.join(TABLE_ENDINGS)}"
+        f"{where} has files ending in {listed}; a source is a folder, .tar files, .zip archives, "
+        f"or tables ending in {', '.join(TABLE_ENDINGS)}"
     )
+
+
+def _reader(endings: set[str]) -> Callable[[str, list[File], str], Listing] | None:
+    """What lists files that all end so, other than images; None where nothing does."""
+    if endings <= {*TAR_ENDINGS}:
+        return tars
+    if endings == {".zip"}:
+        return zips
+    return tables if len(endings) == 1 and endings <= {*TABLE_ENDINGS} else None
 
 
 def _ending(path: str) -> str:
@@ -185,7 +199,7 @@ def _folder(source: str, path: str, where: str) -> Listing:
         more = [f"{name} is not read, {names[0]} is" for name in names[1:]]
         return replace(listing, notes=(*listing.notes, *more, *_not_in(listing, names[0], found)))
     if not found.files.ending(IMAGE_ENDINGS):
-        for endings in (TAR_ENDINGS, (".parquet",)):
+        for endings in (TAR_ENDINGS, (".parquet",), (".zip",)):
             if some := [*found.files.ending(endings)]:
                 listing = _files(source, some, where)
                 left = _left_out(found, found.files.ending(endings, False))
@@ -232,15 +246,7 @@ def _whole_files(files: Files, start: int) -> Items:
 
 def _left_out(found: Walk, other_files: Iterable[File]) -> list[str]:
     """What of a folder's files is not taken, and why."""
-    others = [info.path for info in other_files]
-    if not others:
-        return [*found.left_out]
-    endings = Counter(os.path.splitext(path.lower())[1] or "no ending" for path in others)
-    listed = ", ".join(f"{ending}: {count:,}" for ending, count in endings.most_common(5))
-    advice = "; pip install 'ns_ray[heic]' reads HEIC" if endings.keys() & PHONES else ""
-    advice += "; unpack the archives" if endings.keys() & ARCHIVES else ""
-    told = f"{len(others):,} files are no images by their name ({listed}){advice}"
-    return [told, *found.left_out]
+    return [*not_taken([info.path for info in other_files]), *found.left_out]
 
 
 def _not_in(listing: Listing, name: str, found: Walk) -> list[str]:

@@ -5,6 +5,7 @@ import fnmatch
 import os
 import re
 import time
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -40,6 +41,9 @@ FILES = pa.schema([("path", PATH), ("size", pa.int64()), ("changed", pa.int64())
 BATCH = 65_536
 """Files that are objects at a time, on the way into columns and out of them."""
 
+PHONES = {".heic", ".heif"}
+ARCHIVES = {".zip", ".rar", ".7z"}
+
 PARTS = (
     *("train", "training", "labeled", "labelled"),
     *("val", "valid", "validation", "dev", "test", "testing", "unlabeled", "unlabelled", "pile"),
@@ -65,6 +69,13 @@ def not_fetched(data: bytes) -> str | None:
     if data.startswith(b"version https://git-lfs.github.com/"):
         return "a pointer of Git LFS; `git lfs pull` fetches the file itself"
     return None
+
+
+def pointer_at(path: str) -> str | None:
+    """What a file is that Git LFS has not fetched; None where it is another."""
+    fs, inner = store.filesystem(path)
+    with fs.open_input_stream(inner, compression=None) as stream:
+        return not_fetched(bytes(stream.read(100)))
 
 
 def file_at(path: str) -> File:
@@ -288,6 +299,17 @@ def _in_words(unseen: int, dangling: int, again: list[str]) -> tuple[str, ...]:
         listed = ", ".join(readable(folder) for folder in again[:3])
         told.append(f"{listed}{more} lead to folders that are read already")
     return tuple(told)
+
+
+def not_taken(paths: Sequence[str]) -> list[str]:
+    """What files are that are no images by their names, and what to do about them."""
+    if not paths:
+        return []
+    endings = Counter(os.path.splitext(path.lower())[1] or "no ending" for path in paths)
+    listed = ", ".join(f"{ending}: {count:,}" for ending, count in endings.most_common(5))
+    advice = "; pip install 'ns_ray[heic]' reads HEIC" if endings.keys() & PHONES else ""
+    advice += "; unpack the archives" if endings.keys() & ARCHIVES else ""
+    return [f"{len(paths):,} files are no images by their name ({listed}){advice}"]
 
 
 def readable(path: str) -> str:

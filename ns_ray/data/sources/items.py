@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 
 from ns_ray import store
 from ns_ray.data import images
+from ns_ray.data.sources.members import Member, unpacked
 from ns_ray.data.sources.opened import Opened
 from ns_ray.data.sources.streams import Stream, Streamed
 from ns_ray.errors import ImageError
@@ -35,11 +36,13 @@ BATCH = 65_536
 
 @dataclass(frozen=True, slots=True)
 class Range:
-    """Bytes inside a file: a member of an uncompressed tar."""
+    """Bytes inside a file: a member of an uncompressed tar, or of a zip archive."""
 
     path: str
     start: int
     length: int
+    member: Member | None = None
+    """Of a zip archive: what the bytes are unpacked to."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,17 +104,17 @@ class Item:
 
         Raises:
             OSError: it is missing or cannot be read.
-            ImageError: it is a PIL image that is of no use.
+            ImageError: it is a PIL image that is of no use, or damaged in its zip archive.
         """
         if self.place is None:
             read = store.fetch if store.is_web(self.uri) else store.read_bytes
             return read(self.uri)
         if isinstance(self.place, Range):
-            return _read_range(self.place)
+            return unpacked(_read_range(self.place), self.place.member)
         if isinstance(self.place, Row):
             return read_rows([self.place])[0]
         if isinstance(self.place, Streamed):
-            return (stream or Stream()).read(self.place)
+            return unpacked((stream or Stream()).read(self.place), self.place.member)
         if isinstance(self.place, Encoded):
             return self.place.data
         if isinstance(self.place, Opened):

@@ -1,4 +1,4 @@
-"""Files that are read from their beginning only: compressed ones, and tars of web servers."""
+"""Files that are read from their beginning only: compressed ones, and archives of web servers."""
 
 import gzip
 import zlib
@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import IO, cast
 
 from ns_ray import store
+from ns_ray.data.sources.members import Member
 
 COMPRESSED = (".gz", ".tgz")
 """How the names of files end that are decompressed on the way."""
@@ -15,13 +16,15 @@ COMPRESSED = (".gz", ".tgz")
 
 @dataclass(frozen=True, slots=True)
 class Streamed:
-    """Bytes inside such a file: a member of a tar. Reading one means reading all before
-    it, so `pack` lays these out as ranges first."""
+    """Bytes inside such a file: a member of an archive. Reading one means reading all before it, so
+    `pack` lays these out as ranges first."""
 
     path: str
     start: int
     """In what the file is decompressed to."""
     length: int
+    member: Member | None = None
+    """Of a zip archive: what the bytes are unpacked to."""
 
 
 @contextmanager
@@ -49,7 +52,7 @@ class Stream:
         self._opened = ExitStack()
 
     def read(self, place: Streamed) -> bytes:
-        """The bytes of a place.
+        """The bytes of a place, as they lie in the file.
 
         Raises:
             OSError: its file cannot be read, or is shorter or of another kind than it was.

@@ -111,11 +111,20 @@ def _text(info: File, base: str, where: str) -> Part:
     data = store.read_bytes(info.path)
     if pointer := not_fetched(data):
         raise DataError(f"{where}: {info.path} is {pointer}")
-    columns, encoding = text_columns(info.path, data, where)
-    notes = () if encoding == "utf-8" else (f"{info.path} is read as {encoding}",)
-    column = _need_paths(list(columns), info.path, where)
-    labels = _labels(columns, (), info, len(columns[column]), where)
-    items = Items.of(_path_items(columns[column], labels, info, base, where))
+    return text_part(info.path, data, base, where)
+
+
+def text_part(path: str, data: bytes, base: str, where: str) -> Part:
+    """Rows of a text table, by its contents; keys are what of a place comes after `base`.
+
+    Raises:
+        DataError: it cannot be read, or no column names the images.
+    """
+    columns, encoding = text_columns(path, data, where)
+    notes = () if encoding == "utf-8" else (f"{path} is read as {encoding}",)
+    column = _need_paths(list(columns), path, where)
+    labels = _labels(columns, (), path, len(columns[column]), where)
+    items = Items.of(_path_items(columns[column], labels, path, base, where))
     return Part(items, data, notes=notes, columns=_unlabeled(list(columns)))
 
 
@@ -135,16 +144,16 @@ def _need_paths(names: Sequence[str], path: str, where: str) -> str:
 
 
 def _path_items(
-    paths: Sequence[Any], labels: Sequence[str | None], info: File, base: str, where: str
+    paths: Sequence[Any], labels: Sequence[str | None], table: str, base: str, where: str
 ) -> Iterator[Item]:
     """Rows whose image column is a path, relative to the table's folder unless absolute."""
     schemes: set[str] = set()
-    folder = os.path.dirname(store.bare(info.path))
+    folder = os.path.dirname(store.bare(table))
     for row, (path, label) in enumerate(zip(paths, labels, strict=True), 1):
         if path is None or (isinstance(path, str) and not path.strip()):
-            raise DataError(f"{where}: {info.path} has no path in row {row}")
+            raise DataError(f"{where}: {table} has no path in row {row}")
         if told := _no_path(path):
-            raise DataError(f"{where}: {info.path} holds {short(path)} in row {row:,}: {told}")
+            raise DataError(f"{where}: {table} holds {short(path)} in row {row:,}: {told}")
         key, uri = _place(path, folder, base)
         if store.is_uri(uri) and (scheme := uri.partition(":")[0]) not in schemes:
             schemes.add(scheme)
@@ -180,17 +189,17 @@ def _place(path: str, folder: str, base: str) -> tuple[str, str]:
 
 
 def _labels(
-    columns: dict[str, list[Any]], names: Sequence[str], info: File, rows: int, where: str
+    columns: dict[str, list[Any]], names: Sequence[str], table: str, rows: int, where: str
 ) -> list[str | None]:
     """The label of each row: a column says it, or the folder of a partition: `label=cat`."""
     column = column_named(list(columns), LABEL_COLUMNS)
     if column is not None:
-        return labels_of(columns[column], names, f"{where}: column {column!r} of {info.path}")
-    for part in os.path.dirname(store.bare(info.path)).split("/"):
+        return labels_of(columns[column], names, f"{where}: column {column!r} of {table}")
+    for part in os.path.dirname(store.bare(table)).split("/"):
         name, _, value = part.partition("=")
         if value and name.lower() in LABEL_COLUMNS:
             own = None if value == NO_PARTITION else unquote(value)
-            return labels_of([own], names, f"{where}: {info.path}") * rows
+            return labels_of([own], names, f"{where}: {table}") * rows
     return [None] * rows
 
 
@@ -219,8 +228,8 @@ def _parquet(info: File, base: str, where: str) -> Part:
             label = column_named(kind.names, LABEL_COLUMNS)
             table = file.read(columns=[column, *([label] if label else [])])
             columns = {name: table.column(name).to_pylist() for name in table.column_names}
-            labels = _labels(columns, names, info, table.num_rows, where)
-            items = Items.of(_path_items(columns[column], labels, info, base, where))
+            labels = _labels(columns, names, info.path, table.num_rows, where)
+            items = Items.of(_path_items(columns[column], labels, info.path, base, where))
         elif _is_images(stored):
             items = Items.of(_byte_items(file, info, base, column, names, where))
         else:
@@ -288,7 +297,7 @@ def _byte_items(
         if label:
             table = file.read_row_group(group, columns=[label])
             values = {label: table.column(label).to_pylist()}
-        found = _labels(values, names, info, rows, where)
+        found = _labels(values, names, info.path, rows, where)
         paths = _paths_alone(file, group, column) if struct else {}
         for row in range(rows):
             count = next(number)

@@ -16,7 +16,7 @@ from ns_ray.data.sources.files import (
     File,
     base_of,
     hidden,
-    not_fetched,
+    pointer_at,
     readable,
     stamp,
 )
@@ -97,7 +97,7 @@ def _tar(info: File, base: str, where: str) -> _Tar:
     try:
         _read(info.path, tar)
     except (tarfile.TarError, EOFError, gzip.BadGzipFile, zlib.error) as error:
-        reason = _pointer(info) or f"not a readable tar: {error}"
+        reason = pointer_at(info.path) or f"not a readable tar: {error}"
         raise DataError(f"{where}: {info.path} is {reason}") from None
     except _TwiceError as error:
         raise DataError(
@@ -132,12 +132,6 @@ def _sample(name: str) -> str:
     """The name up to the first dot of its last part."""
     folder, slash, last = name.rpartition("/")
     return folder + slash + last.partition(".")[0]
-
-
-def _pointer(info: File) -> str | None:
-    fs, inner = store.filesystem(info.path)
-    with fs.open_input_stream(inner, compression=None) as stream:
-        return not_fetched(bytes(stream.read(100)))
 
 
 _Member = tuple[Range | Streamed, bytes | None]
