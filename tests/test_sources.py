@@ -10,6 +10,7 @@ import tarfile
 import threading
 import time
 import types
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -170,6 +171,91 @@ def test_tsv_json_lines_and_parquet_of_paths(tmp_path: Path) -> None:
         listing = list_source(str(tmp_path / name))
         assert labels(listing) == {"1.jpg": "3", "2.jpg": "12"}, name
         assert listing.classes == ("3", "12"), name
+
+
+PACKED: dict[str, Callable[[bytes], bytes]] = {
+    "gz": gzip.compress,
+    "bz2": bz2.compress,
+    "zst": lambda data: pa.compress(data, "zstd", asbytes=True),
+    "lz4": lambda data: lz4(data),
+}
+
+
+def lz4(data: bytes) -> bytes:
+    made = pa.BufferOutputStream()
+    with pa.CompressedOutputStream(made, "lz4") as stream:
+        stream.write(data)
+    return bytes(made.getvalue())
+
+
+@pytest.mark.parametrize("ending", PACKED)
+def test_compressed_tables_are_those_they_were_made_of(tmp_path: Path, ending: str) -> None:
+    fill(tmp_path, "1.jpg", "2.jpg")
+    texts = {
+        "csv": "path,label\n1.jpg,03\n2.jpg,12\n",
+        "tsv": "path\tlabel\n1.jpg\t03\n2.jpg\t12\n",
+        "jsonl": '{"path": "1.jpg", "label": "03"}\n{"path": "2.jpg", "label": "12"}\n',
+    }
+    for kind, text in texts.items():
+        (tmp_path / f"t.{kind}").write_text(text)
+        whole = PACKED[ending](text.encode())
+        (tmp_path / f"t.{kind.upper()}.{ending}").write_bytes(whole)
+        plain, packed = (
+            list_source(f"{tmp_path}/t.{k}") for k in (kind, f"{kind.upper()}.{ending}")
+        )
+        assert labels(packed) == {"1.jpg": "03", "2.jpg": "12"}
+        assert (packed.fingerprint, packed.items) == (plain.fingerprint, plain.items)
+        for data in (whole[:-3], b"nothing" * 9):
+            (tmp_path / f"cut.{kind}.{ending}").write_bytes(data)
+            with pytest.raises(DataError, match=rf"cut\.{kind}\.{ending} cannot be unpacked"):
+                list_source(f"{tmp_path}/cut.{kind}.{ending}")
+    assert len(list_source(f"file://{tmp_path}/t.CSV.{ending}").items) == 2
+    (tmp_path / f"metadata.jsonl.{ending}").write_bytes(PACKED[ending](texts["jsonl"].encode()))
+    assert labels(list_source(str(tmp_path))) == {"1.jpg": "03", "2.jpg": "12"}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '[{"file_name": "1.jpg", "label": "cat"}, {"file_name": "2.jpg"}]',
+        '{"1.jpg": "cat", "2.jpg": null}',
+        '{"file_name": "1.jpg", "label": "cat"}\n{"file_name": "2.jpg"}\n',
+    ],
+)
+def test_json_of_paths(tmp_path: Path, text: str) -> None:
+    fill(tmp_path, "1.jpg", "2.jpg")
+    (tmp_path / "labels.json").write_text(f"\ufeff {text}\n")
+    (tmp_path / "more.json.gz").write_bytes(gzip.compress(text.encode()))
+    for name in ("labels.json", "more.json.gz"):
+        listing = list_source(str(tmp_path / name))
+        assert labels(listing) == {"1.jpg": "cat", "2.jpg": None}
+        assert listing.items[1].read() == (tmp_path / "2.jpg").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"images": [], "annotations": [], "categories": []}', "is a COCO file"),
+        ('[{"file_name": "1.jpg"}, "2.jpg"]', "entry 2 is no JSON object: '2.jpg'"),
+        ('[{"file_name": "1.jpg"}', "is no valid JSON: Expecting ',' delimiter: line 1 column"),
+        ('{"0": "cat", "1": "dog"}', "it must be a list of objects, such as"),
+        ('{"file_name": {"0": "1.jpg"}}', r"to_json\(PATH, orient=\"records\"\)"),
+        ('{"a.jpg": {"label": "cat"}}', "in row 1: an image has one class here"),
+        ('{"path": "1.jpg"}\n{"path"', "line 2 is no JSON object"),
+        ("3", "holds 3; it must be a list"),
+        ("[]", "one of image_path,.* must name the image"),
+    ],
+)
+def test_json_of_another_kind_is_named(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "t.json").write_text(text)
+    with pytest.raises(DataError, match=message):
+        list_source(str(tmp_path / "t.json"))
+
+
+def test_what_a_json_file_says_of_a_folder_is_no_table(tmp_path: Path) -> None:
+    fill(tmp_path, "cat/1.jpg")
+    (tmp_path / "metadata.json").write_text('{"license": "CC0"}')
+    assert labels(list_source(str(tmp_path))) == {"cat/1.jpg": "cat"}
 
 
 def test_metadata_beside_the_images_wins(tmp_path: Path) -> None:

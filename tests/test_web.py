@@ -69,6 +69,7 @@ def test_tables_and_tars_are_read_where_they_are(
     site.files = {
         "/d/t.parquet": parquet(image=images, label=labels),
         "/d/t.csv": b"path,label\nx/1.jpg,cat\n../2.jpg,dog\n",
+        "/d/t.csv.gz": gzip.compress(b"path,label\nx/1.jpg,cat\n../2.jpg,dog\n"),
         "/d/x/1.jpg": jpeg(1),
         "/2.jpg": jpeg(2),
         "/a.tar": members,
@@ -85,6 +86,7 @@ def test_tables_and_tars_are_read_where_they_are(
         "/a.tgz": [f"a/{i:03d}" for i in range(6)],
         "/train-images-idx3-ubyte.gz": [f"train/{i:05d}" for i in range(4)],
         "/{2,d/x/1}.jpg": ["2.jpg", "d/x/1.jpg"],
+        "/d/t.csv.gz?download=1": ["x/1.jpg", "../2.jpg"],
     }
     for n, (path, keys) in enumerate(expected.items()):
         listing = list_source(site.url + path)

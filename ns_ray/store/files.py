@@ -30,7 +30,7 @@ def read_bytes(path: str) -> bytes:
         StorageError: it cannot be read.
     """
     fs, inner = filesystem(path)
-    with fs.open_input_stream(inner) as stream:
+    with fs.open_input_stream(inner, compression=None) as stream:  # of a .gz, too
         return bytes(stream.read())
 
 

@@ -1,7 +1,8 @@
 """Any image source as one listing: keys, labels, and where the bytes of each image are.
 
     folder              a folder per class, or no labels at all; metadata.csv inside is honored
-    table               CSV, TSV, JSON lines or Parquet: paths or the encoded images themselves;
+    table               CSV, TSV, JSON or its lines, also .gz, .bz2, .zst and .lz4, or Parquet:
+                        paths or the encoded images themselves;
                         labels in a column, or as folders of partitions: label=cat/0.parquet
     WebDataset tars     key.jpg with key.cls, key.json or key.txt; also .tar.gz and .tgz
     zip archives        as folders: a folder per class, metadata.csv; photos.zip/train is one in it
@@ -46,12 +47,21 @@ from ns_ray.data.sources.listing import Listing, Packed
 from ns_ray.data.sources.named import NAMED_SETS, named
 from ns_ray.data.sources.tables import tables
 from ns_ray.data.sources.tars import TAR_ENDINGS, tars
+from ns_ray.data.sources.texts import CODECS, TEXT_ENDINGS
 from ns_ray.data.sources.uniting import united
 from ns_ray.data.sources.zips import zips
 from ns_ray.errors import ConfigError, DataError, MissingSourceError, nearest
 from ns_ray.store import open_corpus
 
-TABLE_ENDINGS = (".csv", ".tsv", ".jsonl", ".parquet")
+TABLE_ENDINGS = (*TEXT_ENDINGS, ".parquet")
+COMPRESSED_TEXTS = tuple(kind + packed for packed in CODECS for kind in TEXT_ENDINGS)
+METADATA = tuple(
+    f"metadata{ending}"
+    for ending in (".csv", ".tsv", ".jsonl", ".parquet", *COMPRESSED_TEXTS)
+    if not ending.startswith(".json.")
+)
+"""Tables in a folder that tell the labels of its images, best first. A metadata.json is of what a
+person or a program wanted to say of the folder."""
 
 IN_ZIP = re.compile(r"(.+?\.zip)/+(.+)", re.IGNORECASE)
 """How a folder inside an archive is named."""
@@ -164,7 +174,8 @@ def _files(source: str, infos: list[File], where: str) -> Listing:
     listed = ", ".join(sorted(ending or "nothing" for ending in endings))
     raise DataError(
         f"{where} has files ending in {listed}; a source is a folder, .tar files, .zip archives, "
-        f"or tables ending in {', '.join(TABLE_ENDINGS)}"
+        f"or tables ending in {', '.join(TABLE_ENDINGS)}; those that are text may be compressed: "
+        f"{', '.join(CODECS)}"
     )
 
 
@@ -174,13 +185,16 @@ def _reader(endings: set[str]) -> Callable[[str, list[File], str], Listing] | No
         return tars
     if endings == {".zip"}:
         return zips
-    return tables if len(endings) == 1 and endings <= {*TABLE_ENDINGS} else None
+    kinds = {os.path.splitext(ending)[0] for ending in endings}  # .csv of .csv.gz
+    known = endings <= {*TABLE_ENDINGS, *COMPRESSED_TEXTS}
+    return tables if known and len(kinds) == 1 else None
 
 
 def _ending(path: str) -> str:
-    """Of a name in lower case; of a compressed tar, both."""
+    """Of a name in lower case; of what is compressed, both."""
     name = store.bare(path).lower()
-    return ".tar.gz" if name.endswith(".tar.gz") else os.path.splitext(name)[1]
+    both = (one for one in (".tar.gz", *COMPRESSED_TEXTS) if name.endswith(one))
+    return next(both, os.path.splitext(name)[1])
 
 
 def _folder(source: str, path: str, where: str) -> Listing:
@@ -192,8 +206,9 @@ def _folder(source: str, path: str, where: str) -> Listing:
             "schema=lance.dataset(PATH).schema, format='parquet')"
         )
     start = len(path.rstrip("/")) + 1
-    top = {info.path[start:].lower(): info for info in found.files.ending(TABLE_ENDINGS)}
-    if named := [top[f"metadata{e}"] for e in TABLE_ENDINGS if f"metadata{e}" in top]:
+    some_tables = found.files.ending((*TABLE_ENDINGS, *CODECS))
+    top = {info.path[start:].lower(): info for info in some_tables}
+    if named := [top[name] for name in METADATA if name in top]:
         listing = tables(source, named[:1], where)
         names = [os.path.basename(info.path) for info in named]
         more = [f"{name} is not read, {names[0]} is" for name in names[1:]]

@@ -1,4 +1,4 @@
-"""CSV, TSV, JSON lines and Parquet: tables of paths, or of the encoded images themselves."""
+"""CSV, TSV, JSON and Parquet: tables of paths, or of the encoded images themselves."""
 
 import itertools
 import json
@@ -25,7 +25,7 @@ from ns_ray.data.sources.labels import (
     short,
 )
 from ns_ray.data.sources.listing import Listing
-from ns_ray.data.sources.texts import PATH_COLUMNS, check_once, text_columns
+from ns_ray.data.sources.texts import PATH_COLUMNS, check_once, text_columns, unpacked
 from ns_ray.errors import DataError, MissingSourceError
 
 LONGEST = 255
@@ -107,11 +107,11 @@ def _check_files(items: Items, where: str) -> None:
 
 
 def _text(info: File, base: str, where: str) -> Part:
-    """A CSV, TSV or JSON-lines table; labels and paths stay text, so that `01` stays `01`."""
+    """A CSV, TSV or JSON table; labels and paths stay text, so that `01` stays `01`."""
     data = store.read_bytes(info.path)
     if pointer := not_fetched(data):
         raise DataError(f"{where}: {info.path} is {pointer}")
-    return text_part(info.path, data, base, where)
+    return text_part(info.path, unpacked(info.path, data, where), base, where)
 
 
 def text_part(path: str, data: bytes, base: str, where: str) -> Part:

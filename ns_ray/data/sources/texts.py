@@ -1,24 +1,31 @@
-"""The columns of tables that are text: CSV, TSV and JSON lines, as people and Excel write them."""
+"""The columns of tables that are text: CSV, TSV, JSON and JSON lines, as people and Excel write
+them, maybe compressed."""
 
 import codecs
 import csv
 import io
 import json
+import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.csv
 
 from ns_ray import store
-from ns_ray.data.sources.labels import LABEL_COLUMNS, column_named
+from ns_ray.data.sources.files import IMAGE_ENDINGS
+from ns_ray.data.sources.labels import LABEL_COLUMNS, column_named, short
 from ns_ray.errors import DataError
 
 PATH_COLUMNS = (
     *("image_path", "file_name", "filename", "image", "path", "uri"),
     *("url", "image_url"),
 )
+TEXT_ENDINGS = (".csv", ".tsv", ".jsonl", ".json")
+CODECS = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd", ".lz4": "lz4"}
+"""What the name of a compressed table ends in, behind that, and what Arrow calls it."""
+
 DELIMITERS = (",", ";", "\t", "|")
 """Of a CSV file, in the order in which they are tried."""
 
@@ -37,9 +44,27 @@ def text_columns(path: str, data: bytes, where: str) -> tuple[dict[str, list[Any
     Raises:
         DataError: it cannot be read as one.
     """
+    name, codec = os.path.splitext(store.bare(path).lower())
+    kind = os.path.splitext(name)[1] if codec in CODECS else codec
     text, encoding = _decoded(data, f"{where}: {path}")
-    rows = _json_lines if store.bare(path).lower().endswith(".jsonl") else _separated
+    rows = {".jsonl": _json_lines, ".json": _json}.get(kind, _separated)
     return rows(path, text, where), encoding
+
+
+def unpacked(path: str, data: bytes, where: str) -> bytes:
+    """The text of a table, whose name tells whether it is compressed.
+
+    Raises:
+        DataError: it is cut off, or not compressed so.
+    """
+    codec = CODECS.get(os.path.splitext(store.bare(path).lower())[1])
+    if codec is None:
+        return data
+    try:
+        with pa.CompressedInputStream(pa.BufferReader(data), codec) as stream:
+            return bytes(stream.read())
+    except OSError as error:
+        raise DataError(f"{where}: {path} cannot be unpacked: {error}") from None
 
 
 def _decoded(data: bytes, what: str) -> tuple[str, str]:
@@ -60,9 +85,10 @@ def _decoded(data: bytes, what: str) -> tuple[str, str]:
 
 
 def _json_lines(path: str, text: str, where: str) -> dict[str, list[Any]]:
-    """Columns of JSON lines; what a line lacks is None."""
-    columns: dict[str, list[Any]] = {}
-    rows = 0
+    return _columns(_lines(path, text, where))
+
+
+def _lines(path: str, text: str, where: str) -> Iterator[dict[str, Any]]:
     for number, line in enumerate(io.BytesIO(text.encode()), 1):  # StringIO takes 4 bytes a letter
         try:
             row = json.loads(line.decode()) if line.strip() else {}
@@ -70,11 +96,46 @@ def _json_lines(path: str, text: str, where: str) -> dict[str, list[Any]]:
             row = str(error)
         if not isinstance(row, dict):
             raise DataError(f"{where}: {path}, line {number:,} is no JSON object: {str(row)[:80]}")
-        columns |= {name: [None] * rows for name in row if name not in columns}
-        for name, values in columns.items() if row else ():
+        yield row
+
+
+def _columns(rows: Iterable[Mapping[str, Any]]) -> dict[str, list[Any]]:
+    """Rows as columns; what a row lacks is None, and an empty one is none."""
+    columns: dict[str, list[Any]] = {}
+    for number, row in enumerate(filter(None, rows)):
+        columns |= {name: [None] * number for name in row if name not in columns}
+        for name, values in columns.items():
             values.append(row.get(name))
-        rows += bool(row)
     return columns
+
+
+def _json(path: str, text: str, where: str) -> dict[str, list[Any]]:
+    """Columns of a JSON file: a list of objects, an object of labels by paths; or JSON lines, which
+    some programs call so, too."""
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        if text.lstrip().startswith("{"):
+            return _json_lines(path, text, where)
+        raise DataError(f"{where}: {path} is no valid JSON: {error}") from None
+    if isinstance(value, list):
+        for number, row in enumerate(value, 1):
+            if not isinstance(row, dict):
+                told = f"entry {number:,} is no JSON object: {short(row)}"
+                raise DataError(f"{where}: {path}, {told}")
+        return _columns(value)
+    if isinstance(value, dict) and {"images", "annotations"} <= value.keys():
+        raise DataError(
+            f"{where}: {path} is a COCO file, which says what is where in an image; an image has "
+            "one class here: write a table with the columns file_name and label"
+        )
+    if isinstance(value, dict) and all(one.lower().endswith(IMAGE_ENDINGS) for one in value):
+        return {"path": [*value], "label": [*value.values()]}
+    raise DataError(
+        f"{where}: {path} holds {short(value)}; it must be a list of objects, such as "
+        '[{"file_name": "a.jpg", "label": "cat"}], or labels by paths: {"a.jpg": "cat"} (pandas: '
+        'to_json(PATH, orient="records"))'
+    )
 
 
 def _separated(path: str, text: str, where: str) -> dict[str, list[Any]]:
