@@ -18,8 +18,9 @@ Bundle = Annotated[
 Data = Annotated[
     str,
     typer.Option(
-        help="Folder per class, flat folder, CSV or Parquet table, WebDataset tars, zip archives, "
-        "IDX files, a packed corpus, or a named set (digits, fashion-mnist, cifar10, svhn).",
+        help="Folder per class, flat folder, CSV, JSON, Parquet or Arrow table, WebDataset tars, "
+        "zip archives, IDX files, a packed corpus, or a named set (digits, fashion-mnist, cifar10, "
+        "svhn).",
         show_default=False,
     ),
 ]

@@ -226,9 +226,11 @@ def _labeled_one(source: str, setting: str) -> Listing:
         say(f"{setting}: {note}")
     count = sum(listing.counts.values())
     if len(listing.parts) > 1:
+        one = f"{source}/{listing.parts[0]}"
+        folder = store.exists(store.absolute(one))
         raise DataError(
             f"{setting}={source!r} holds files of {' and '.join(listing.parts)}, which are parts "
-            f"of a set; name those of one, such as {setting}='{source}/{listing.parts[0]}*'"
+            f"of a set; name those of one, such as {setting}='{one}{'' if folder else '*'}'"
         )
     parts = {name.lower(): name for name in listing.classes}
     if parts.keys() <= {*PARTS} and (len(parts) > 1 or "train" in parts):

@@ -1,8 +1,9 @@
 """Any image source as one listing: keys, labels, and where the bytes of each image are.
 
     folder              a folder per class, or no labels at all; metadata.csv inside is honored
-    table               CSV, TSV, JSON or its lines, also .gz, .bz2, .zst and .lz4, or Parquet:
-                        paths or the encoded images themselves;
+    table               CSV, TSV, JSON or its lines, also .gz, .bz2, .zst and .lz4; Parquet, Arrow
+                        (also a folder of Hugging Face's save_to_disk) or Feather: paths or the
+                        encoded images themselves;
                         labels in a column, or as folders of partitions: label=cat/0.parquet
     WebDataset tars     key.jpg with key.cls, key.json or key.txt; also .tar.gz and .tgz
     zip archives        as folders: a folder per class, metadata.csv; photos.zip/train is one in it
@@ -53,7 +54,7 @@ from ns_ray.data.sources.zips import zips
 from ns_ray.errors import ConfigError, DataError, MissingSourceError, nearest
 from ns_ray.store import open_corpus
 
-TABLE_ENDINGS = (*TEXT_ENDINGS, ".parquet")
+TABLE_ENDINGS = (*TEXT_ENDINGS, ".parquet", ".arrow", ".feather")
 COMPRESSED_TEXTS = tuple(kind + packed for packed in CODECS for kind in TEXT_ENDINGS)
 METADATA = tuple(
     f"metadata{ending}"
@@ -63,6 +64,8 @@ METADATA = tuple(
 """Tables in a folder that tell the labels of its images, best first. A metadata.json is of what a
 person or a program wanted to say of the folder."""
 
+CACHED = re.compile(r"/(cache-|indices)[^/]*\.arrow$")
+"""What Hugging Face's `datasets` keeps of its work beside the data of a `save_to_disk`."""
 IN_ZIP = re.compile(r"(.+?\.zip)/+(.+)", re.IGNORECASE)
 """How a folder inside an archive is named."""
 
@@ -214,11 +217,13 @@ def _folder(source: str, path: str, where: str) -> Listing:
         more = [f"{name} is not read, {names[0]} is" for name in names[1:]]
         return replace(listing, notes=(*listing.notes, *more, *_not_in(listing, names[0], found)))
     if not found.files.ending(IMAGE_ENDINGS):
-        for endings in (TAR_ENDINGS, (".parquet",), (".zip",)):
-            if some := [*found.files.ending(endings)]:
+        for endings in (TAR_ENDINGS, (".parquet",), (".arrow",), (".feather",), (".zip",)):
+            matching = found.files.ending(endings)
+            if some := [info for info in matching if not CACHED.search(info.path)]:
                 listing = _files(source, some, where)
-                left = _left_out(found, found.files.ending(endings, False))
-                return replace(listing, notes=(*listing.notes, *left))
+                others = [*found.files.ending(endings, False)]
+                others += [info for info in matching if CACHED.search(info.path)]
+                return replace(listing, notes=(*listing.notes, *_left_out(found, others)))
         if some := [info for info in found.files if is_idx(info.path)]:
             listing = _files(source, some, where)
             left = _left_out(found, [info for info in found.files if not is_idx(info.path)])

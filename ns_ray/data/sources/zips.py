@@ -11,6 +11,7 @@ from itertools import pairwise
 from typing import IO, cast
 
 from ns_ray import store
+from ns_ray.data.sources.cells import Part
 from ns_ray.data.sources.files import (
     IMAGE_ENDINGS,
     File,
@@ -25,7 +26,7 @@ from ns_ray.data.sources.items import Item, Items, Range, classes_of, natural
 from ns_ray.data.sources.listing import Listing
 from ns_ray.data.sources.members import LONGEST_HEADER, METHODS, Member
 from ns_ray.data.sources.streams import Streamed
-from ns_ray.data.sources.tables import Part, text_part
+from ns_ray.data.sources.tables import text_part
 from ns_ray.errors import DataError
 
 ENCRYPTED, UTF8 = 1, 0x800

@@ -1,0 +1,197 @@
+"""What the cells of tables say, of whatever format: paths, labels, or that they are the images."""
+
+import json
+import os
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import unquote
+
+import pyarrow as pa
+
+from ns_ray import store
+from ns_ray.data.sources.items import Item, Items
+from ns_ray.data.sources.labels import LABEL_COLUMNS, column_named, labels_of, short
+from ns_ray.data.sources.texts import PATH_COLUMNS, check_once
+from ns_ray.errors import DataError
+
+LONGEST = 255
+"""Letters of a path without a dot in it, from which it is none: disks allow as many in one name."""
+
+WINDOWS = re.compile(r"[A-Za-z]:[\\/]|\\\\")
+"""How a path begins that starts at a drive or a server of Windows."""
+
+NO_PARTITION = "__HIVE_DEFAULT_PARTITION__"
+"""What Hive, Spark and pandas call the folder of rows without a value."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """The images of one table.
+
+    Attributes:
+        items: in the order of the rows.
+        names: class names that its metadata may hold.
+        mark: changes with the table.
+        notes: what a person should know about it.
+        columns: all that it has, where none of them says the labels.
+    """
+
+    items: Items
+    mark: bytes
+    names: list[str] = field(default_factory=list)
+    notes: tuple[str, ...] = ()
+    columns: tuple[str, ...] = ()
+
+
+def unlabeled(names: list[str]) -> tuple[str, ...]:
+    return tuple(names) if column_named(names, LABEL_COLUMNS) is None else ()
+
+
+def need_paths(names: Sequence[str], path: str, where: str) -> str:
+    check_once(names, path, where)
+    column = column_named(names, PATH_COLUMNS)
+    if column is None:
+        raise DataError(
+            f"{where}: {path} has the columns {', '.join(names)}; one of "
+            f"{', '.join(PATH_COLUMNS)} must name the image"
+        )
+    return column
+
+
+def path_items(
+    paths: Sequence[Any], labels: Sequence[str | None], table: str, base: str, where: str
+) -> Iterator[Item]:
+    """Rows whose image column is a path, relative to the table's folder unless absolute."""
+    schemes: set[str] = set()
+    folder = os.path.dirname(store.bare(table))
+    for row, (path, label) in enumerate(zip(paths, labels, strict=True), 1):
+        if path is None or (isinstance(path, str) and not path.strip()):
+            raise DataError(f"{where}: {table} has no path in row {row}")
+        if told := _no_path(path):
+            raise DataError(f"{where}: {table} holds {short(path)} in row {row:,}: {told}")
+        key, uri = placed(path, folder, base)
+        if store.is_uri(uri) and (scheme := uri.partition(":")[0]) not in schemes:
+            schemes.add(scheme)
+            store.filesystem(uri)  # refuses what cannot be read, before anything is
+        yield Item(key, uri, label)
+
+
+def _no_path(path: Any) -> str | None:
+    """Why a value names no file, for people; None where it may."""
+    if not isinstance(path, str) or "\0" in path:
+        return "a path is text"
+    if WINDOWS.match(path):
+        return "it begins at a drive of Windows; write paths as they are from the table on"
+    # Base64 has slashes, so none of its parts need be too long; but it has no dot.
+    if path.startswith("data:") or (len(path) > LONGEST and not {".", ":"} & {*path}):
+        return "it is no path; images as text are not read: write their bytes into a Parquet table"
+    return None
+
+
+def placed(path: str, folder: str, base: str) -> tuple[str, str]:
+    """Key and place of an image whose path is in a table of that folder. Backslashes are of
+    Windows, unless a file is called so."""
+    if store.is_uri(path):
+        return path, path
+    if "\\" in path and not ("/" in path and os.path.exists(store.join(folder, path))):
+        path = path.replace("\\", "/")
+    if "//" in path or "/./" in path:
+        path = re.sub(r"/(\.?/)+", "/", path)
+    if path.startswith("/"):
+        return path, path
+    uri = store.join(folder, path.removeprefix("./"))
+    return uri[len(base) :].strip("/"), uri
+
+
+def row_labels(
+    columns: dict[str, list[Any]], names: Sequence[str], table: str, rows: int, where: str
+) -> list[str | None]:
+    """The label of each row: a column says it, or the folder of a partition: `label=cat`."""
+    column = column_named(list(columns), LABEL_COLUMNS)
+    if column is not None:
+        return labels_of(columns[column], names, f"{where}: column {column!r} of {table}")
+    for part in os.path.dirname(store.bare(table)).split("/"):
+        name, _, value = part.partition("=")
+        if value and name.lower() in LABEL_COLUMNS:
+            own = None if value == NO_PARTITION else unquote(value)
+            return labels_of([own], names, f"{where}: {table}") * rows
+    return [None] * rows
+
+
+def image_column(kind: pa.Schema, path: str, where: str) -> str:
+    """The column that holds images, or else the one that names them: files that are named beside
+    the images themselves may be nowhere."""
+    own = column_named([one.name for one in kind if is_images(encoded(one.type))], PATH_COLUMNS)
+    named = need_paths(kind.names, path, where)
+    return named if own is None else own
+
+
+def encoded(kind: pa.DataType) -> pa.DataType:
+    """The type of a column's values, however they are stored."""
+    while True:
+        if pa.types.is_dictionary(kind) or pa.types.is_run_end_encoded(kind):
+            kind = kind.value_type
+        elif isinstance(kind, pa.BaseExtensionType):
+            kind = kind.storage_type
+        else:
+            return kind
+
+
+def is_text(kind: pa.DataType) -> bool:
+    types = pa.types
+    return any(is_(kind) for is_ in (types.is_string, types.is_large_string, types.is_string_view))
+
+
+def _is_bytes(kind: pa.DataType) -> bool:
+    types = pa.types
+    wide = (types.is_large_binary, types.is_binary_view, types.is_fixed_size_binary)
+    return any(is_(kind) for is_ in (types.is_binary, *wide))
+
+
+def is_images(kind: pa.DataType) -> bool:
+    if not pa.types.is_struct(kind):
+        return _is_bytes(kind)
+    at = kind.get_field_index("bytes")
+    own = encoded(kind.field(at).type) if at >= 0 else None
+    return own is not None and (_is_bytes(own) or pa.types.is_null(own))
+
+
+def check_there(uri: str, table: str, column: str, where: str) -> None:
+    """Fail where an image that is named, not stored, is not there."""
+    if not store.exists(uri):
+        raise DataError(
+            f"{where}: column {column!r} of {table} holds paths without bytes, and there is no "
+            f"{uri}; the images are not embedded: put them beside the table, or write it "
+            "with their bytes (datasets: `push_to_hub`, or `embed_table_storage`)"
+        )
+
+
+def class_names(kind: pa.Schema, path: str, where: str) -> list[str]:
+    """The names that labels stand for, of Hugging Face's metadata; none where it has none.
+
+    Raises:
+        DataError: they are no different names.
+    """
+    names = _names_of_labels(kind)
+    if wrong := sorted(name for name in {*names} if names.count(name) > 1 or not name.strip()):
+        raise DataError(
+            f"{where}: {path} calls several of its classes {wrong[0]!r}, or one nothing; "
+            "each class needs a name of its own"
+        )
+    return names
+
+
+def _names_of_labels(kind: pa.Schema) -> list[str]:
+    raw = (kind.metadata or {}).get(b"huggingface")
+    if raw is None:
+        return []
+    try:
+        features = json.loads(raw)["info"]["features"]
+    except (ValueError, KeyError, TypeError):
+        return []
+    column = column_named(list(features), LABEL_COLUMNS)
+    feature = features[column] if column else None
+    # A list of ClassLabels is no dictionary; its values are refused as lists.
+    return [str(name) for name in feature.get("names") or []] if isinstance(feature, dict) else []
