@@ -113,6 +113,7 @@ def test_what_is_no_arrow_file_or_is_compressed_is_named(tmp_path: Path) -> None
         "cut": (whole[:-2000], "not an Arrow file"),
         "empty": (b"", "not an Arrow file"),
         "text": (b"nothing" * 100, "not an Arrow file"),
+        "name": (whole.replace(b"image", b"im\xffge"), "not an Arrow file"),
         "lfs": (b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
     }
     for name, (data, says) in mistakes.items():

@@ -255,6 +255,7 @@ def test_json_of_another_kind_is_named(tmp_path: Path, text: str, message: str) 
 def test_what_a_json_file_says_of_a_folder_is_no_table(tmp_path: Path) -> None:
     fill(tmp_path, "cat/1.jpg")
     (tmp_path / "metadata.json").write_text('{"license": "CC0"}')
+    (tmp_path / "metadata.json.gz").write_bytes(gzip.compress(b'{"license": "CC0"}'))
     assert labels(list_source(str(tmp_path))) == {"cat/1.jpg": "cat"}
 
 

@@ -1,7 +1,10 @@
 """Object stores as their users name them: an S3 server of moto's, and options in URIs."""
 
+import gzip
+import io
 import logging
 import urllib.request
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +14,7 @@ from moto.server import ThreadedMotoServer
 from ns_ray import store
 from ns_ray.commands import app
 from ns_ray.config import load_either
+from ns_ray.data.sources import list_source
 from ns_ray.data.sources.files import base_of, glob
 from ns_ray.errors import ConfigError
 from ns_ray.store.layout import RunLayout
@@ -63,6 +67,25 @@ def test_patterns_match_below_options(server: str) -> None:
     assert [info.path.rpartition("/")[2] for info in found] == ["a-0.tar", "a-1.tar"]
     assert base_of(found) == store.absolute(uri.format(""))
     assert len(glob(store.absolute(uri.format("b-0.tar")))) == 1
+
+
+def test_a_compressed_file_is_written_and_read_as_it_is(server: str) -> None:
+    uri = f"s3://bucket/tables/t.csv.gz?endpoint_override=http://{server}"
+    data = gzip.compress(b"path,label\n1.jpg,cat\n")
+    store.write_bytes(uri, data)
+    assert store.read_bytes(uri) == data
+    assert [(item.key, item.label) for item in list_source(uri).items] == [("1.jpg", "cat")]
+
+
+def test_a_folder_of_an_archive_may_have_options(server: str) -> None:
+    made = io.BytesIO()
+    with zipfile.ZipFile(made, "w") as archive:
+        archive.writestr("train/cat/1.jpg", b"image")
+        archive.writestr("test/dog/2.jpg", b"picture")
+    options = f"endpoint_override=http://{server}"
+    store.write_bytes(f"s3://bucket/set.zip?{options}", made.getvalue())
+    (item,) = list_source(f"s3://bucket/set.zip/train?{options}").items
+    assert (item.key, item.label, item.read()) == ("set/train/cat/1.jpg", "cat", b"image")
 
 
 @pytest.mark.parametrize("variable", ["AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"])

@@ -70,6 +70,8 @@ def test_an_archive_is_as_its_folder(tmp_path: Path, wrapped: str, method: int) 
         "3 hidden files left out",
     )
     assert [item.read() for item in listing.items] == list(images.values())
+    there = list_source(f"file://{tmp_path}/photos.ZIP")
+    assert [item.read() for item in there.items] == list(images.values())
     assert [item.size for item in listing.items] == [len(data) for data in images.values()]
     assert listing.items[0].uri == f"{tmp_path}/photos.ZIP#{inside[7:]}red/a.jpg"
     corpus = pack(listing, out=str(tmp_path / "out"))
@@ -94,16 +96,18 @@ def test_images_side_by_side_have_no_labels(tmp_path: Path) -> None:
 def test_a_folder_in_an_archive_is_a_source(tmp_path: Path, wrapped: str) -> None:
     names = [f"{part}/{name}/1.jpg" for part in ("test", "train") for name in ("cat", "dog")]
     members = {f"{wrapped}{name}": jpeg(i) for i, name in enumerate(names)}
-    path = tmp_path / "set.zip"
+    path = tmp_path / "set?.zip"  # no pattern, as there is such a file
     assert listed(path, members).classes == ("test", "train")
-    with pytest.raises(DataError, match=r"name one of them, such as data.labeled=.*set.zip/train$"):
+    with pytest.raises(
+        DataError, match=r"name one of them, such as data.labeled=.*set\?.zip/train$"
+    ):
         run(tmp_path, labeled=str(path))
     train, test = (list_source(f"{path}/{part}") for part in ("train", "test"))
-    assert labels(train) == {f"set/{wrapped}train/{c}/1.jpg": c for c in ("cat", "dog")}
-    assert labels(test) == {f"set/{wrapped}test/{c}/1.jpg": c for c in ("cat", "dog")}
+    assert labels(train) == {f"set?/{wrapped}train/{c}/1.jpg": c for c in ("cat", "dog")}
+    assert labels(test) == {f"set?/{wrapped}test/{c}/1.jpg": c for c in ("cat", "dog")}
     assert train.fingerprint != test.fingerprint
     assert labels(list_source(f"{path}/{wrapped}train/cat/")) == {
-        f"set/{wrapped}train/cat/1.jpg": None
+        f"set?/{wrapped}train/cat/1.jpg": None
     }
     with pytest.raises(DataError, match=f"no images in 'val'; those that it has are in {wrapped}t"):
         list_source(f"{path}/val")
@@ -117,7 +121,7 @@ def test_metadata_in_an_archive_tells_the_labels(tmp_path: Path, top: str) -> No
     assert labels(listing) == {
         f"p/{top}a.jpg": "01",
         f"p/{top}more/b.jpg": "cat",
-        f"{top}gone.jpg": "cat",
+        f"p/{top}gone.jpg": "cat",
     }
     assert [item.read() for item in listing.items[:2]] == [jpeg(0), jpeg(1)]
     assert listing.notes == (
@@ -125,7 +129,7 @@ def test_metadata_in_an_archive_tells_the_labels(tmp_path: Path, top: str) -> No
         f"1 images of {top}Metadata.csv are not there, such as {top}gone.jpg",
     )
     corpus = pack(listing, out=str(tmp_path / "out"), max_rejected=0.5)
-    assert rejected(corpus) == {f"{top}gone.jpg": "missing"}
+    assert rejected(corpus) == {f"p/{top}gone.jpg": "missing"}
     parts = {f"{part}/{name}": d for part in ("train", "test") for name, d in members.items()}
     assert listed(tmp_path / "q.zip", parts).classes == ("test", "train")
     assert len(list_source(f"{tmp_path}/q.zip/test").items) == 3
@@ -240,6 +244,10 @@ def test_what_is_no_archive_or_cannot_be_unpacked_is_named(tmp_path: Path) -> No
     (tmp_path / "twice.zip").write_bytes(twice)
     with pytest.raises(DataError, match=r"more than once, such as 'twice/a\.jpg'"):
         list_source(f"{tmp_path}/twice.zip")
+    damaged = zipped({"a.jpg": jpeg(0), "metadata.csv": b"path\na.jpg\n"}, STORED)
+    (tmp_path / "damaged.zip").write_bytes(damaged.replace(b"path\na.jpg", b"path\na.jpx"))
+    with pytest.raises(DataError, match=r"metadata\.csv in .*damaged\.zip cannot be read: broken"):
+        list_source(f"{tmp_path}/damaged.zip")
     (tmp_path / "tables.zip").write_bytes(zipped({"train.csv": b"x", "train.parquet": b"x"}))
     with pytest.raises(MissingSourceError, match=r"no images \(2 files are no images by"):
         list_source(f"{tmp_path}/tables.zip")

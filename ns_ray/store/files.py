@@ -62,7 +62,7 @@ def write_bytes(path: str, data: bytes) -> None:
     try:
         if local:
             os.makedirs(os.path.dirname(inner), exist_ok=True)
-        with fs.open_output_stream(target) as stream:
+        with fs.open_output_stream(target, compression=None) as stream:
             stream.write(data)
         if local:
             _flush(target)

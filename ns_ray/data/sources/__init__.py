@@ -131,6 +131,8 @@ def _list(source: str, where: str) -> Listing:
         ):
             return _corpus(source, path)
         return _folder(source, path, where)
+    if (inside := IN_ZIP.fullmatch(path)) and store.exists(inside[1]):
+        return zips(source, [file_at(inside[1])], where, inside[2])
     if any(c in source for c in "*?[{"):
         patterns = dict.fromkeys([path, *braces(path)])  # a folder may be called like one
         found = {info.path: info for pattern in patterns for info in glob(pattern)}
@@ -138,8 +140,6 @@ def _list(source: str, where: str) -> Listing:
             told = "no file matches this pattern; `**` stands for any number of folders"
             raise MissingSourceError(where, f"{where}: {told}")
         return _files(source, [*found.values()], where)
-    if (inside := IN_ZIP.fullmatch(path)) and store.exists(inside[1]):
-        return zips(source, [file_at(inside[1])], where, inside[2])
     there = _whats_there(source, path)
     raise MissingSourceError(where, f"{where}: there is no such file or folder{there}")
 

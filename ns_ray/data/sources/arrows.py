@@ -51,7 +51,7 @@ def arrow(info: File, base: str, where: str) -> Part:
     label = column_named(table.column_names, LABEL_COLUMNS)
     try:  # what is read of it leads nowhere outside
         table.select([column, *([label] if label else [])]).validate(full=True)
-    except pa.ArrowInvalid as error:
+    except pa.ArrowException as error:
         raise DataError(f"{where}: {info.path} is damaged: {error}") from None
     columns = {label: table.column(label).to_pylist()} if label else {}
     labels = row_labels(columns, names, info.path, table.num_rows, where)
@@ -79,10 +79,12 @@ def _opened(info: File, where: str) -> tuple[pa.Buffer, pa.Table]:
     begins = whole[:100].to_pybytes()
     try:
         read = pa.ipc.open_file if begins.startswith(FILE) else pa.ipc.open_stream
-        return whole, read(whole).read_all()
-    except (pa.ArrowInvalid, OSError) as error:
+        table = read(whole).read_all()
+        _ = table.column_names  # are decoded only now
+    except (pa.ArrowException, ValueError, OSError) as error:
         reason = not_fetched(begins) or f"not an Arrow file: {error}"
         raise DataError(f"{where}: {info.path} is {reason}") from None
+    return whole, table
 
 
 def _items(
@@ -136,8 +138,8 @@ def _found(
             if not (wide or pa.types.is_binary(values.type)):
                 raise DataError(f"{what} is {values.type}; {PLAIN}")
             _, offsets, data = values.buffers()
-            told = np.frombuffer(offsets, np.int64 if wide else np.int32)[values.offset :]
-            ends = told[: len(values) + 1].astype(np.int64)
+            kind, first = np.int64 if wide else np.int32, values.offset
+            ends = np.frombuffer(offsets, kind, first + len(values) + 1)[first:].astype(np.int64)
             start = data.address - whole.address if data and data.size else 0
             if not 0 <= start <= whole.size - int(ends[-1]):
                 raise DataError(f"{what} is compressed; {PLAIN}")

@@ -27,7 +27,7 @@ from ns_ray.data.sources.listing import Listing
 from ns_ray.data.sources.members import LONGEST_HEADER, METHODS, Member
 from ns_ray.data.sources.streams import Streamed
 from ns_ray.data.sources.tables import text_part
-from ns_ray.errors import DataError
+from ns_ray.errors import DataError, ImageError
 
 ENCRYPTED, UTF8 = 1, 0x800
 """Flags of a file of an archive: it needs a password; its name is UTF-8."""
@@ -209,7 +209,10 @@ def _told(
         DataError: it is no such table.
     """
     (table, place), *more = tables
-    data = Item(table, f"{info.path}#{table}", place=place).read()
+    try:
+        data = Item(table, f"{info.path}#{table}", place=place).read()
+    except ImageError as error:
+        raise DataError(f"{where}: {table} in {info.path} cannot be read: {error}") from None
     root = store.bare(info.path)
     part = text_part(store.join(root, table), data, root, where)
     places, found, gone = dict(archive.images), [], list[str]()
@@ -217,9 +220,11 @@ def _told(
         name = posixpath.normpath(item.key)
         if name in places:
             found.append(_item(info, prefix, name, item.label, places.pop(name)))
-        else:  # on the web, or nowhere
-            gone += [] if store.is_uri(item.key) else [item.key]
+        elif store.is_uri(item.key) or item.key.startswith("/"):
             found.append(item)
+        else:
+            gone.append(item.key)
+            found.append(replace(item, key=f"{prefix}/{name}"))
     notes = [*part.notes, *(f"{name} is not read, {table} is" for name, _ in more)]
     if places:
         count = f"{len(places):,} of {len(archive.images):,}"
