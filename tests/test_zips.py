@@ -131,7 +131,9 @@ def test_metadata_in_an_archive_tells_the_labels(tmp_path: Path, top: str) -> No
     corpus = pack(listing, out=str(tmp_path / "out"), max_rejected=0.5)
     assert rejected(corpus) == {f"p/{top}gone.jpg": "missing"}
     parts = {f"{part}/{name}": d for part in ("train", "test") for name, d in members.items()}
-    assert listed(tmp_path / "q.zip", parts).classes == ("test", "train")
+    whole = listed(tmp_path / "q.zip", parts)
+    assert whole.classes == ("test", "train")
+    assert whole.notes == ("2 files are no images by their name (.csv: 2)",)
     assert len(list_source(f"{tmp_path}/q.zip/test").items) == 3
 
 

@@ -185,7 +185,8 @@ def _items(info: File, archive: _Zip, base: str, where: str) -> Part:
     for name, place in archive.images:
         label = name[start:].partition("/")[0] if "/" in name[start:] else None
         found.append(_item(info, prefix, name, label, place))
-    return Part(Items.of(found), b"")
+    unused = not_taken([name for name, _ in archive.tables])
+    return Part(Items.of(found), b"", notes=tuple(unused))
 
 
 def _enclosing(archive: _Zip) -> list[tuple[str, Range | Streamed]]:
