@@ -68,6 +68,15 @@ def test_more_images_take_more_steps_but_less_than_in_proportion() -> None:
             assert 5 < total_steps(b, many.labeled) / total_steps(a, few.labeled) < 50
 
 
+def test_a_teacher_of_random_weights_is_not_stopped_early() -> None:
+    fresh = {"model": "resnet18"}
+    for labeled in (30, 5_000):
+        run = config(teacher=fresh, students=[fresh])
+        teacher, student = trainings(run, Images(labeled, 9_000))
+        ratio = total_steps(teacher, labeled) / total_steps(student, labeled)
+        assert ratio == pytest.approx(2, rel=0.02)
+
+
 def test_a_larger_pile_takes_more_of_a_student_and_nothing_of_a_teacher() -> None:
     small, large = (trainings(config(), Images(100, pile)) for pile in (1_000, 1_000_000))
     assert small[0] == large[0]
