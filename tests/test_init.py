@@ -102,6 +102,14 @@ def test_parts_are_found_by_their_names(birds: Path, tmp_path: Path) -> None:
         parts_in(str(tmp_path / "mixed"), Parts(""))
 
 
+def test_parts_may_be_archives(tmp_path: Path) -> None:
+    (tmp_path / "test").mkdir()
+    for name in ("Train.zip", "pile.zip", "test.zip"):
+        (tmp_path / name).touch()
+    train, pile, test = (str(tmp_path / name) for name in ("Train.zip", "pile.zip", "test"))
+    assert parts_in(str(tmp_path), Parts("")) == Parts(train, pile, None, test)
+
+
 def test_the_model_fits_images_and_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "image_size: 32" in model_for(28, gpus=0).settings
     assert "image_size: 48" in model_for(40, gpus=1).settings

@@ -23,7 +23,7 @@ PARTS = {
     "validation": ("val", "valid", "validation"),
     "test": ("test", "testing"),
 }
-"""What folders are called that hold a part of an image set."""
+"""What folders, or zip archives of them, are called that hold a part of an image set."""
 
 AIM = "2h"
 """What a run is to take at most on this machine where no budget is given."""
@@ -67,7 +67,11 @@ def parts_in(folder: str, given: Parts) -> Parts:
         raise ConfigError(f"{folder!r} names no folder; give that of the images, such as data")
     found: dict[str, str | None] = {}
     if Path(folder).is_dir():
-        there = {path.name.lower(): path for path in Path(folder).iterdir() if path.is_dir()}
+        there = {
+            path.name.lower().removesuffix(".zip"): path
+            for path in sorted(Path(folder).iterdir(), key=Path.is_dir)  # unpacked ones win
+            if path.is_dir() or path.suffix.lower() == ".zip"
+        }
         for part, names in PARTS.items():
             path = next((there[name] for name in names if name in there), None)
             found[part] = None if path is None else str(path)
