@@ -141,14 +141,14 @@ def trained(config: RunConfig, found: Any) -> list[float]:
 
 @pytest.mark.usefixtures("rates")
 def test_a_run_is_fitted_into_its_time() -> None:
-    # 300 steps of 32 images, twice of 256: 163 s, half a second of labeling, and the starts.
+    # 600 steps of 32 images, twice 300 of 256: 173 s, half a second of labeling, and the starts.
     whole = fitted(run(budget="1h"))
     assert (whole["steps"], whole["students"]) == (1.0, 2)
-    assert trained(run(), whole) == trained(run(), {}) == [96.0, 96.0, 96.0]
+    assert trained(run(), whole) == trained(run(), {}) == [192.0, 96.0, 96.0]
     shorter = fitted(run(budget="120s"))
     assert 0.5 < shorter["steps"] < 0.7
     assert shorter["students"] == 2
-    assert trained(run(), shorter) == [round(96 * shorter["steps"], 2)] * 3
+    assert trained(run(), shorter) == [round(e * shorter["steps"], 2) for e in (192, 96, 96)]
     later = fitted(run(budget="120s"), passed=20)
     assert later["steps"] < shorter["steps"]
     fewest = fitted(run(budget="45s"))
@@ -186,8 +186,8 @@ def test_what_cannot_fit_says_what_it_takes_and_why(settings: Any, lower: str) -
 
 def test_a_budget_shortens_the_warm_up_too() -> None:
     settled, chosen = settle(run(), Images(100, 1000), {BUDGET: {"steps": 0.5, "students": 1}})
-    assert chosen["teacher"]["epochs"] == 48.0
-    assert chosen["teacher"]["warmup_epochs"] == 4.8
+    assert chosen["teacher"]["epochs"] == 96.0
+    assert chosen["teacher"]["warmup_epochs"] == 9.6
     assert [*chosen] == [BUDGET, "teacher", "students.0"]
     assert settle(run(), Images(100, 1000), chosen) == (settled, chosen)
 
