@@ -129,6 +129,8 @@ def test_the_model_fits_images_and_machine(monkeypatch: pytest.MonkeyPatch) -> N
         ("/x/my birds (new)", "my-birds-new"),
         ("/train", "run"),
         ("/x/.hidden", "hidden"),
+        ("/x/birds.zip", "birds"),
+        ("/x/birds.zip/train", "birds"),
     ],
 )
 def test_a_run_is_named_after_its_folder(folder: str, name: str) -> None:

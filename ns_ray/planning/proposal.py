@@ -258,7 +258,7 @@ def _quoted(path: str | None) -> str:
 
 def run_name(folder: str) -> str:
     """A name for the run of a folder: the last part that says something, in allowed letters."""
-    said = [part for part in store.absolute(folder).split("/") if part]
+    said = [part.removesuffix(".zip") for part in store.absolute(folder).split("/") if part]
     plain = [p for p in reversed(said) if p.lower() not in PARTS["labeled"] and p != "data"]
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", plain[0] if plain else "run").strip("-._")
     return name or "run"
