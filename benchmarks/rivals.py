@@ -97,15 +97,18 @@ def one_seed(config: RunConfig, machine: Machine, only: Sequence[str], test: boo
 
 
 def _stages(config: RunConfig, machine: Machine, test: bool) -> Any:
-    """The real stages; without test images where those are to be left alone."""
+    """The real stages, without a report, and without test images where those are left alone."""
     from ns_ray.stages import RayStages, open_stages
 
-    class Untested(RayStages):
+    class Unreported(RayStages):
         def ingest(self, *args: Any, **named: Any) -> Any:
-            return replace(super().ingest(*args, **named), test=None)
+            data = super().ingest(*args, **named)
+            return data if test else replace(data, test=None)
 
-    stages = open_stages(config, machine)
-    return stages if test else Untested(**vars(stages))
+        def tell(self, *_: Any) -> None:
+            pass
+
+    return Unreported(**vars(open_stages(config, machine)))
 
 
 def _of_run(seed: int, result: Mapping[str, Any], ground: Any) -> list[Line]:
