@@ -161,6 +161,34 @@ def test_a_csv_of_paths(tmp_path: Path, column: str) -> None:
         listing.items[2].read()
 
 
+def test_paths_are_read_however_they_are_written(tmp_path: Path) -> None:
+    keys = {
+        "a/0.png": "sets/a/0.png",
+        "./a/1.png": "sets/a/1.png",
+        "a//./2.png": "sets/a/2.png",
+        "a\\3.png": "sets/a/3.png",
+        " 4.png ": "sets/ 4.png ",
+        "é/中": "sets/é/中",
+        f"{'5' * 300}.png": f"sets/{'5' * 300}.png",
+        "/data/6.png": "/data/6.png",
+        "/data//7.png": "/data/7.png",
+        "https://x.org/8.png": "https://x.org/8.png",
+        "a/9.png/": "sets/a/9.png",
+    }
+    (tmp_path / "sets").mkdir()
+    text = "path,label\n" + "".join(f"{path},{i}\n" for i, path in enumerate(keys))
+    (tmp_path / "sets" / "t.csv").write_text(text)
+    fill(tmp_path, "10.png")
+    (tmp_path / "u.csv").write_text("path,label\n10.png,10\n")
+    listing = list_source(f"{tmp_path}/**/*.csv")
+    assert [(item.key, item.label) for item in listing.items] == [
+        *((key, str(i)) for i, key in enumerate(keys.values())),
+        ("10.png", "10"),
+    ]
+    for item in listing.items[:7]:
+        assert item.uri == f"{tmp_path}/{item.key}"
+
+
 def test_tsv_json_lines_and_parquet_of_paths(tmp_path: Path) -> None:
     fill(tmp_path, "1.jpg", "2.jpg")
     (tmp_path / "a.tsv").write_text("path\tclass\n1.jpg\t3\n2.jpg\t12\n")

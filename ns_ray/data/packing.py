@@ -42,7 +42,7 @@ from ns_ray.data.in_place import apart, chunks_in_place, stays_in
 from ns_ray.data.kept import holds, kept
 from ns_ray.data.leaks import Signatures
 from ns_ray.data.sources import list_source
-from ns_ray.data.sources.items import BATCH, Items, Range, Row, read_with
+from ns_ray.data.sources.items import BATCH, Items, Range, Row, in_lines, read_with
 from ns_ray.data.sources.listing import Listing, Packed
 from ns_ray.data.sources.streams import Streamed
 from ns_ray.data.spans import Cut, Span
@@ -201,7 +201,7 @@ def _contents(items: Sequence[Items], packed: Sequence[Packed]) -> str:
     for rows in table.to_batches(BATCH):
         tab, labels = pa.scalar("\t", pa.large_string()), rows["label"].fill_null("None")
         lines = pc.binary_join_element_wise(rows["key"], labels, tab)
-        digest.update("\n".join([*lines.to_pylist(), ""]).encode())
+        digest.update(b"".join([in_lines(lines), b"\n"]))
     if not packed:
         return digest.hexdigest()
     return store.fingerprint(digest.hexdigest(), [part.mark for part in packed])

@@ -57,7 +57,7 @@ def arrow(info: File, base: str, where: str) -> Part:
     labels = row_labels(columns, names, info.path, table.num_rows, where)
     images = table.column(column)
     if is_text(stored):
-        items = Items.of(path_items(images.to_pylist(), labels, info.path, base, where))
+        items = path_items(images.to_pylist(), labels, info.path, base, where)
     elif is_images(stored):
         found = _found(whole, images, f"{where}: column {column!r} of {info.path}")
         items = Items.of(_items(found, labels, info, base, column, where))

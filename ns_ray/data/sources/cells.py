@@ -8,10 +8,12 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import unquote
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from ns_ray import store
-from ns_ray.data.sources.items import Item, Items
+from ns_ray.data.sources.items import TEXT, Items
 from ns_ray.data.sources.labels import LABEL_COLUMNS, column_named, labels_of, short
 from ns_ray.data.sources.texts import PATH_COLUMNS, check_once
 from ns_ray.errors import DataError
@@ -21,6 +23,10 @@ LONGEST = 255
 
 WINDOWS = re.compile(r"[A-Za-z]:[\\/]|\\\\")
 """How a path begins that starts at a drive or a server of Windows."""
+
+UNUSUAL = r"^[^!-~]*$|//|/\./|^\./|/$|\\|\x00|^data:|^[A-Za-z]:/"
+"""What may be no path, or is written in another way than its place is: such rows are looked at one
+by one."""
 
 NO_PARTITION = "__HIVE_DEFAULT_PARTITION__"
 """What Hive, Spark and pandas call the folder of rows without a value."""
@@ -62,20 +68,47 @@ def need_paths(names: Sequence[str], path: str, where: str) -> str:
 
 def path_items(
     paths: Sequence[Any], labels: Sequence[str | None], table: str, base: str, where: str
-) -> Iterator[Item]:
-    """Rows whose image column is a path, relative to the table's folder unless absolute."""
+) -> Items:
+    """Rows whose image column is a path, relative to the table's folder unless absolute.
+
+    Raises:
+        DataError: one is none.
+    """
+    try:
+        named = pa.array(paths, TEXT)
+    except pa.ArrowTypeError:  # JSON may say anything
+        named = pa.array([path if isinstance(path, str) else None for path in paths], TEXT)
+    long = pc.greater(pc.binary_length(named), LONGEST)
+    unusual = pc.or_(pc.match_substring_regex(named, UNUSUAL), long).fill_null(True)
+    found = [*_one_by_one(paths, np.flatnonzero(unusual).tolist(), table, base, where)]
+    folder = store.join(os.path.dirname(store.bare(table)), "")
+    nothing, whole = pa.scalar("", TEXT), pc.starts_with(named, "/")
+    columns = []
+    for i, start in enumerate((folder[len(base) :].lstrip("/"), folder)):
+        starts = pc.if_else(whole, nothing, pa.scalar(start, TEXT))
+        column = pc.binary_join_element_wise(starts, named, nothing)
+        own = pa.array([one[i] for one in found], TEXT)
+        columns.append(pc.replace_with_mask(column, unusual, own))
+    return Items.columns([*columns, labels, pa.array(np.full(len(named), -1))])
+
+
+def _one_by_one(
+    paths: Sequence[Any], rows: Sequence[int], table: str, base: str, where: str
+) -> Iterator[tuple[str, str]]:
+    """Key and place of the images of some rows, counted from 0."""
     schemes: set[str] = set()
     folder = os.path.dirname(store.bare(table))
-    for row, (path, label) in enumerate(zip(paths, labels, strict=True), 1):
+    for row in rows:
+        path = paths[row]
         if path is None or (isinstance(path, str) and not path.strip()):
-            raise DataError(f"{where}: {table} has no path in row {row}")
+            raise DataError(f"{where}: {table} has no path in row {row + 1}")
         if told := _no_path(path):
-            raise DataError(f"{where}: {table} holds {short(path)} in row {row:,}: {told}")
+            raise DataError(f"{where}: {table} holds {short(path)} in row {row + 1:,}: {told}")
         key, uri = placed(path, folder, base)
         if store.is_uri(uri) and (scheme := uri.partition(":")[0]) not in schemes:
             schemes.add(scheme)
             store.filesystem(uri)  # refuses what cannot be read, before anything is
-        yield Item(key, uri, label)
+        yield key, uri
 
 
 def _no_path(path: Any) -> str | None:

@@ -21,6 +21,7 @@ from braceexpand import braceexpand
 
 from ns_ray import store
 from ns_ray.data.images import HEIC
+from ns_ray.data.sources.items import ascending, in_lines
 
 IMAGE_ENDINGS = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"),
@@ -371,13 +372,16 @@ def stamp(files: Files | Iterable[File], base: str) -> str:
         below = pc.utf8_slice_codeunits(files.table["path"], start)
         others = [files.table[name].cast(PATH) for name in ("size", "changed")]
         told = pc.binary_join_element_wise(below, *others, pa.scalar("\t", PATH)).combine_chunks()
-        told = told.take(pc.sort_indices(told))
+        told = told if ascending(told) else told.take(pc.sort_indices(told))
     else:
         told = sorted(f"{path[start:]}\t{size}\t{changed}" for path, size, changed in files)
     for first in range(0, len(told), BATCH):
         some = told[first : first + BATCH]
-        text = "\n".join(some if isinstance(some, list) else some.to_pylist())
-        digest.update(("\n" * (first > 0) + text).encode("utf-8", "surrogateescape"))
+        digest.update(b"\n" * (first > 0))
+        if isinstance(some, list):
+            digest.update("\n".join(some).encode("utf-8", "surrogateescape"))
+        else:
+            digest.update(in_lines(some))
     return digest.hexdigest()
 
 

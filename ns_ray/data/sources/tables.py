@@ -26,7 +26,7 @@ from ns_ray.data.sources.cells import (
     unlabeled,
 )
 from ns_ray.data.sources.files import File, base_of, not_fetched, stamp
-from ns_ray.data.sources.items import Item, Items, Row, classes_of
+from ns_ray.data.sources.items import Item, Items, Row, classes_of, repeated
 from ns_ray.data.sources.labels import LABEL_COLUMNS, check_joined, column_named
 from ns_ray.data.sources.listing import Listing
 from ns_ray.data.sources.texts import text_columns, unpacked
@@ -66,14 +66,15 @@ def _check_files(items: Items, where: str) -> None:
     Raises:
         DataError: rows name one file in several ways, such as in whole and from their table on.
     """
-    files = items.table.filter(pa.array(items.which(lambda place: place is None)))
+    files = items.table
+    if items.places is not None:
+        files = files.filter(pa.array(items.which(lambda place: place is None)))
     uris = files["uri"]
     if pc.any(pc.match_substring(uris, "/../")).as_py():
         uris = pa.array(map(os.path.normpath, uris.to_pylist()), uris.type)
-    if pc.count_distinct(uris).as_py() == len(uris):
+    twice = repeated(uris)
+    if not twice:
         return
-    counted = pa.table(pc.value_counts(uris).flatten(), names=["uri", "count"])
-    twice = counted.filter(pc.field("count") > 1)["uri"]
     rows = files["key"].filter(pc.equal(uris, twice[0])).to_pylist()
     raise DataError(
         f"{where} lists {len(twice):,} images more than once, such as "
@@ -99,7 +100,7 @@ def text_part(path: str, data: bytes, base: str, where: str) -> Part:
     notes = () if encoding == "utf-8" else (f"{path} is read as {encoding}",)
     column = need_paths(list(columns), path, where)
     labels = row_labels(columns, (), path, len(columns[column]), where)
-    items = Items.of(path_items(columns[column], labels, path, base, where))
+    items = path_items(columns[column], labels, path, base, where)
     return Part(items, data, notes=notes, columns=unlabeled(list(columns)))
 
 
@@ -124,7 +125,7 @@ def _parquet(info: File, base: str, where: str) -> Part:
             table = file.read(columns=[column, *([label] if label else [])])
             columns = {name: table.column(name).to_pylist() for name in table.column_names}
             labels = row_labels(columns, names, info.path, table.num_rows, where)
-            items = Items.of(path_items(columns[column], labels, info.path, base, where))
+            items = path_items(columns[column], labels, info.path, base, where)
         elif is_images(stored):
             items = Items.of(_byte_items(file, info, base, column, names, where))
         else:
