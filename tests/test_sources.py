@@ -12,6 +12,7 @@ import time
 import types
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -604,9 +605,23 @@ def test_names_that_are_no_text_are_refused(tmp_path: Path) -> None:
         list_source(str(tmp_path / "t.jsonl"))
 
 
-@pytest.mark.parametrize(("waits", "threads"), [(0.02, 2), (0.0, 1)])
+def a_thread_that_works() -> None:
+    def work() -> None:
+        while time.thread_time() < 0.005:
+            pass
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+
+
+@pytest.mark.parametrize(
+    ("waits_for", "threads"),
+    [(partial(time.sleep, 0.02), 2), (lambda: None, 1), (a_thread_that_works, 1)],
+    ids=["disk", "nothing", "thread"],
+)
 def test_folders_of_a_slow_disk_are_read_several_at_a_time(
-    waits: float, threads: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    waits_for: Callable[[], None], threads: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for i in range(40):
         folder = tmp_path / "images" / f"class{i:02d}"
@@ -614,11 +629,11 @@ def test_folders_of_a_slow_disk_are_read_several_at_a_time(
         (folder / "a.png").touch()
     seen: set[int] = set()
     scan = os.scandir
-    if not waits:  # nor for a processor that others have, too
-        monkeypatch.setattr(time, "perf_counter", time.thread_time)
+    if threads == 1:  # nor for a processor that others have, too
+        monkeypatch.setattr(time, "perf_counter", time.process_time)
 
     def slow(path: str) -> Any:
-        time.sleep(waits)
+        waits_for()
         seen.add(threading.get_ident())
         return scan(path)
 

@@ -86,9 +86,10 @@ def path_items(
     columns = []
     for i, start in enumerate((folder[len(base) :].lstrip("/"), folder)):
         starts = pc.if_else(whole, nothing, pa.scalar(start, TEXT))
-        column = pc.binary_join_element_wise(starts, named, nothing)
-        own = pa.array([one[i] for one in found], TEXT)
-        columns.append(pc.replace_with_mask(column, unusual, own))
+        columns.append(pc.binary_join_element_wise(starts, named, nothing))
+        if found:
+            own = pa.array([one[i] for one in found], TEXT)
+            columns[i] = pc.replace_with_mask(columns[i], unusual, own)
     return Items.columns([*columns, labels, pa.array(np.full(len(named), -1))])
 
 

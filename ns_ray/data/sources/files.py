@@ -149,23 +149,25 @@ class _Gathered:
     def _fold(self) -> None:
         columns: list[Any] = [self._paths, self._sizes, self._changed]
         self._paths, self._sizes, self._changed = [], [], []
-        if not _is_text(columns[0]):
+        try:
+            table = pa.table(columns, schema=FILES)
+        except UnicodeEncodeError:
             files = [File(*row) for row in zip(*columns, strict=True)]
-            self._odd += [file for file in files if not _is_text([file.path])]
-            named = [file for file in files if _is_text([file.path])]
-            columns = [[file[i] for file in named] for i in range(3)]
-        self._tables.append(pa.table(columns, schema=FILES))
+            self._odd += [file for file in files if not _is_text(file.path)]
+            named = [file for file in files if _is_text(file.path)]
+            table = pa.table([[file[i] for file in named] for i in range(3)], schema=FILES)
+        self._tables.append(table.sort_by("path"))
 
     def files(self) -> Files:
         self._fold()
-        table = pa.concat_tables(self._tables)
+        table = pa.concat_tables(self._tables).combine_chunks()
         self._tables = []
-        return Files(table.sort_by("path").combine_chunks(), self._odd)
+        return Files(table if ascending(table["path"]) else table.sort_by("path"), self._odd)
 
 
-def _is_text(paths: Sequence[str]) -> bool:
+def _is_text(path: str) -> bool:
     try:
-        "".join(paths).encode()
+        path.encode()
     except UnicodeEncodeError:
         return False
     return True
@@ -213,7 +215,7 @@ def _walk_here(root: str) -> Walk:
     with ThreadPoolExecutor(FOLDERS) as pool:
         while folders or links:
             links.sort(reverse=True)
-            following = folders or [links.pop()]
+            following = sorted(folders) or [links.pop()]
             folders = []
             for path, found in zip(following, _read_all(following, pool), strict=True):
                 if found.identity in seen:
@@ -248,12 +250,13 @@ class _Folder:
 
 def _read_all(folders: Sequence[str], pool: Executor) -> Iterator[_Folder]:
     """In turn; the next ones several at a time where one was mostly waited for, as on a disk across
-    a network. Threads that wait for no disk would wait for each other."""
+    a network. Threads that wait for no disk would wait for each other, as this one does for one
+    that imports Ray meanwhile."""
     i = 0
     while i < len(folders):
-        start, used = time.perf_counter(), time.thread_time()
+        start, used = time.perf_counter(), time.process_time()
         found = _read(folders[i])
-        passed, working = time.perf_counter() - start, time.thread_time() - used
+        passed, working = time.perf_counter() - start, time.process_time() - used
         yield found
         i += 1
         if passed > LOOKED_AT and working < (1 - WAITING) * passed:
@@ -267,26 +270,22 @@ def _read(folder: str) -> _Folder:
     with os.scandir(folder) as entries:
         for entry in entries:
             try:
-                _sort(entry, found)
+                if _unseen(entry.name):
+                    found.unseen += 1
+                elif entry.is_file():
+                    state = entry.stat()
+                    found.paths.append(entry.path)
+                    found.sizes.append(state.st_size)
+                    found.changed.append(state.st_mtime_ns)
+                elif entry.is_dir():
+                    (found.links if entry.is_symlink() else found.folders).append(entry.path)
+                else:
+                    found.dangling += 1
             except OSError as error:
                 if error.errno != errno.ELOOP:
                     raise
                 found.dangling += 1  # a link to itself
     return found
-
-
-def _sort(entry: os.DirEntry[str], found: _Folder) -> None:
-    if hidden(entry.name):
-        found.unseen += 1
-    elif entry.is_file():
-        state = entry.stat()
-        found.paths.append(entry.path)
-        found.sizes.append(state.st_size)
-        found.changed.append(state.st_mtime_ns)
-    elif entry.is_dir():
-        (found.links if entry.is_symlink() else found.folders).append(entry.path)
-    else:
-        found.dangling += 1
 
 
 def _in_words(unseen: int, dangling: int, again: list[str]) -> tuple[str, ...]:
@@ -320,8 +319,11 @@ def readable(path: str) -> str:
 
 def hidden(relative: str) -> bool:
     """Whether a file is none of the user's images: .ipynb_checkpoints, .DS_Store, __MACOSX."""
-    ours = NOT_OURS.isdisjoint(relative.split("/"))
-    return relative.startswith(".") or "/." in relative or not ours
+    return any(map(_unseen, relative.split("/")))
+
+
+def _unseen(name: str) -> bool:
+    return name.startswith(".") or name in NOT_OURS
 
 
 def braces(pattern: str) -> list[str]:

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.csv
 
 from ns_ray import store
@@ -103,7 +104,8 @@ def _columns(rows: Iterable[Mapping[str, Any]]) -> dict[str, list[Any]]:
     """Rows as columns; what a row lacks is None, and an empty one is none."""
     columns: dict[str, list[Any]] = {}
     for number, row in enumerate(filter(None, rows)):
-        columns |= {name: [None] * number for name in row if name not in columns}
+        if not row.keys() <= columns.keys():
+            columns |= {name: [None] * number for name in row if name not in columns}
         for name, values in columns.items():
             values.append(row.get(name))
     return columns
@@ -156,10 +158,10 @@ def _separated(path: str, text: str, where: str) -> dict[str, list[Any]]:
         table = pa.csv.read_csv(io.BytesIO(data), reading, parsing, columns)
     except pa.ArrowInvalid as error:
         raise DataError(f"{where}: {path} cannot be read as a table: {error}") from None
-    found = {n: c.to_pylist() for n, c in zip(table.column_names, table.columns, strict=True)}
-    if any(value and "\n" in value for values in found.values() for value in values):
+    if any(pc.any(pc.match_substring(column, "\n")).as_py() for column in table.columns):
         _check_quotes(path, text, parsing.delimiter, where)
-    return {name: _trimmed(name, values) for name, values in found.items()}
+    named = zip(table.column_names, table.columns, strict=True)
+    return {name: _trimmed(name, column.to_pylist()) for name, column in named}
 
 
 def check_once(names: Sequence[str], path: str, where: str) -> None:
