@@ -6,6 +6,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.feather as feather
+import pyarrow.parquet as pq
 import pytest
 from broken_files import jpeg
 from packed import rows, run
@@ -76,6 +77,52 @@ def test_what_save_to_disk_leaves_is_a_source(tmp_path: Path) -> None:
     assert listing.notes == ("3 files are no images by their name (.json: 2, .arrow: 1)",)
     with pytest.raises(DataError, match=f"name those of one, such as data.labeled='{saved}/train'"):
         run(tmp_path, labeled=str(saved))
+
+
+def of_classes(table: pa.Table, *columns: str) -> pa.Table:
+    """With Hugging Face's metadata of columns of class names."""
+    features = {column: {"names": NAMES, "_type": "ClassLabel"} for column in columns}
+    return table.replace_schema_metadata(
+        {"huggingface": json.dumps({"info": {"features": features}})}
+    )
+
+
+@pytest.mark.parametrize("ending", [".arrow", ".parquet"])
+def test_images_and_class_labels_are_found_whatever_their_columns_are_called(
+    tmp_path: Path, ending: str
+) -> None:
+    path = tmp_path / f"t{ending}"
+
+    def save(table: pa.Table) -> None:
+        write(path, table) if ending == ".arrow" else pq.write_table(table, path)
+
+    images: Any = [{"bytes": d, "path": None} for d in IMAGES]
+    table = pa.table({"img": images, "fine_label": [0, 1, 1, 0, -1], "size": [1] * 5})
+    save(of_classes(table, "fine_label"))
+    listing = list_source(str(path))
+    assert [item.label for item in listing.items] == ["zebra", "ant", "ant", "zebra", None]
+    assert [item.read() for item in listing.items] == IMAGES
+    assert listing.columns == ()
+
+    two = table.append_column("coarse_label", table["fine_label"])
+    save(of_classes(two, "fine_label", "coarse_label"))  # either may be meant
+    with pytest.raises(
+        DataError, match=r"no labels.* its columns are img, fine_label, size, coarse_label"
+    ):
+        run(tmp_path, labeled=str(path))
+    named = of_classes(two.rename_columns({"coarse_label": "label"}), "fine_label", "label")
+    save(named.set_column(3, "label", pa.array([1, 1, 1, 0, 0])))
+    assert [item.label for item in list_source(str(path)).items[:2]] == ["ant", "ant"]
+
+
+def test_of_several_columns_of_images_one_must_be_called_so(tmp_path: Path) -> None:
+    table = pa.table({"photo": IMAGES, "mask": IMAGES[::-1]})
+    with pytest.raises(DataError, match=r"the columns photo, mask; one of .* must name the image"):
+        list_source(str(write(tmp_path / "t.arrow", table)))
+    path = write(tmp_path / "t.arrow", table.rename_columns(["image", "mask"]))
+    assert [item.read() for item in list_source(str(path)).items] == IMAGES
+    path = write(tmp_path / "t.arrow", table.rename_columns(["photo", "path"]))
+    assert list_source(str(path)).items[0].read() == IMAGES[-1]
 
 
 def test_arrow_and_feather_files_of_paths(tmp_path: Path) -> None:

@@ -17,14 +17,13 @@ from ns_ray.data.sources.cells import (
     image_column,
     is_images,
     is_text,
+    label_column,
     path_items,
     placed,
     row_labels,
-    unlabeled,
 )
 from ns_ray.data.sources.files import File, not_fetched, stamp
 from ns_ray.data.sources.items import Item, Items, Range
-from ns_ray.data.sources.labels import LABEL_COLUMNS, column_named
 from ns_ray.data.sources.streams import Streamed
 from ns_ray.errors import DataError
 
@@ -48,13 +47,13 @@ def arrow(info: File, base: str, where: str) -> Part:
     names = class_names(table.schema, info.path, where)
     column = image_column(table.schema, info.path, where)
     stored = encoded(table.schema.field(column).type)
-    label = column_named(table.column_names, LABEL_COLUMNS)
+    label = label_column(table.schema)
     try:  # what is read of it leads nowhere outside
         table.select([column, *([label] if label else [])]).validate(full=True)
     except pa.ArrowException as error:
         raise DataError(f"{where}: {info.path} is damaged: {error}") from None
-    columns = {label: table.column(label).to_pylist()} if label else {}
-    labels = row_labels(columns, names, info.path, table.num_rows, where)
+    values = table.column(label).to_pylist() if label else ()
+    labels = row_labels(label, values, names, info.path, table.num_rows, where)
     images = table.column(column)
     if is_text(stored):
         items = path_items(images.to_pylist(), labels, info.path, base, where)
@@ -67,7 +66,7 @@ def arrow(info: File, base: str, where: str) -> Part:
             f"encoded images, or structs of `bytes` and `path`"
         )
     mark = stamp([info], base).encode()
-    return Part(items, mark, names, columns=unlabeled(table.column_names))
+    return Part(items, mark, names, columns=() if label else tuple(table.column_names))
 
 
 def _opened(info: File, where: str) -> tuple[pa.Buffer, pa.Table]:

@@ -28,6 +28,9 @@ UNUSUAL = r"^[^!-~]*$|//|/\./|^\./|/$|\\|\x00|^data:|^[A-Za-z]:/"
 """What may be no path, or is written in another way than its place is: such rows are looked at one
 by one."""
 
+CLASSES = "ClassLabel"
+"""How Hugging Face calls a column of indices of names."""
+
 NO_PARTITION = "__HIVE_DEFAULT_PARTITION__"
 """What Hive, Spark and pandas call the folder of rows without a value."""
 
@@ -49,10 +52,6 @@ class Part:
     names: list[str] = field(default_factory=list)
     notes: tuple[str, ...] = ()
     columns: tuple[str, ...] = ()
-
-
-def unlabeled(names: list[str]) -> tuple[str, ...]:
-    return tuple(names) if column_named(names, LABEL_COLUMNS) is None else ()
 
 
 def need_paths(names: Sequence[str], path: str, where: str) -> str:
@@ -140,12 +139,20 @@ def placed(path: str, folder: str, base: str) -> tuple[str, str]:
 
 
 def row_labels(
-    columns: dict[str, list[Any]], names: Sequence[str], table: str, rows: int, where: str
+    column: str | None,
+    values: Sequence[Any],
+    names: Sequence[str],
+    table: str,
+    rows: int,
+    where: str,
 ) -> list[str | None]:
-    """The label of each row: a column says it, or the folder of a partition: `label=cat`."""
-    column = column_named(list(columns), LABEL_COLUMNS)
+    """The label of each row: a column says it, or the folder of a partition: `label=cat`.
+
+    Args:
+        column: whose `values` these are; None: there is none.
+    """
     if column is not None:
-        return labels_of(columns[column], names, f"{where}: column {column!r} of {table}")
+        return labels_of(values, names, f"{where}: column {column!r} of {table}")
     for part in os.path.dirname(store.bare(table)).split("/"):
         name, _, value = part.partition("=")
         if value and name.lower() in LABEL_COLUMNS:
@@ -156,10 +163,27 @@ def row_labels(
 
 def image_column(kind: pa.Schema, path: str, where: str) -> str:
     """The column that holds images, or else the one that names them: files that are named beside
-    the images themselves may be nowhere."""
-    own = column_named([one.name for one in kind if is_images(encoded(one.type))], PATH_COLUMNS)
-    named = need_paths(kind.names, path, where)
-    return named if own is None else own
+    the images themselves may be nowhere. Where no name tells, the one that holds bytes.
+
+    Raises:
+        DataError: there is none, or several hold bytes.
+    """
+    check_once(kind.names, path, where)
+    images: list[str] = [one.name for one in kind if is_images(encoded(one.type))]
+    own = column_named(images, PATH_COLUMNS)
+    if own is None and len(images) == 1 and column_named(kind.names, PATH_COLUMNS) is None:
+        return images[0]
+    return own or need_paths(kind.names, path, where)
+
+
+def label_column(kind: pa.Schema) -> str | None:
+    """The column of labels: called so, or the only ClassLabel of Hugging Face's metadata."""
+    own = column_named(kind.names, LABEL_COLUMNS)
+    if own is not None:
+        return own
+    features = _features(kind)
+    classes = [name for name in kind.names if _feature(features, name).get("_type") == CLASSES]
+    return classes[0] if len(classes) == 1 else None
 
 
 def encoded(kind: pa.DataType) -> pa.DataType:
@@ -218,14 +242,22 @@ def class_names(kind: pa.Schema, path: str, where: str) -> list[str]:
 
 
 def _names_of_labels(kind: pa.Schema) -> list[str]:
+    column = label_column(kind)
+    return [str(name) for name in _feature(_features(kind), column).get("names") or []]
+
+
+def _features(kind: pa.Schema) -> Any:
+    """What Hugging Face's metadata says of each column; nothing where there is none."""
     raw = (kind.metadata or {}).get(b"huggingface")
     if raw is None:
-        return []
+        return {}
     try:
-        features = json.loads(raw)["info"]["features"]
+        return json.loads(raw)["info"]["features"]
     except (ValueError, KeyError, TypeError):
-        return []
-    column = column_named(list(features), LABEL_COLUMNS)
-    feature = features[column] if column else None
+        return {}
+
+
+def _feature(features: Any, column: str | None) -> dict[str, Any]:
     # A list of ClassLabels is no dictionary; its values are refused as lists.
-    return [str(name) for name in feature.get("names") or []] if isinstance(feature, dict) else []
+    found = features.get(column) if isinstance(features, dict) else None
+    return found if isinstance(found, dict) else {}

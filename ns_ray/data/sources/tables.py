@@ -3,6 +3,7 @@
 import itertools
 import os
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -19,11 +20,11 @@ from ns_ray.data.sources.cells import (
     image_column,
     is_images,
     is_text,
+    label_column,
     need_paths,
     path_items,
     placed,
     row_labels,
-    unlabeled,
 )
 from ns_ray.data.sources.files import File, base_of, not_fetched, stamp
 from ns_ray.data.sources.items import Item, Items, Row, classes_of, repeated
@@ -99,9 +100,11 @@ def text_part(path: str, data: bytes, base: str, where: str) -> Part:
     columns, encoding = text_columns(path, data, where)
     notes = () if encoding == "utf-8" else (f"{path} is read as {encoding}",)
     column = need_paths(list(columns), path, where)
-    labels = row_labels(columns, (), path, len(columns[column]), where)
+    label = column_named(list(columns), LABEL_COLUMNS)
+    values = columns[label] if label else ()
+    labels = row_labels(label, values, (), path, len(columns[column]), where)
     items = path_items(columns[column], labels, path, base, where)
-    return Part(items, data, notes=notes, columns=unlabeled(list(columns)))
+    return Part(items, data, notes=notes, columns=() if label else tuple(columns))
 
 
 def _parquet(info: File, base: str, where: str) -> Part:
@@ -118,14 +121,14 @@ def _parquet(info: File, base: str, where: str) -> Part:
         kind = file.schema_arrow
         names = class_names(kind, info.path, where)
         column = image_column(kind, info.path, where)
+        label = label_column(kind)
         stored = encoded(kind.field(column).type)
         mark = stamp([info], base).encode()
         if is_text(stored):
-            label = column_named(kind.names, LABEL_COLUMNS)
             table = file.read(columns=[column, *([label] if label else [])])
-            columns = {name: table.column(name).to_pylist() for name in table.column_names}
-            labels = row_labels(columns, names, info.path, table.num_rows, where)
-            items = path_items(columns[column], labels, info.path, base, where)
+            values = table.column(label).to_pylist() if label else ()
+            labels = row_labels(label, values, names, info.path, table.num_rows, where)
+            items = path_items(table.column(column).to_pylist(), labels, info.path, base, where)
         elif is_images(stored):
             items = Items.of(_byte_items(file, info, base, column, names, where))
         else:
@@ -133,7 +136,7 @@ def _parquet(info: File, base: str, where: str) -> Part:
                 f"{where}: column {column!r} of {info.path} is {stored}; it must hold paths, "
                 f"encoded images, or structs of `bytes` and `path`"
             )
-        return Part(items, mark, names, columns=unlabeled(kind.names))
+        return Part(items, mark, names, columns=() if label else tuple(kind.names))
 
 
 def _byte_items(
@@ -143,7 +146,7 @@ def _byte_items(
     `bytes` and `path` may have a path alone; where the first of these is not there, none is."""
     struct = pa.types.is_struct(encoded(file.schema_arrow.field(column).type))
     image = f"{column}.bytes" if struct else column
-    label = column_named(file.schema_arrow.names, LABEL_COLUMNS)
+    label = label_column(file.schema_arrow)
     prefix = store.bare(info.path)[len(base) :].strip("/")
     folder = os.path.dirname(store.bare(info.path))
     number = itertools.count()
@@ -151,11 +154,10 @@ def _byte_items(
     for group in range(file.num_row_groups):
         rows = file.metadata.row_group(group).num_rows
         size = file.metadata.row_group(group).total_byte_size // max(rows, 1)
-        values = {}
+        values: list[Any] = []
         if label:
-            table = file.read_row_group(group, columns=[label])
-            values = {label: table.column(label).to_pylist()}
-        found = row_labels(values, names, info.path, rows, where)
+            values = file.read_row_group(group, columns=[label]).column(label).to_pylist()
+        found = row_labels(label, values, names, info.path, rows, where)
         paths = _paths_alone(file, group, column) if struct else {}
         for row in range(rows):
             count = next(number)
