@@ -244,3 +244,15 @@ def test_workers_talk_over_the_interface_of_their_node_s_address() -> None:
 
     assert str(interface_of("127.0.0.1")).startswith("lo")
     assert interface_of("203.0.113.9") is None
+
+
+@pytest.mark.parametrize("own", [None, "7"])
+def test_threads_wait_less_for_each_other_unless_the_user_says_how_long(own: str | None) -> None:
+    code = "from ns_ray.compute import prepare; prepare(models=False); import torch"
+    environment = {n: v for n, v in os.environ.items() if n != "GOMP_SPINCOUNT"}
+    environment |= {"OMP_DISPLAY_ENV": "VERBOSE"} | ({"GOMP_SPINCOUNT": own} if own else {})
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+    )
+    found = re.findall(r"GOMP_SPINCOUNT = '(\d+)'", done.stderr)
+    assert found == ([own or "3000"] if sys.platform == "linux" else [])  # libgomp itself says it

@@ -15,11 +15,16 @@ WORKER_ENVIRONMENT = {
     "MALLOC_MMAP_THRESHOLD_": "4294967296",
     "MALLOC_TRIM_THRESHOLD_": "8589934592",
     "MALLOC_TOP_PAD_": "268435456",
+    "GOMP_SPINCOUNT": "3000",
 }
 """Settings of glibc's allocator: by default it returns each large activation to the system and
 faults it in again at the next layer, which costs more than the arithmetic (docs/performance.md).
 One arena, because those of threads other than the main one cannot hold large blocks. They act on
-processes started afterwards: Ray's workers. `keep_memory` does the same for this one."""
+processes started afterwards: Ray's workers. `keep_memory` does the same for this one.
+
+And how long torch's threads wait for each other without leaving their processor: 100 times as long
+by default, which makes training 1.4 and 2.8 times slower beside one and two busy programs on two
+processors (benchmarks/busy_machine.py). Read when torch is imported."""
 
 _MALLOPT = {-8: 1, -3: 2**31 - 1, -1: 2**31 - 1, -2: 2**28}
 """The same as numbers of <malloc.h>: M_ARENA_MAX, M_MMAP_THRESHOLD, M_TRIM_THRESHOLD, M_TOP_PAD."""
@@ -46,6 +51,7 @@ def prepare(*, models: bool = True) -> None:
         "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+        "GOMP_SPINCOUNT": WORKER_ENVIRONMENT["GOMP_SPINCOUNT"],
     }
     if not os.environ.get("RAY_ADDRESS"):
         # Labeling and training are what the user is waiting for: no lower priority for workers. No
