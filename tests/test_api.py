@@ -416,48 +416,47 @@ def test_the_package_is_light() -> None:
 
 
 NOTEBOOK = """
-import os, signal, sys, threading, time
+import os, shutil, signal, sys, threading, time
 from pathlib import Path
 import ray
 from test_api import train
-from tiny import given_teacher
 
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.default_int_handler)  # as a notebook has it
     folder = Path(sys.argv[1])
-    teacher = Path(given_teacher(folder / "teacher"))
-    here = lambda name: {"out": folder / "runs" / name, "test": None}
-    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False)
-    assert train(folder, teacher=teacher, **here("notebook")).result["generations"]
-    assert ray.is_initialized(), "what the user started is left running"
-
-    @ray.remote(num_cpus=1)
-    def task():
-        return train(folder, teacher=teacher, **here("task")).result["name"]
-
-    assert ray.get(task.remote()) == "task"
-    ray.shutdown()
+    cell = {"out": folder / "runs" / "cell", "test": None}
 
     def interrupt():
-        while not (folder / "runs" / "cell" / "gen-00" / "checkpoints").exists():
+        while not (cell["out"] / "gen-00" / "checkpoints").exists():
             time.sleep(0.05)
         os.kill(os.getpid(), signal.SIGINT)
 
-    threading.Thread(target=interrupt).start()
+    threading.Thread(target=interrupt, daemon=True).start()
     try:
-        train(folder, **here("cell"))
+        train(folder, **cell)
     except KeyboardInterrupt:
         assert not ray.is_initialized()
     else:
         sys.exit("it was not interrupted")
-    assert train(folder, **here("cell")).result["generations"]
+
+    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False)
+
+    @ray.remote(num_cpus=1)
+    def task():
+        return train(folder, **cell).result["generations"]
+
+    assert len(ray.get(task.remote())) == 2
+    shutil.rmtree(cell["out"] / "gen-01" / "evaluation")
+    (cell["out"] / "result.json").unlink()
+    assert len(train(folder, **cell).result["generations"]) == 2
+    assert ray.is_initialized(), "what the user started is left running"
     print("all done")
 """
 
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_in_a_notebook_with_ray_in_a_task_and_after_an_interrupted_cell(tmp_path: Path) -> None:
+def test_after_an_interrupted_cell_in_a_task_and_with_ray_of_a_notebook(tmp_path: Path) -> None:
     script = tmp_path / "notebook.py"
     script.write_text(NOTEBOOK)
     path = f"{Path(__file__).parent}:{Path(ns_ray.__file__).parent.parent}"

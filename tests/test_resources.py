@@ -256,3 +256,18 @@ def test_threads_wait_less_for_each_other_unless_the_user_says_how_long(own: str
     )
     found = re.findall(r"GOMP_SPINCOUNT = '(\d+)'", done.stderr)
     assert found == ([own or "3000"] if sys.platform == "linux" else [])  # libgomp itself says it
+
+
+@pytest.mark.parametrize(("first", "mode"), [("", "1 token"), ("import ray;", "0 None")])
+def test_this_process_and_its_cluster_agree_on_tokens(first: str, mode: str) -> None:
+    """Ray reads the mode when it is imported, which a notebook may have done before."""
+    code = (
+        f"import os; {first} from ns_ray.compute import prepare; prepare(models=False);"
+        "from ray._raylet import get_authentication_mode as found;"
+        "print(int(found()), os.environ.get('RAY_AUTH_MODE'))"
+    )
+    environment = {n: v for n, v in os.environ.items() if not n.startswith("RAY_")}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == mode

@@ -7,6 +7,7 @@ import ctypes
 import os
 import secrets
 import signal
+import sys
 import threading
 from importlib import import_module
 
@@ -57,9 +58,11 @@ def prepare(*, models: bool = True) -> None:
         # Labeling and training are what the user is waiting for: no lower priority for workers. No
         # more of them than there are tasks for: idle ones wake up a hundred times a second.
         defaults.update(WORKER_ENVIRONMENT, RAY_worker_niceness="0", RAY_enable_worker_prestart="0")
-        if "RAY_AUTH_MODE" not in os.environ:
+        if "RAY_AUTH_MODE" not in os.environ and "ray" not in sys.modules:
             # Explicit, because the default depends on Ray's version and on files in the home
-            # folder; a token of our own, because it lives as long as this cluster.
+            # folder; a token of our own, because it lives as long as this cluster. Ray reads the
+            # mode when it is imported: a notebook that has done so gets what Ray has by default,
+            # for with one set later this process and the cluster would disagree.
             defaults.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32))
     for name, value in defaults.items():
         os.environ.setdefault(name, value)
