@@ -100,6 +100,16 @@ def test_top_k_inside_the_body(server: Server) -> None:
     check_classes(server.post_form([jpeg(1)], top_k="2").json, 2)
 
 
+@pytest.mark.parametrize("preamble", ["\r\n", "\n", "Read it - by MIME.\r\n", "a\r\nb\n", "--\r\n"])
+def test_a_form_may_have_text_before_and_after_its_parts(server: Server, preamble: str) -> None:
+    """RFC 2046, 5.1.1: a preamble and an epilogue, which are ignored. Lines may end as on Unix."""
+    body, kind = form([jpeg(1), jpeg(2)], top_k="1")
+    body = preamble.encode() + body + b"\r\nand this is the end"
+    reply = server.call("POST", "/predict", body, {"Content-Type": kind})
+    assert reply.status == 200
+    assert_same(reply.json, server.post_form([jpeg(1), jpeg(2)], top_k="1").json)
+
+
 @pytest.mark.parametrize("wrong", ["0", "-1", "x", "1.5", "", "1e3", "%F0", "³"])
 def test_a_wrong_top_k_is_a_422(server: Server, wrong: str) -> None:
     path = f"/predict?top_k={wrong if wrong != '³' else '%C2%B3'}"

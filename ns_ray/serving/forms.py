@@ -60,7 +60,7 @@ def read_form(body: bytes, boundary: bytes, most: int) -> tuple[list[bytes], str
                 "MAX_HEADER_SIZE": MAX_HEADER_BYTES,
             },
         )
-        parser.write(body)
+        parser.write(_from_first_part(body, boundary))
         parser.finalize()
     except FormParserError as error:
         raise HTTPException(400, f"the form cannot be read: {str(error)[:200]}") from None
@@ -69,3 +69,10 @@ def read_form(body: bytes, boundary: bytes, most: int) -> tuple[list[bytes], str
     if not files:
         raise HTTPException(422, 'the form has no field "file" with an image')
     return files, given[-1] if given else None
+
+
+def _from_first_part(body: bytes, boundary: bytes) -> bytes:
+    """A form without its preamble: RFC 2046, 5.1.1, allows text before the first boundary, and the
+    parser does not."""
+    mark = b"--" + boundary
+    return body if body.startswith(mark) else body[body.find(b"\n" + mark) + 1 :]
