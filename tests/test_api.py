@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -357,6 +358,16 @@ def test_what_is_missing_is_named(teacher: str, tmp_path: Path) -> None:
         ns_ray.load(teacher, device="cuda:9").predict(b"")
     with pytest.raises(ConfigError, match=r"unknown setting 'precison'.*'precision'"):
         ns_ray.load(teacher, predict={"precison": "fp32"})
+
+
+def test_a_model_whose_folder_is_gone_says_which(teacher: str, tmp_path: Path) -> None:
+    shutil.copytree(teacher, tmp_path / "model")
+    model = ns_ray.load(tmp_path / "model")
+    shutil.rmtree(tmp_path / "model")
+    with pytest.raises(ConfigError, match=r"has no config.json any more.*open the model where"):
+        _ = model.network
+    with pytest.raises(ConfigError, match="model is no bundle: expected"):
+        model.predict(png("red", 1))
 
 
 @pytest.mark.usefixtures("without_ray")

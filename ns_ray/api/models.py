@@ -201,7 +201,12 @@ class Model:
 
     @cached_property
     def network(self) -> "nn.Module":
-        """The timm module: float32, in eval mode, on the CPU. Its logits' softmax is calibrated."""
+        """The timm module: float32, in eval mode, on the CPU. Its logits' softmax is calibrated.
+
+        Raises:
+            ConfigError: the folder is gone since `load`.
+            DataError: timm cannot load it.
+        """
         from ns_ray.model import load as load_model
 
         return load_model(self.bundle)[0]

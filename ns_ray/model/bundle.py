@@ -138,9 +138,16 @@ def load(bundle: Bundle, **model_args: Any) -> tuple[nn.Module, Preprocess]:
         model_args: further arguments of timm.create_model.
 
     Raises:
+        ConfigError: the folder is gone since it was opened.
         DataError: the weights don't match the provenance (DamagedFileError), or timm cannot load
             them.
     """
+    for name in (CONFIG, WEIGHTS):
+        if not store.exists(store.join(bundle.path, name)):
+            raise ConfigError(
+                f"{bundle.path} has no {name} any more: it was moved or removed since it was "
+                "opened; open the model where it is now, or run again what made it"
+            )
     with tempfile.TemporaryDirectory() as folder:
         local = bundle.path
         if store.is_uri(bundle.path):
