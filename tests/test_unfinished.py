@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -283,6 +284,31 @@ def test_without_a_terminal_what_changes_is_a_line(
     )
     assert lines[-1].startswith("finished: done, best generation 1")
     assert "\x1b" not in printed
+
+
+def test_following_ends_with_the_process_that_was_at_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one that has failed: it would be followed for ever, in a pipe without a word."""
+    root, _ = begun(tmp_path, models=2)
+    monkeypatch.setattr(following, "PLAIN_SECONDS", 0.01)
+    looks: list[int] = []
+    at_work = ExitStack()
+
+    def look(*arguments: Any) -> Any:
+        looks.append(1)
+        if len(looks) == 2:
+            at_work.enter_context(store.owned(str(root)))
+        if len(looks) == 5:
+            at_work.close()
+        if len(looks) == 9:
+            raise KeyboardInterrupt
+        return run_status(*arguments)
+
+    monkeypatch.setattr(following, "run_status", look)
+    code, printed = status(str(root), "--follow")
+    assert (code, len(looks)) == (0, 6)
+    assert printed.splitlines()[-1].endswith("the command that started the run continues it")
 
 
 def on_a_terminal(root: Path, rows: int) -> tuple[subprocess.Popen[bytes], list[bytes]]:

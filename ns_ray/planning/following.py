@@ -12,7 +12,7 @@ from ns_ray.config import RunConfig
 from ns_ray.errors import StorageError
 from ns_ray.log import console, say
 from ns_ray.planning.status import Status, run_status, status_table
-from ns_ray.store import RunLayout
+from ns_ray.store import RunLayout, at_work
 
 SECONDS = 2.0
 """Between two looks, on a terminal."""
@@ -23,8 +23,8 @@ AROUND = 7
 
 
 def follow(config: RunConfig, layout: RunLayout) -> None:
-    """Show the status of a run until it has ended: a table that changes on a terminal, a line for
-    each step that has changed elsewhere.
+    """Show the status of a run until it has ended, well or not: a table that changes on a terminal,
+    a line for each step that has changed elsewhere.
 
     Raises:
         StorageError: its folder can't be read. Later on, that may pass.
@@ -56,11 +56,17 @@ def _say(config: RunConfig, layout: RunLayout) -> None:
 
 
 def _looks(config: RunConfig, layout: RunLayout, seconds: float) -> Iterator[Status]:
-    """One now, and others until the run has ended."""
+    """One now, and others until the run has ended, or the process that was at work on it has: it
+    failed, or was interrupted. One that nobody works on yet is waited for."""
+    working = at_work(layout.root)
     found = run_status(config, layout)
     yield found
     while not found.ended:
         time.sleep(seconds)
+        before = working
         with suppress(StorageError):
+            working = at_work(layout.root)  # looked at first: what it has left last is seen, too
             found = run_status(config, layout)
         yield found
+        if before and not working:
+            return

@@ -49,6 +49,7 @@ from .left import left_schema as left_schema
 from .left import table_of as table_of
 from .metrics import last_steps as last_steps
 from .mirror import mirrored as mirrored
+from .owner import at_work as at_work
 from .owner import has_owner as has_owner
 from .owner import owned as owned
 from .paths import DONE as DONE

@@ -79,6 +79,16 @@ def has_owner(out: str) -> bool:
     return exists(join(absolute(out), OWNER))
 
 
+def at_work(out: str) -> bool:
+    """Whether a process works in a folder. One that was killed on another machine seems to.
+
+    Raises:
+        StorageError: its owner's file can't be read.
+    """
+    there = _read(absolute(out))
+    return there is not None and not _has_ended(there)
+
+
 def check_owned(out: str) -> None:
     """Fail where another process has taken over a folder that this one owned.
 
