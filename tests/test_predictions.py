@@ -90,6 +90,7 @@ def test_json_is_in_the_words_of_the_server(folder: Path, pile: Path) -> None:
     }
     good = next(entry for entry in answer if "predictions" in entry)
     assert set(good["predictions"][0]) == {"label", "score"}
+    assert predict(folder, str(pile), "--json", "--top-k", "1") == (0, text)
 
 
 def test_an_image_named_twice_is_two(folder: Path, pile: Path) -> None:
@@ -123,6 +124,7 @@ def test_other_sources(folder: Path, pile: Path, tmp_path: Path) -> None:
         (["--format", "xml"], 2, "'csv', 'json', 'parquet'"),
         (["--format", "parquet"], 2, "--out"),
         (["--top-k", "0"], 2, "--top-k 0"),
+        (["--format", "csv", "--json"], 2, "--format csv and --json: give one of them"),
     ],
 )
 def test_wrong_options(

@@ -8,6 +8,7 @@ from ns_ray import store
 from ns_ray.commands.completing import bundles, models
 from ns_ray.commands.options import Bundle, Debug, Out, set_of
 from ns_ray.config import ModelConfig, PredictConfig, Settings, parse_sections
+from ns_ray.errors import ConfigError
 from ns_ray.log import say
 from ns_ray.serving import Ingress, ServeSettings, serve_model
 from ns_ray.store import resolve
@@ -41,13 +42,17 @@ def predict(
         typer.Option(help="File to write; the screen if not given.", show_default=False),
     ] = None,
     set_: Annotated[list[str] | None, set_of(PredictSettings)] = None,
+    json: Annotated[bool, typer.Option("--json", help="The same as --format json.")] = False,
     debug: Debug = False,
 ) -> None:
     """Say what is in images: a table, CSV, JSON or Parquet."""
+    if json and format_ not in ("table", "json"):
+        raise ConfigError(f"--format {format_} and --json: give one of them")
     settings = parse_sections(PredictSettings, set_)
     out = None if out is None else store.kept_file(out, "--out")
     from ns_ray.labeling import predict as predict_all
 
+    format_ = "json" if json else format_
     predict_all(bundle, paths, top_k=top_k, format=format_, out=out, config=settings.predict)
 
 
