@@ -171,7 +171,8 @@ def test_what_is_set_stays() -> None:
     ("settings", "lower"),
     [
         ({}, "lower image_size, the pile"),
-        ({"label": {"teachers": 3}}, "lower label.teachers, image_size"),
+        ({"label": {"teachers": 2}}, "lower label.teachers (now 2), image_size"),
+        ({"label": {}}, "lower label.teachers (now 3), image_size"),  # so many are chosen
         ({"students": [MODEL] * 2}, "lower the number of students, image_size"),
         ({"train": {"epochs": 50}, "control": True}, "lower train.epochs, control (false), image"),
         ({"teacher": {**MODEL, "train": {"epochs": 50}}}, "lower teacher.train.epochs, image_size"),

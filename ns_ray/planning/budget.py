@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from math import floor
 
 from ns_ray.compute import Pool, Workers, tasks
-from ns_ray.config import RunConfig, seconds_of
+from ns_ray.config import Images, RunConfig, seconds_of, settle
 from ns_ray.errors import ConfigError
 from ns_ray.log import say
 from ns_ray.planning.costs import Counts, Stage
@@ -81,9 +81,11 @@ def fitted(
     found = choose(price, seconds_of(config.budget), range(most, fewest - 1, -1))
     if found is None:
         least = duration(price(SHORTEST, fewest))
+        settled, _ = settle(config, Images(counts.labeled, counts.unlabeled))
+        long = _what_takes_long(config, settled.label.teachers or 1)
         raise ConfigError(
             f"budget={config.budget}: with the fewest steps this run takes about {least} here; "
-            f"give it more, or lower {', '.join(_what_takes_long(config))}"
+            f"give it more, or lower {', '.join(long)}"
         )
     steps, students = found
     facts = {"steps": steps, "students": students, "time": duration(price(steps, students))}
@@ -130,16 +132,17 @@ def _seconds(stage: Stage, workers: Workers, pool: Pool) -> float:
     return seconds or 0.0
 
 
-def _what_takes_long(config: RunConfig) -> list[str]:
-    """Settings of the run that could be lower, those that are set first."""
+def _what_takes_long(config: RunConfig, teachers: int) -> list[str]:
+    """Settings of the run that could be lower, those that are set first; `teachers` is how many
+    first teachers it has, which may have been chosen."""
     models = {"teacher": config.teacher}
     models |= {f"students.{i}": student for i, student in enumerate(config.students)}
     found = ["train.epochs"] if "epochs" in config.train.model_fields_set else []
     found += [f"{place}.train.epochs" for place, m in models.items() if "epochs" in m.train]
     if "students" in config.model_fields_set and len(config.students) > 1:
         found.append("the number of students")
-    if (config.label.teachers or 1) > 1:
-        found.append("label.teachers")
+    if teachers > 1:
+        found.append(f"label.teachers (now {teachers})")
     if config.control:
         found.append("control (false)")
     return [*found, "image_size", "the pile"]
