@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -82,6 +83,33 @@ def test_a_run_is_a_value_that_shows_itself(
     assert "train" not in capsys.readouterr().out.split("run tiny")[0], "nothing is done again"
     with pytest.raises(ConfigError, match=r"seed: 0 -> 1.*or pass overwrite=True"):
         train(tmp_path, **alone, seed=1)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("without_ray")
+def test_what_readme_shows_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its lines as they stand, with a network of seconds in place of the teacher and its budget."""
+    readme = (Path(__file__).parent.parent / "README.md").read_text()
+    (shown,) = re.findall(r"```python\n(.*?)```", readme, re.S)
+    monkeypatch.chdir(tmp_path)
+    images(tmp_path / "data").joinpath("labeled").rename("data/train")
+    flat_folder(tmp_path / "data" / "more", 10, start=900)
+    Path("photo.jpg").write_bytes(jpeg(1))
+    whole = ns_ray.self_train
+
+    def small(*sources: str, teacher: str, budget: str, **given: Any) -> ns_ray.Run:
+        assert (teacher, budget) == ("efficientnet_b0.ra_in1k", "2h")
+        resources = {**RUN["resources"], "loaders": 0}
+        settings = {"train": TRAIN, "label": {"teachers": 1}, "data": RUN["data"]}
+        given |= {**SETTINGS, **settings, "resources": resources}
+        return whole(*sources, teacher=RUN["teacher"], **given)
+
+    monkeypatch.setattr(ns_ray, "self_train", small)
+    names: dict[str, Any] = {}
+    exec(shown, names)
+    assert names["run"].path == str(tmp_path / "runs" / "birds")
+    assert names["run"].best.classes == tuple(COLORS)
+    assert (tmp_path / "labels" / "_DONE.json").exists()
 
 
 def asked_for(monkeypatch: pytest.MonkeyPatch, call: Callable[[], Any]) -> RunConfig:
