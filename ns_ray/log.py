@@ -124,7 +124,8 @@ class Meter:
     def note(self) -> str:
         """Rate, and the share of time spent waiting for input when it matters."""
         waiting = f", {self.waiting:.0%} waiting for input" if self.waiting >= 0.05 else ""
-        return f"{self.rate:,.0f} {self.unit}/s{waiting}"
+        rate = f"{self.rate:.2g}" if self.rate < 10 else f"{self.rate:,.0f}"
+        return f"{rate} {self.unit}/s{waiting}"
 
 
 @contextmanager

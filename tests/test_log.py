@@ -113,6 +113,16 @@ def test_waiting_is_shown_when_it_matters(clock: Clock, plain: Callable[[], list
     assert plain()[0].endswith("5 steps/s, 40% waiting for input, 10 s left")
 
 
+@pytest.mark.parametrize(
+    ("steps", "said"), [(2, "0.02"), (23, "0.23"), (145, "1.4"), (999, "10"), (123456, "1,235")]
+)
+def test_a_slow_rate_is_not_said_to_be_none(clock: Clock, steps: int, said: str) -> None:
+    with log.progress("train", 123456, "steps") as meter:
+        clock.now += 100
+        meter.add(steps)
+        assert meter.note() == f"{said} steps/s"
+
+
 def test_nothing_to_do_is_no_error(clock: Clock, plain: Callable[[], list[str]]) -> None:
     with log.progress("label", 0) as meter:
         meter.skip(0)
