@@ -311,6 +311,29 @@ def test_following_ends_with_the_process_that_was_at_work(
     assert printed.splitlines()[-1].endswith("the command that started the run continues it")
 
 
+def test_following_ends_with_a_machine_that_is_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its owner's file stays, and nobody here can ask for its process."""
+    root, _ = begun(tmp_path, models=2)
+    monkeypatch.setattr(following, "PLAIN_SECONDS", 0.01)
+    monkeypatch.setattr(following, "STALE_SECONDS", 0.1)
+    owner = {"pid": 12, "machine": "another", "token": "abc", "beats": 1}
+    looks: list[int] = []
+
+    def look(*arguments: Any) -> Any:
+        looks.append(1)
+        if len(looks) <= 20:  # it is at work for longer than one that stands still is waited for
+            (root / "owner.json").write_text(json.dumps({**owner, "beats": len(looks)}))
+        assert len(looks) < 1000
+        return run_status(*arguments)
+
+    monkeypatch.setattr(following, "run_status", look)
+    code, printed = status(str(root), "--follow")
+    assert (code, len(looks) > 20) == (0, True)
+    assert printed.splitlines()[-1].endswith("the command that started the run continues it")
+
+
 def on_a_terminal(root: Path, rows: int) -> tuple[subprocess.Popen[bytes], list[bytes]]:
     """`ns-ray status ROOT --follow` with a terminal of its own, and what appears there."""
     ours, theirs = pty.openpty()

@@ -12,7 +12,7 @@ from ns_ray.config import RunConfig
 from ns_ray.errors import StorageError
 from ns_ray.log import console, say
 from ns_ray.planning.status import Status, run_status, status_table
-from ns_ray.store import RunLayout, at_work
+from ns_ray.store import STALE_SECONDS, RunLayout, heartbeat
 
 SECONDS = 2.0
 """Between two looks, on a terminal."""
@@ -57,16 +57,19 @@ def _say(config: RunConfig, layout: RunLayout) -> None:
 
 def _looks(config: RunConfig, layout: RunLayout, seconds: float) -> Iterator[Status]:
     """One now, and others until the run has ended, or the process that was at work on it has: it
-    failed, or was interrupted. One that nobody works on yet is waited for."""
-    working = at_work(layout.root)
+    failed, was interrupted, or stood still for long. One that nobody works on yet is waited for."""
+    beat, since = heartbeat(layout.root), time.monotonic()
     found = run_status(config, layout)
     yield found
     while not found.ended:
         time.sleep(seconds)
-        before = working
+        before = beat
         with suppress(StorageError):
-            working = at_work(layout.root)  # looked at first: what it has left last is seen, too
+            beat = heartbeat(layout.root)  # looked at first: what it has left last is seen, too
             found = run_status(config, layout)
+        if beat != before:
+            since = time.monotonic()
         yield found
-        if before and not working:
+        stands_still = beat is not None and time.monotonic() - since > STALE_SECONDS
+        if stands_still or (beat is None and before is not None):
             return

@@ -49,8 +49,9 @@ from .left import left_schema as left_schema
 from .left import table_of as table_of
 from .metrics import last_steps as last_steps
 from .mirror import mirrored as mirrored
-from .owner import at_work as at_work
+from .owner import STALE_SECONDS as STALE_SECONDS
 from .owner import has_owner as has_owner
+from .owner import heartbeat as heartbeat
 from .owner import owned as owned
 from .paths import DONE as DONE
 from .paths import absolute as absolute

@@ -79,14 +79,17 @@ def has_owner(out: str) -> bool:
     return exists(join(absolute(out), OWNER))
 
 
-def at_work(out: str) -> bool:
-    """Whether a process works in a folder. One that was killed on another machine seems to.
+def heartbeat(out: str) -> tuple[str, int] | None:
+    """The token and the count of heartbeats of the process that works in a folder; None without
+    one. Of one that was killed on another machine the count stands still (STALE_SECONDS).
 
     Raises:
         StorageError: its owner's file can't be read.
     """
     there = _read(absolute(out))
-    return there is not None and not _has_ended(there)
+    if there is None or _has_ended(there):
+        return None
+    return str(there.get("token", "")), int(there.get("beats", 0))
 
 
 def check_owned(out: str) -> None:
