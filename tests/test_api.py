@@ -2,12 +2,13 @@
 
 import io
 import json
+import random
 import re
 import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import pytest
 import torch
 from broken_files import jpeg
 from PIL import Image
+from safetensors.torch import load_file
 from tiny import COLORS, RUN, flat_folder, folder_per_class, given_teacher, png, user_environment
 
 import ns_ray
@@ -57,8 +59,30 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> str:
     return given_teacher(tmp_path_factory.mktemp("teacher") / "bundle")
 
 
+@pytest.fixture
+def own_settings() -> Iterator[None]:
+    """A process that has set torch to its liking, and finds it like that afterwards."""
+
+    def found() -> tuple[Any, ...]:
+        drawn = torch.get_rng_state().tolist(), random.getstate(), str(np.random.get_state())
+        here = torch.get_default_device().type, torch.is_grad_enabled()
+        return torch.get_default_dtype(), torch.get_num_threads(), here, drawn
+
+    threads = torch.get_num_threads()
+    with torch.random.fork_rng(()), torch.no_grad(), torch.device("meta"):
+        torch.set_default_dtype(torch.float64)
+        torch.set_num_threads(threads + 1)
+        before = found()
+        try:
+            yield
+            assert found() == before
+        finally:
+            torch.set_default_dtype(torch.float32)
+            torch.set_num_threads(threads)
+
+
 @pytest.mark.slow
-@pytest.mark.usefixtures("without_ray")
+@pytest.mark.usefixtures("without_ray", "own_settings")
 def test_a_run_is_a_value_that_shows_itself(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -75,6 +99,8 @@ def test_a_run_is_a_value_that_shows_itself(
     assert "Do 90 unlabeled images make a better classifier" in html
     assert run.best.classes == tuple(COLORS)
     assert len(run.best.predict(tmp_path / "test")) == 15
+    weights = load_file(Path(run.path, "model", "model.safetensors"))
+    assert torch.float64 not in {tensor.dtype for tensor in weights.values()}
     assert signal.getsignal(signal.SIGTERM) is before, "a notebook's own way to end"
 
     capsys.readouterr()
@@ -257,6 +283,16 @@ def test_a_model_takes_images_as_people_have_them(teacher: str, tmp_path: Path) 
         probs = model.network(model.transform(Image.open(path))[None]).softmax(dim=1)[0]
     assert first.score == pytest.approx(float(probs.max()), abs=2e-3)
     assert model.classes[int(probs.argmax())] == first.label
+
+
+@pytest.mark.usefixtures("own_settings")
+def test_a_model_works_as_in_a_fresh_process_and_leaves_this_one_as_it_was(teacher: str) -> None:
+    model = ns_ray.load(teacher, predict={"runtime": "torch", "precision": "fp32"})
+    first, again = (model.predict(png("red", 1))[0].score for _ in range(2))
+    assert first == again
+    assert {(p.dtype, p.device.type) for p in model.network.parameters()} == {
+        (torch.float32, "cpu")
+    }
 
 
 def test_predictions_are_rows_a_table_and_a_frame(teacher: str, tmp_path: Path) -> None:

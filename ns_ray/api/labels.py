@@ -9,7 +9,8 @@ import pyarrow.compute as pc
 
 from ns_ray import store
 from ns_ray.api.arguments import not_twice, places, plain, section
-from ns_ray.api.preparing import mended, owning, ready_to_infer, signals_kept
+from ns_ray.api.caller import kept
+from ns_ray.api.preparing import mended, owning, ready_to_infer
 from ns_ray.api.words import COMMAND, PYTHON, Words
 from ns_ray.config import (
     DataConfig,
@@ -84,7 +85,7 @@ def label(
     bundles = places(bundle, "bundle")
     place = store.kept_folder(out, "out")
     work = partial(label_images, bundles, made, place, PYTHON)
-    with signals_kept():
+    with kept():
         return mended(work, place)
 
 

@@ -9,6 +9,7 @@ from functools import cached_property
 from numbers import Integral
 from typing import TYPE_CHECKING, Any, TypeGuard, overload
 
+from ns_ray.api.caller import kept
 from ns_ray.config import PredictConfig, validate
 from ns_ray.errors import ConfigError
 from ns_ray.store import Bundle, open_bundle
@@ -184,7 +185,8 @@ class Model:
 
         several = list(images) if _are_several(images) else [images]
         listed = [item for i, image in enumerate(several) for item in _items(image, i)]
-        return Predictions(list(predicted(self._ready(len(listed)), listed, top_k=top_k)))
+        with kept():
+            return Predictions(list(predicted(self._ready(len(listed)), listed, top_k=top_k)))
 
     def _ready(self, images: int) -> "Predictor":
         """What predicts, made for about so many images."""
@@ -197,6 +199,7 @@ class Model:
             self._predictor = Predictor(
                 self.path, config=self._config, device=self._device, images=self._for_images
             )
+        self._predictor.take_threads()  # the caller got his own back after the last images
         return self._predictor
 
     @cached_property
@@ -209,7 +212,8 @@ class Model:
         """
         from ns_ray.model import load as load_model
 
-        return load_model(self.bundle)[0]
+        with kept():
+            return load_model(self.bundle)[0]
 
     @cached_property
     def transform(self) -> Any:

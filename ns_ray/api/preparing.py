@@ -1,6 +1,5 @@
 """What a stage alone needs before it can begin: Ray, and its images as a packed corpus."""
 
-import signal
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
@@ -37,17 +36,6 @@ def mended(work: Callable[[], T], out: object) -> T:
             return work()
         except DamagedFileError as error:
             mending.mend(error)
-
-
-@contextmanager
-def signals_kept() -> Iterator[None]:
-    """In the end, SIGTERM does what it did before: who calls us may have ways of their own."""
-    before = signal.getsignal(signal.SIGTERM)
-    try:
-        yield
-    finally:
-        if before is not None and threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager

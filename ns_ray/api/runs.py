@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from ns_ray.api.arguments import model, models, not_twice, plain, section
+from ns_ray.api.caller import kept
 from ns_ray.api.models import Model, load
-from ns_ray.api.preparing import signals_kept
 from ns_ray.api.verdict import table
 from ns_ray.api.whole import execute
 from ns_ray.api.words import PYTHON
@@ -107,7 +107,7 @@ def self_train(
     elif config is None and recipe is None:
         raise ConfigError("out is missing: give the folder of the run, such as out='runs/birds'")
     made = configured(plain(given), config=config, recipe=recipe)
-    with signals_kept():
+    with kept():
         return Run(RunLayout.of(made).root, execute(made, overwrite=overwrite, words=PYTHON))
 
 

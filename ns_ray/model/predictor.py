@@ -84,8 +84,7 @@ class Predictor:
         self.choice: Choice | None = None
         # A GPU works on one batch while the next is stacked and copied.
         self.in_flight = 1 if self.device.type == "cuda" else 0
-        if self.device.type == "cpu":
-            torch.set_num_threads(self.threads)
+        self.take_threads()
         self._images, self._max_pixels = images, max_pixels
         self._model, self.preprocess = load(self.bundle)
         self._pool = ThreadPoolExecutor(
@@ -96,6 +95,11 @@ class Predictor:
         self.knows = features is not None
         if features is not None:
             self._model = Known(self._model, features).eval()
+
+    def take_threads(self) -> None:
+        """Let torch work with as many threads as this has: of CPUs, they are the process's."""
+        if self.device.type == "cpu":
+            torch.set_num_threads(self.threads)
 
     def _features(self, known: Sequence[bytes]) -> torch.Tensor | None:
         """Pooled features, float32 [n, features] on the CPU, of those images that can be decoded;
