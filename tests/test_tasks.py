@@ -15,6 +15,7 @@ from ray import cloudpickle
 
 from ns_ray.compute import capacity, failures, tasks
 from ns_ray.compute.resources import Pool, Workers
+from ns_ray.config import ResourcesConfig
 from ns_ray.errors import ConfigError, DataError, ImageError, NsRayError, StageError
 
 ALL_CPUS = 6
@@ -375,6 +376,15 @@ def test_a_lost_node_is_waited_for_where_no_other_one_would_do(ray_local: Any) -
     lost = Workers(count=1, cpus=ALL_CPUS + 1.0, gpus=0.0, loaders=1)
     with pytest.raises(ConfigError, match=r"room for 0; .* s were waited .*max_wait=1s"):
         capacity.left_for(lost, "1s", 0.0)
+
+
+@pytest.mark.ray
+def test_a_ray_that_this_process_has_started_is_not_waited_for_to_grow(ray_local: Any) -> None:
+    """As a notebook with `ray.init(num_cpus=1)` has it: one more worker would fit on a node."""
+    asked = ResourcesConfig(num_workers=ALL_CPUS, cpus_per_worker=1, max_wait="1s")
+    with pytest.raises(ConfigError, match=r"no room in this cluster.*ray\.init\(num_cpus=") as told:
+        capacity.enough(asked)
+    assert "waited" not in str(told.value)
 
 
 @pytest.mark.parametrize(

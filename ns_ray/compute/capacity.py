@@ -212,7 +212,12 @@ def watched(doing: str, cpus: float, gpus: float) -> Iterator[None]:
 
 
 def _never(bundles: list[dict[str, float]]) -> bool:
-    """Whether no node can hold one of the bundles, now or later."""
+    """Whether no node can hold one of the bundles, now or later: a Ray that this process has
+    started itself, with `ray.init`, stays as it is."""
+    from ray._private import worker
+
+    if worker._global_node is not None and worker._global_node.is_head():
+        return True
     each = present().each
     largest = [node for node in each if node.cpus]
     fits = all(

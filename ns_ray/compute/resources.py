@@ -185,7 +185,7 @@ def workers(config: ResourcesConfig, machine: Machine) -> Workers:
             f"loading, have no room in this cluster: {machine.cpus} CPUs and {machine.gpus} GPUs, "
             f"at most {machine.largest()} on one node; lower resources.cpus_per_worker, "
             "resources.gpus_per_worker or resources.num_workers, or start Ray with more CPUs "
-            "(ray start --num-cpus)"
+            "(ray start --num-cpus, or ray.init(num_cpus=...))"
         )
     return Workers(count, cpus, gpus, loaders)
 
