@@ -19,7 +19,7 @@ PYTEST_ARGS ?=
 
 BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest
-# Two files at a time, but for those of Ray: clusters beside each other take longer than in turn.
+# Two files at a time, those of Ray too: one works while the other waits for its cluster.
 PARALLEL := -n 2 --dist loadfile
 NONE_CHOSEN := 5
 INSTALLED := $(VENV)/.installed
@@ -47,7 +47,7 @@ demo: $(INSTALLED)
 
 test: $(INSTALLED)
 	$(PYTEST) $(PARALLEL) -m 'not ray and not trial' $(PYTEST_ARGS) || [ $$? -eq $(NONE_CHOSEN) ]
-	$(PYTEST) --durations=15 -m 'ray and not trial' $(PYTEST_ARGS) || [ $$? -eq $(NONE_CHOSEN) ]
+	$(PYTEST) $(PARALLEL) --durations=15 -m 'ray and not trial' $(PYTEST_ARGS) || [ $$? -eq $(NONE_CHOSEN) ]
 
 trials: $(INSTALLED)
 	$(PYTEST) -m trial $(PYTEST_ARGS)
