@@ -128,7 +128,7 @@ def _training(
         lr, ratio = (1e-3 if student else 3e-4), 3.0
         noise = {"randaugment": "rand-m9-mmax30-n2-p1.0", "dropout": 0.2}
     else:
-        steps = max(30 * sqrt(images.labeled), 30 * images.labeled / batch)
+        steps = max(30 * sqrt(images.labeled), 60 * images.labeled / batch)
         if not student:  # a step of it takes an eighth of the images of a student's
             steps *= 2
         lr, ratio = 4e-3, 7.0
