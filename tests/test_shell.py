@@ -86,7 +86,7 @@ def test_tables_in_a_pipe_are_plain_and_whole(here: Path) -> None:
     table = CliRunner().invoke(app, PLAN).output.splitlines()
     assert table[0] == "plan of digits"
     assert table[1].startswith("stage           model        px ")
-    assert table[2].startswith("gen-00 train    test_resnet  32   60,736 ")
+    assert table[2].startswith("gen-00 train    test_resnet  32  120,000 ")
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["predict", "--help"], ["plan", "--confg", "x"]])
