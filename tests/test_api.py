@@ -521,10 +521,17 @@ if __name__ == "__main__":
         return train(folder, **cell).result["generations"]
 
     assert len(ray.get(task.remote())) == 2
-    shutil.rmtree(cell["out"] / "gen-01" / "evaluation")
-    (cell["out"] / "result.json").unlink()
-    assert len(train(folder, **cell).result["generations"]) == 2
+
+    def score_again():
+        shutil.rmtree(cell["out"] / "gen-01" / "evaluation")
+        (cell["out"] / "result.json").unlink()
+        return train(folder, **cell).result["generations"]
+
+    assert len(score_again()) == 2
     assert ray.is_initialized(), "what the user started is left running"
+    ray.shutdown()
+    assert len(score_again()) == 2
+    assert not ray.is_initialized(), "what the run started is not"
     print("all done")
 """
 
