@@ -1,8 +1,11 @@
 """What runs a model: OpenVINO agrees with torch for the models people use, and is taken only where
 it pays and agrees."""
 
+import subprocess
+import sys
 import time
 from multiprocessing.process import BaseProcess
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -68,6 +71,35 @@ def test_a_conversion_is_told_to_nobody(monkeypatch: pytest.MonkeyPatch) -> None
     OpenVINOForward(model, spec, threads=1, precision="fp32")
     time.sleep(0.5)  # it does so in a thread
     assert not started
+
+
+INTERRUPTED = """
+import signal
+from ns_ray.model.engines import OpenVINOForward
+from test_engines import model_and_pixels
+
+model, spec, pixels = model_and_pixels("test_resnet", 32)
+first, second = (OpenVINOForward(model, spec, threads=1, precision="fp32") for _ in range(2))
+second(pixels)
+del first, second
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a script's background is deaf
+try:
+    signal.raise_signal(signal.SIGINT)
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_a_process_in_order_after_models_have_come_and_gone() -> None:
+    """The second Core of a process left the first one's signal stack, unmapped, in place."""
+    ended = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED],
+        cwd=Path(__file__).parent,
+        capture_output=True,
+        text=True,
+    )
+    assert (ended.returncode, ended.stdout) == (0, "interrupted\n"), ended.stderr
 
 
 def test_a_result_is_not_overwritten_by_the_next() -> None:

@@ -12,6 +12,7 @@ import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Literal
 
 import numpy as np
@@ -280,7 +281,7 @@ class OpenVINOForward:
         Raises:
             Exception: of many kinds, when the model cannot be converted.
         """
-        _keep_to_ourselves()
+        core = _core()
         import openvino as ov
         from openvino.preprocess import PrePostProcessor
 
@@ -296,7 +297,7 @@ class OpenVINOForward:
         steps.input().preprocess().convert_element_type(ov.Type.f32).mean(
             [255.0 * v for v in preprocess.mean]
         ).scale([255.0 * v for v in preprocess.std])
-        compiled = ov.Core().compile_model(
+        compiled = core.compile_model(
             steps.build(),
             "CPU",
             {
@@ -316,10 +317,18 @@ class OpenVINOForward:
         return np.concatenate(probs)
 
 
-def _keep_to_ourselves() -> None:
-    """Before OpenVINO is imported: it would tell its makers of every conversion, each time from a
-    fork of this process, in which torch and Ray run threads. Without that module it is silent."""
+@cache
+def _core() -> Any:
+    """OpenVINO, once for the life of a process. Each Core puts a stack for signals into the thread
+    that makes it and unmaps it at its end, be it in use; the next Ctrl-C is a segmentation fault.
+
+    Without the module that is taken away before its import, it is silent: it would tell its makers
+    of every conversion, each time from a fork of this process, where torch and Ray run threads.
+    """
     sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
+    import openvino as ov
+
+    return ov.Core()
 
 
 def _converted(
