@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from ns_ray import store
-from ns_ray.accept import best_of, lineage, verdict
+from ns_ray.accept import best_of, is_accepted, lineage, verdict
 from ns_ray.chosen import settle_once
 from ns_ray.config import (
     RobustnessConfig,
@@ -21,7 +21,7 @@ from ns_ray.itinerary import steps
 from ns_ray.log import say
 from ns_ray.protocol import Stages
 from ns_ray.result import Generation, Lesson, Refitted, Result, result
-from ns_ray.scoring import better_p, compare
+from ns_ray.scoring import compare
 from ns_ray.steps import (
     Arm,
     Label,
@@ -232,9 +232,9 @@ class _Run:
         and whether it is better than its teacher."""
         bundle = self._train(arm.trainings, arm.generation, lesson.selection, teacher.bundle)
         validation = self._evaluate(arm.validation, [bundle])
-        p = better_p(*teacher.validation.beside(validation))
-        accepted = p <= self.config.accept.max_p
-        student = Generation(arm, bundle, validation, accepted, p, lesson)
+        pair = compare(*teacher.validation.beside(validation))
+        accepted = is_accepted(pair, self.config.accept)
+        student = Generation(arm, bundle, validation, accepted, pair["p"], lesson)
         say(verdict(student, teacher, self.config.accept))
         return student
 

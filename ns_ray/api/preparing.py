@@ -82,8 +82,17 @@ def ray_running(
         yield machine
 
 
+def listed(data: DataConfig, words: Words = COMMAND) -> "Listing":
+    """The images that a model is to see, listed while this process begins to import models."""
+    from ns_ray.compute import prepare
+
+    prepare()
+    return listing_of(data, words)()
+
+
 @contextmanager
 def ready_to_infer(
+    listing: "Listing",
     data: DataConfig,
     config: ResourcesConfig,
     out: str,
@@ -93,17 +102,14 @@ def ready_to_infer(
     models: int = 1,
     words: Words = COMMAND,
 ) -> Iterator[tuple[Corpus, Pool]]:
-    """The source as a packed corpus, itself where it is one, and the actors for it. Ray, which
-    takes seconds to start, is started where `ray` says so, or there is work for it: images that go
-    through so many models at a time; `words` is what messages call the arguments."""
-    from ns_ray.compute import local_machine, prepare
-
-    prepare()
+    """What is `listed` as a packed corpus, itself where it is one, and the actors for it. Ray,
+    which takes seconds to start, is started where `ray` says so, or there is work for it: images
+    that go through so many models at a time; `words` is what messages call the arguments."""
+    from ns_ray.compute import local_machine
     from ns_ray.data import adopt
     from ns_ray.labeling import seconds
 
     place = store.join(out, "corpus")
-    listing = listing_of(data, words)()
     adopted = adopt(listing, out=place, classes=(), excluded=frozenset())
     here = local_machine()
     if adopted and here and not ray:

@@ -141,6 +141,6 @@ class AcceptConfig(Settings):
     max_p: Annotated[float, Field(gt=0.0, le=1.0)] = 0.9
     """Accept when the one-sided paired (McNemar) test that the student is better gives p of at
     most this. 0.9: not clearly worse; 0.5: no worse on validation; 0.05: significantly better; 1:
-    always."""
+    always. Above 0.5, a student is only refused that has lost five images more than it gained."""
     otherwise: Literal["keep_teacher", "continue", "stop"] = "keep_teacher"
     """A refused student: the old teacher labels again, it teaches all the same, or the run ends."""

@@ -53,11 +53,11 @@ Sources = Annotated[str | Several, BeforeValidator(_sources)]
 
 class DataConfig(Settings):
     """Which images. A source is a folder per class, a flat folder (unlabeled), a CSV, JSON, Parquet
-    or Arrow table, WebDataset tars (also .tar.gz), zip archives of folders (photos.zip, or
-    photos.zip/train for one in it), IDX files, a packed corpus, or a named set: digits,
-    fashion-mnist, cifar10, svhn. It may lie on s3://, gs:// or hf://datasets/OWNER/NAME; tables,
-    tars, archives and IDX files may be URLs (https://), and so may the images that a table
-    names."""
+    or Arrow table, WebDataset tars (also .tar.gz, .tar.bz2, .tar.xz, .tar.zst), zip archives of
+    folders (photos.zip, or photos.zip/train for one in it), IDX files, a packed corpus, or a named
+    set: digits, fashion-mnist, cifar10, svhn. It may lie on s3://, gs:// or
+    hf://datasets/OWNER/NAME; tables, tars, archives and IDX files may be URLs (https://), and so
+    may the images that a table names."""
 
     labeled: Sources
     """Source of the labeled images, or a list of sources: then keys have the source's index in
