@@ -2,12 +2,16 @@
 
     python benchmarks/pretrained.py --train cifar10-train.parquet --test cifar10-test.parquet
         [--labels 40 100 250] [--seeds 0 1 2 3 4] [--out runs/pretrained] [--set A.B=C]
+    python benchmarks/pretrained.py --train TABLE --test TABLE --labels 50 --pile 1412 --held-out 0
 
 The tables have columns `image` and `label`. For each number of labels and seed: a run with no
 `train` settings, on labels of its own, 100 more for validation and 10,000 images without labels;
-teacher and student are tf_efficientnet_lite0 with ImageNet weights at 96 px. The probe is
-logistic regression on that network's features of the same labels, strength by cross-validation.
-Test is scored once, when a run has ended. A run that has ended is only read.
+teacher and student are tf_efficientnet_lite0 with ImageNet weights at 96 px. With `--held-out 0`
+there are no other labels: the run holds validation images out of its own, which are as many of
+each class, and each seed has its own pile, too. The probe is logistic regression on that network's
+features of the images that the first teacher is trained on, strength by cross-validation; another
+one has the validation images, too. Test is scored once, when a run has ended. A run that has ended
+is only read.
 """
 
 import argparse
@@ -28,6 +32,7 @@ from machine import machine
 
 from ns_ray.config import ModelConfig, dump
 from ns_ray.config.loading import parse
+from ns_ray.data import together
 from ns_ray.model import build
 from ns_ray.scoring.scores import expected_calibration_error
 from ns_ray.store import open_corpus
@@ -38,31 +43,54 @@ PILE, DRAWN_FROM, VALIDATION = 10_000, 5_000, 100
 MODEL = {"model": "tf_efficientnet_lite0", "pretrained": "efficientnet-lite", "image_size": 96}
 
 
-def tables(train: Path, out: Path) -> tuple[Path, Path]:
+def tables(train: Path, out: Path, images: int) -> tuple[Path, Path]:
     """The pile, and the images that labels are drawn from: other rows of a shuffled table."""
     pile, labeled = out / "pile.parquet", out / "labeled.parquet"
     if not labeled.exists():
         table = pq.read_table(train, columns=["image", "label"])
         order = np.random.default_rng(0).permutation(table.num_rows)
         out.mkdir(parents=True, exist_ok=True)
-        pq.write_table(table.take(pa.array(order[:PILE])).drop_columns("label"), pile)
-        pq.write_table(table.take(pa.array(order[PILE : PILE + DRAWN_FROM])), labeled)
+        pq.write_table(table.take(pa.array(order[:images])).drop_columns("label"), pile)
+        pq.write_table(table.take(pa.array(order[images : images + DRAWN_FROM])), labeled)
+    return pile, labeled
+
+
+def all_there_is(train: Path, out: Path, images: int, labels: int, seed: int) -> tuple[Path, Path]:
+    """The pile, and labeled images without any more to draw from: a seed's own rows of a table."""
+    folder = out / f"data-{labels}-{seed}"
+    pile, labeled = folder / "pile.parquet", folder / "labeled.parquet"
+    if not labeled.exists():
+        table = pq.read_table(train, columns=["image", "label"])
+        classes = np.array(table["label"].to_pylist())
+        rng = np.random.default_rng(seed)
+        order = rng.permutation(len(classes))
+        names = sorted(set(classes.tolist()))
+        each = labels // len(names)
+        chosen = np.concatenate([order[classes[order] == name][:each] for name in names])
+        others = rng.permutation(np.setdiff1d(order, chosen))[:images]
+        folder.mkdir(parents=True, exist_ok=True)
+        pq.write_table(table.take(pa.array(others)).drop_columns("label"), pile)
+        pq.write_table(table.take(pa.array(chosen)), labeled)
     return pile, labeled
 
 
 def run(args: argparse.Namespace, labels: int, seed: int) -> dict[str, Any]:
     """The result of one run; see `result.json`."""
-    pile, labeled = tables(args.train, args.out)
+    if args.held_out:
+        pile, labeled = tables(args.train, args.out, args.pile)
+        split = {"labels": labels, "validation_size": args.held_out}
+    else:
+        pile, labeled = all_there_is(args.train, args.out, args.pile, labels, seed)
+        split = {}
     config = {
         "name": f"{labels}-{seed}",
         "storage": str(args.out),
         "seed": seed,
         "data": {
             "labeled": str(labeled),
-            "labels": labels,
-            "validation_size": VALIDATION,
             "unlabeled": [str(pile)],
             "test": str(args.test),
+            **split,
         },
         "teacher": MODEL,
         "students": [MODEL] * args.students,
@@ -78,11 +106,15 @@ def run(args: argparse.Namespace, labels: int, seed: int) -> dict[str, Any]:
     return result
 
 
-def probe(folder: Path) -> dict[str, float]:
-    """Accuracy and calibration on test of logistic regression on the labeled images of a run."""
-    saved = folder / "probe.json"
+def probe(folder: Path, *, every_label: bool = False) -> dict[str, float]:
+    """Accuracy and calibration on test of logistic regression on the labeled images of a run, or
+    on its validation images too."""
+    saved = folder / ("probe-of-all.json" if every_label else "probe.json")
     if not saved.exists():
         labeled = open_corpus(str(folder / "corpora" / "labeled"))
+        if every_label:
+            validation = open_corpus(str(folder / "corpora" / "validation"))
+            labeled = together(labeled, validation, str(folder / "every-label"))
         test = open_corpus(str(folder / "corpora" / "test"))
         cpu = torch.device("cpu")
         model = build(ModelConfig.model_validate(MODEL), len(labeled.classes))
@@ -102,7 +134,7 @@ def row_of(result: dict[str, Any], folder: Path) -> dict[str, float]:
     best = result["generations"][result["best_generation"]]
     arms = {"teacher": first, "student": last, "control": result["control"], "delivered": best}
     found = {name: arm["scores"]["test"] for name, arm in arms.items()}
-    scores = {"probe": probe(folder), **found}
+    scores = {"probe": probe(folder), "probe_of_all": probe(folder, every_label=True), **found}
     row = {name: 100 * score["top1"] for name, score in scores.items()}
     return row | {f"{name}_ece": 100 * score["ece"] for name, score in scores.items()}
 
@@ -120,6 +152,8 @@ def main() -> None:
     parser.add_argument("--test", type=Path, required=True)
     parser.add_argument("--labels", type=int, nargs="+", default=[40, 100, 250])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
+    parser.add_argument("--pile", type=int, default=PILE)
+    parser.add_argument("--held-out", type=int, default=VALIDATION)
     parser.add_argument("--students", type=int, default=2)
     parser.add_argument("--out", type=Path, default=Path("runs/pretrained").absolute())
     parser.add_argument("--set", nargs="*", default=[], metavar="A.B=C")
@@ -136,16 +170,18 @@ def main() -> None:
         writer.writerows(rows)
 
     print(f"\nMachine: {machine()}; seeds {args.seeds}; test, percent\n")
-    print("| labels | probe | first teacher | control arm | last student | delivered | ECE |")
-    print("|---:|---:|---:|---:|---:|---:|---:|")
-    names = ("probe", "teacher", "control", "student", "delivered", "delivered_ece")
+    print(
+        "| labels | probe | of all | first teacher | control arm | last student | delivered | ECE |"
+    )
+    print("|---:|---:|---:|---:|---:|---:|---:|---:|")
+    names = ("probe", "probe_of_all", "teacher", "control", "student", "delivered", "delivered_ece")
     for labels in args.labels:
         mine = [row for row in rows if row["labels"] == labels]
         cells = [spread([row[name] for row in mine]) for name in names]
         print(f"| {labels} | {' | '.join(cells)} |")
     for labels in args.labels:
         mine = [row for row in rows if row["labels"] == labels]
-        for rival in ("probe", "teacher", "control"):
+        for rival in ("probe", "probe_of_all", "teacher", "control"):
             gains = [row["delivered"] - row[rival] for row in mine]
             each = ", ".join(f"{gain:+.1f}" for gain in gains)
             print(f"\n{labels} labels, delivered against {rival}: {spread(gains)} ({each})", end="")
