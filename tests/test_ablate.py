@@ -30,7 +30,7 @@ from ns_ray.errors import ConfigError, StageError
 NAMED = {
     *("noise", "iterations", "teacher-size", "unlabeled-size", "soft-hard", "student-size"),
     *("balancing", "joint-vs-finetune", "batch-ratio", "init", "models", "mixing", "teachers"),
-    "thresholds",
+    *("thresholds", "rare-classes"),
 }
 
 GRID: dict[str, Any] = {
@@ -64,7 +64,7 @@ def test_every_grid_is_there_and_each_of_its_arms_is_a_run_of_its_own() -> None:
 
 
 def test_arms_share_their_teacher_unless_it_is_what_they_compare() -> None:
-    for found in set(grid_names()) - {"teacher-size", "models"}:
+    for found in set(grid_names()) - {"teacher-size", "models", "rare-classes"}:
         name, grid = load_grid(found)
         configs = [arm_config(recipe, name, grid, arm, 0) for arm in grid.arms]
         assert len({c.teacher.model_dump_json() + c.train.model_dump_json() for c in configs}) == 1
