@@ -5,8 +5,10 @@ import os
 import random
 import signal
 import subprocess
+import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,6 +19,9 @@ from raylets import STORE, Driver
 STOPPED_SECONDS = 6.0
 """Longer than a frozen node is borne (see `raylets.QUICK`); a worker is."""
 
+SOUGHT_SECONDS = 15.0
+"""How long somebody to hit is waited for: the workers of a training start that late."""
+
 FULL_SECONDS, READ_ONLY_SECONDS = 10.0, 30.0
 """Both longer than writing is tried again (ns_ray/store/faults.py)."""
 
@@ -24,7 +29,10 @@ FULL_SECONDS, READ_ONLY_SECONDS = 10.0, 30.0
 class HasDriver(Protocol):
     """Who has started a driver."""
 
-    driver: Driver
+    @property
+    def driver(self) -> Driver:
+        """At work."""
+        ...
 
 
 @dataclass
@@ -37,6 +45,7 @@ class Scene:
         user: whose driver is at work.
         chance: decides whom it hits.
         disk: of the run alone, where there is one (see `own_disk`).
+        wanted: nodes that are to come.
     """
 
     cluster: Any
@@ -45,6 +54,7 @@ class Scene:
     user: HasDriver
     chance: random.Random
     disk: Path | None = None
+    wanted: int = 0
 
     def workers(self, *names: str) -> list[psutil.Process]:
         """Processes of the nodes that do something of such a name."""
@@ -58,10 +68,33 @@ class Scene:
                             found.append(process)
         return sorted(found, key=lambda process: process.pid)
 
-    def replace(self, node: Any) -> None:
-        """Let another node take the place of one that has gone."""
+    def take(self) -> Any:
+        """A node, which no other fault at the same time will hit."""
+        node = self.chance.choice(self.nodes)
         self.nodes.remove(node)
-        self.nodes.append(self.cluster.add_node(num_cpus=self.cpus, **STORE))
+        return node
+
+    def add(self) -> None:
+        """Let another node come. Ray starts one in the main thread only: that of `do`, if this is
+        another one."""
+        self.wanted += 1
+        if threading.current_thread() is threading.main_thread():
+            self._come()
+
+    def _come(self) -> None:
+        while self.wanted:
+            self.wanted -= 1
+            self.nodes.append(self.cluster.add_node(num_cpus=self.cpus, **STORE))
+
+    def do(self, faults: Sequence[str]) -> list[str]:
+        """Do some of FAULTS at the same moment; whom they hit."""
+        with ThreadPoolExecutor(len(faults)) as threads:
+            begun = [threads.submit(FAULTS[fault], self) for fault in faults]
+            while not all(one.done() for one in begun):
+                time.sleep(0.1)
+                self._come()
+            self._come()
+        return [hit for one in begun if (hit := one.result())]
 
 
 def raylet(node: Any) -> int:
@@ -69,14 +102,17 @@ def raylet(node: Any) -> int:
     return int(node.all_processes["raylet"][0].process.pid)
 
 
+ACTORS, TRAINERS = ("MapWorker", "ShardPredictor"), ("TrainWorker",)
+
+
 def kill_actor(scene: Scene) -> str | None:
     """SIGKILL of an actor that labels or scores."""
-    return _kill(scene, "MapWorker", "ShardPredictor")
+    return _kill(scene, *ACTORS)
 
 
 def kill_worker(scene: Scene) -> str | None:
     """SIGKILL of a training worker."""
-    return _kill(scene, "TrainWorker")
+    return _kill(scene, *TRAINERS)
 
 
 def kill_loader(scene: Scene) -> str | None:
@@ -102,19 +138,19 @@ def kill_driver(scene: Scene) -> str | None:
 
 def kill_node(scene: Scene) -> str | None:
     """A node dies with all of its processes; another one comes."""
-    node = scene.chance.choice(scene.nodes)
+    node = scene.take()
     children = psutil.Process(raylet(node)).children()
     scene.cluster.remove_node(node, allow_graceful=False)
     for child in children:
         with contextlib.suppress(psutil.NoSuchProcess):
             child.kill()
-    scene.replace(node)
+    scene.add()
     return "node"
 
 
 def stop_worker(scene: Scene) -> str | None:
     """A training worker or labeling actor stands still for some seconds."""
-    found = scene.workers("TrainWorker", "MapWorker", "ShardPredictor")
+    found = scene.workers(*TRAINERS, *ACTORS)
     if not found:
         return None
     victim = scene.chance.choice(found)
@@ -125,7 +161,7 @@ def stop_worker(scene: Scene) -> str | None:
 
 def stop_node(scene: Scene) -> str | None:
     """A node stands still until the cluster has given it up; another one comes."""
-    node = scene.chance.choice(scene.nodes)
+    node = scene.take()
     main = psutil.Process(raylet(node))
     children = main.children()
     _stop([main.pid, *(child.pid for child in children)])
@@ -134,7 +170,7 @@ def stop_node(scene: Scene) -> str | None:
             process.kill()
     with contextlib.suppress(Exception):  # it is gone already
         scene.cluster.remove_node(node, allow_graceful=False)
-    scene.replace(node)
+    scene.add()
     return "node"
 
 
@@ -153,7 +189,7 @@ def preempt(scene: Scene) -> str | None:
     from ray import _raylet
     from ray.core.generated import autoscaler_pb2
 
-    node = scene.chance.choice(scene.nodes)
+    node = scene.take()
     deadline = int((time.time() + 20) * 1000)
     accepted, _ = _raylet.GcsClient(  # type: ignore[attr-defined]
         address=scene.cluster.address
@@ -164,10 +200,10 @@ def preempt(scene: Scene) -> str | None:
         deadline,
     )
     if not accepted:
+        scene.nodes.append(node)
         return None
-    scene.nodes.append(scene.cluster.add_node(num_cpus=scene.cpus, **STORE))
+    scene.add()
     time.sleep(12)
-    scene.nodes.remove(node)
     scene.cluster.remove_node(node, allow_graceful=False)
     return "node"
 
@@ -220,6 +256,13 @@ def _mark(mark: str, folders: list[str]) -> bool:
     return not done.returncode
 
 
+def await_victim(scene: Scene, fault: str) -> None:
+    """Wait a while for somebody whom a fault hits."""
+    end = time.monotonic() + SOUGHT_SECONDS
+    while fault in VICTIMS and not scene.workers(*VICTIMS[fault]) and time.monotonic() < end:
+        time.sleep(0.1)
+
+
 Fault = Callable[[Scene], str | None]
 
 FAULTS: dict[str, Fault] = {
@@ -234,5 +277,11 @@ FAULTS: dict[str, Fault] = {
     "disk full": fill_disk,
     "disk read-only": refuse_writes,
 }
+VICTIMS = {
+    "actor killed": ACTORS,
+    "worker killed": TRAINERS,
+    "worker stopped": (*TRAINERS, *ACTORS),
+}
+"""Whom these hit, who may not have started when their stage has."""
 OF_DISKS = ("disk full", "disk read-only")
 """Those that take a disk of the run's own."""

@@ -1,11 +1,13 @@
 """Runs that are disturbed at random moments, and whether anything was lost:
 
     python tests/chaos/trials.py --runs 12 --seed 0 --out DIR
+    python tests/chaos/trials.py --runs 4 --decode apart --out DIR
+    python tests/chaos/trials.py --runs 4 --at-once 2 --out DIR
 
 A run on a head without CPUs and three nodes, DDP over two workers, two labeling actors. Each run
-has a schedule drawn from its seed: a fault for some of its stages, so many seconds after the stage
-was seen to begin. A driver that has ended is started again with the same command, as its user would
-do. Prints a Markdown table and writes DIR/trials.csv, a line per fault.
+has a schedule drawn from its seed: a fault for some of its stages, or several at once, so many
+seconds after the stage was seen to begin. A driver that has ended is started again with the same
+command, as its user would do. Prints a Markdown table and writes DIR/trials.csv, a line per fault.
 """
 
 import argparse
@@ -28,7 +30,7 @@ if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parent.parent))
     import conftest  # noqa: F401  its environment
 
-from faults import FAULTS, OF_DISKS, Scene, own_disk
+from faults import FAULTS, OF_DISKS, Scene, await_victim, own_disk
 from raylets import Driver, cluster_of
 from tiny import flat_folder, folder_per_class, write_config
 
@@ -50,12 +52,13 @@ HITS = {
     "worker killed": "train",
     "worker stopped": "train label",
 }
-"""Stages in which such a fault finds somebody."""
+"""Stages, by their last word, in which such a fault finds somebody."""
 PILE, CPUS = 90, 2
 AGAIN = 60
 """Most times that the same command is started again."""
 PAUSE = 2.0
 """Seconds before the same command is started again."""
+AT_ONCE = " + "
 BOUND = 900.0
 """Seconds after which a run hangs."""
 
@@ -68,10 +71,10 @@ class Trial:
         run, seed: of which run.
         stage: in which it was done.
         after: seconds after the stage was seen to begin.
-        fault: what was done.
+        fault: what was done; several things at once are joined by " + ".
         hit: to whom; empty where there was nobody.
         restarts: of the command, until it went on.
-        seconds: until the run went on: its next line.
+        seconds: from the fault's begin until the run went on: its first line after the fault.
     """
 
     run: int
@@ -112,15 +115,14 @@ class Stubborn:
     """A user who starts the same command again until it ends well.
 
     Attributes:
-        driver: at work.
+        drivers: all of them; the last is at work.
         codes: exit codes of those before it.
     """
 
     def __init__(self, command: list[str], address: str) -> None:
         self.codes: list[int] = []
-        self.driver = Driver(command, address)
+        self.drivers = [Driver(command, address)]
         self._command, self._address = command, address
-        self._said: list[str] = []
         self._gives_up = False
         self._thread = threading.Thread(target=self._insist, daemon=True)
         self._thread.start()
@@ -131,14 +133,18 @@ class Stubborn:
             self.codes.append(code)
             if code in (0, 5) or len(self.codes) > AGAIN or self._gives_up:
                 return
-            self._said += self.driver.lines
             time.sleep(PAUSE)
-            self.driver = Driver(self._command, self._address)
+            self.drivers.append(Driver(self._command, self._address))
+
+    @property
+    def driver(self) -> Driver:
+        """At work."""
+        return self.drivers[-1]
 
     @property
     def lines(self) -> list[str]:
         """All that was said, by all drivers."""
-        return self._said + self.driver.lines
+        return [line for driver in self.drivers for line in driver.lines]
 
     @property
     def over(self) -> bool:
@@ -158,36 +164,61 @@ class Stubborn:
         self.driver.kill()
 
 
-def schedule(seed: int, faults: int, drawn: Sequence[str]) -> dict[str, tuple[str, float]]:
-    """Stages in their order, each with a fault and the seconds to wait before it.
+Plan = dict[str, tuple[tuple[str, ...], float]]
+
+
+def schedule(seed: int, faults: int, drawn: Sequence[str], at_once: int = 1) -> Plan:
+    """Stages in their order, each with its faults and the seconds to wait before them.
 
     Args:
         seed: decides all.
-        faults: how many stages have one.
+        faults: how many stages have some.
         drawn: of which faults.
+        at_once: how many a stage has, at the same moment; one of disks at most.
     """
     chance = random.Random(seed)
     stages = sorted(chance.sample(STAGES, faults), key=STAGES.index)
-    return {stage: (chance.choice(_meant(stage, drawn)), chance.uniform(0, 4)) for stage in stages}
+    plan: Plan = {}
+    for stage in stages:
+        some: list[str] = []
+        for _ in range(at_once):
+            no_disk = any(fault in OF_DISKS for fault in some)
+            meant = [fault for fault in drawn if not (no_disk and fault in OF_DISKS)]
+            some.append(chance.choice(_meant(stage, meant)))
+        plan[stage] = (tuple(some), chance.uniform(0, 4))
+    return plan
 
 
 def _meant(stage: str, drawn: Sequence[str]) -> list[str]:
     """Faults that can hit somebody in a stage."""
-    return [f for f in drawn if f not in HITS or any(word in stage for word in HITS[f].split())]
+    return [f for f in drawn if f not in HITS or stage.split()[-1] in HITS[f].split()]
 
 
 def disturbed(
-    folder: Path, run: int, seed: int, faults: int, drawn: Sequence[str] = tuple(FAULTS)
+    folder: Path,
+    run: int,
+    seed: int,
+    faults: int,
+    drawn: Sequence[str] = tuple(FAULTS),
+    decode: str = "with_model",
+    at_once: int = 1,
 ) -> tuple[list[Trial], Ended]:
-    """One run with its faults, those of disks only where it can have a disk of its own."""
+    """One run with its faults, those of disks only where it can have a disk of its own; `decode` is
+    its `label.decode`."""
     with own_disk(folder) as disk:
         some = [fault for fault in drawn if disk or fault not in OF_DISKS]
-        trials, code = _trials(folder, run, seed, schedule(seed, faults, some), disk)
+        plan = schedule(seed, faults, some, at_once)
+        trials, code = _trials(folder, run, seed, plan, disk, decode)
         return trials, _ended((disk or folder) / "runs" / "tiny", code)
 
 
 def _trials(
-    folder: Path, run: int, seed: int, plan: dict[str, tuple[str, float]], disk: Path | None
+    folder: Path,
+    run: int,
+    seed: int,
+    plan: Plan,
+    disk: Path | None,
+    decode: str,
 ) -> tuple[list[Trial], int]:
     """What became of each fault, and the last exit code."""
     config = write_config(
@@ -201,6 +232,7 @@ def _trials(
             "resources.num_workers": 2,
             "resources.cpus_per_worker": 1,
             "resources.label_actors": 2,
+            "label.decode": decode,
         },
     )
     trials = []
@@ -208,15 +240,18 @@ def _trials(
         user = Stubborn(["-m", "ns_ray.run", "--config", str(config)], cluster.address)
         scene = Scene(cluster, nodes, CPUS, user, random.Random(seed), disk)
         try:
-            for stage, (fault, after) in plan.items():
+            for stage, (faults, after) in plan.items():
                 user.until(partial(_begun, stage))
                 time.sleep(after)
-                said, times, start = len(user.lines), len(user.codes), time.monotonic()
-                hit = "" if user.over else FAULTS[fault](scene) or ""
-                user.until(partial(_more, said))
+                for fault in faults:
+                    await_victim(scene, fault)
+                times, start = len(user.codes), time.monotonic()
+                hit = AT_ONCE.join([] if user.over else scene.do(faults))
+                user.until(partial(_more, len(user.lines)))
                 seconds = round(time.monotonic() - start, 1)
                 again = sum(code not in (0, 5) for code in user.codes[times:])
-                trials.append(Trial(run, seed, stage, round(after, 1), fault, hit, again, seconds))
+                what = AT_ONCE.join(faults)
+                trials.append(Trial(run, seed, stage, round(after, 1), what, hit, again, seconds))
             user.until(lambda _: False)
         finally:
             user.give_up()
@@ -260,6 +295,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the first run")
     parser.add_argument("--faults", type=int, default=5, help="in each run")
     parser.add_argument("--only", nargs="+", choices=FAULTS, default=list(FAULTS), metavar="FAULT")
+    parser.add_argument("--decode", choices=("with_model", "apart"), default="with_model")
+    parser.add_argument("--at-once", type=int, default=1, metavar="N", help="faults of a stage")
     parser.add_argument("--out", required=True, metavar="DIR")
     asked = parser.parse_args()
     out = Path(asked.out)
@@ -272,7 +309,8 @@ def main() -> None:
             rows.writeheader()
         for run in range(asked.runs):
             folder = Path(tempfile.mkdtemp(prefix="chaos", dir=out))
-            trials, ended = disturbed(folder, run, asked.seed + run, asked.faults, asked.only)
+            some = (asked.faults, asked.only, asked.decode, asked.at_once)
+            trials, ended = disturbed(folder, run, asked.seed + run, *some)
             for trial in trials:
                 rows.writerow({**asdict(trial), **asdict(ended)})
                 say(str(trial))
@@ -290,7 +328,8 @@ def table(path: Path) -> str:
         "(longest) | images lost or twice |",
         "|---|---:|---|---:|---:|---:|",
     ]
-    for fault in FAULTS:
+    several = sorted({row["fault"] for row in rows} - {*FAULTS})
+    for fault in (*FAULTS, *several):
         some = [row for row in rows if row["fault"] == fault]
         if some:
             seconds = [float(row["seconds"]) for row in some]
