@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.feather as feather
 import pyarrow.parquet as pq
 import pytest
 from broken_files import jpeg, odd_but_good, picture
@@ -165,6 +166,37 @@ def test_the_columns_of_a_table_without_labels_are_named(folder: Path) -> None:
 
 
 # ---------------------------------------------------------------------------------------- labels
+
+
+def test_whole_numbers_in_a_column_called_labels_are_labels(folder: Path) -> None:
+    csv, lines = folder / "t.csv", folder / "t.jsonl"
+    csv.write_text("path,labels\n0.jpg,3\n1.jpg,\n2.jpg,12\n")
+    rows = [{"path": "0.jpg", "labels": 3}, {"path": "1.jpg"}, {"path": "2.jpg", "labels": 12}]
+    lines.write_text("\n".join(map(json.dumps, rows)))
+    parquet = table(folder, path=PATHS[:3], labels=[3, None, 12], size=[1, 1, 1])
+    arrow = folder / "t.arrow"
+    feather.write_feather(pq.read_table(parquet), str(arrow), compression="uncompressed")
+    for path in (csv, lines, parquet, arrow):
+        listing = list_source(str(path))
+        assert [item.label for item in listing.items] == ["3", None, "12"], path
+        assert not listing.notes
+    both = list_source(table(folder, path=PATHS[:2], labels=[3, 4], label=["a", "b"]))
+    assert both.classes == ("a", "b")
+    (folder / "label=cat").mkdir()
+    pq.write_table(pa.table({"image": FILES[:2], "labels": [3, 4]}), folder / "label=cat/t.parquet")
+    assert list_source(f"{folder}/label=cat/t.parquet").counts == {"cat": 2}
+
+
+def test_a_column_called_labels_that_may_hold_several_is_named(folder: Path) -> None:
+    lines = folder / "t.jsonl"
+    lines.write_text('{"path": "0.jpg", "Labels": ["cat", "red"]}')
+    several: Any
+    for several in (["scab rust", "scab"], [[1], [1, 2]], [0.5, 1.0]):
+        for path in (lines, table(folder, path=PATHS[:2], Labels=several)):
+            listing = list_source(str(path))
+            assert not listing.classes
+            (note,) = listing.notes
+            assert note.startswith("column 'Labels' is not read, as it may hold several classes")
 
 
 @pytest.mark.parametrize(

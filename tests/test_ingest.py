@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from packed import config, fill, keys, rejected, rows, run
 
 from ns_ray import store
+from ns_ray.config import DataConfig
 from ns_ray.data import stage
 from ns_ray.data.sources.items import Item
 from ns_ray.data.sources.listing import Listing
@@ -63,6 +64,14 @@ def test_a_class_with_one_image_keeps_it_for_training(capsys: pytest.CaptureFixt
     assert "no validation image of the class '00'" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(("images", "said"), [(49, 1), (50, 0)])
+def test_few_validation_images_are_said_to_tell_little(
+    images: int, said: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    list_all(DataConfig(labeled="digits", validation_size=images), seed=0, pile=False)
+    assert capsys.readouterr().out.count(f"data.validation: {images} images tell little") == said
+
+
 @pytest.mark.parametrize(
     ("labels", "size", "message"),
     [
@@ -79,6 +88,7 @@ def test_asking_for_more_than_there_is(labels: int | None, size: float, message:
 # ------------------------------------------------------------------------------ a run's corpora
 
 
+@pytest.mark.slow
 def test_the_corpora_of_a_run(tmp_path: Path) -> None:
     settings = {"labeled": "digits", "test": "digits:test", "labels": 100, "validation_size": 97}
     corpora = run(tmp_path, **settings)

@@ -166,6 +166,17 @@ def test_order_is_kept_over_many_batches(folder: str, predictor: Predictor) -> N
     np.testing.assert_allclose(stacked(many_threads.predict(images[::-1])), alone[::-1], atol=1e-5)
 
 
+def test_its_threads_are_taken_back_from_who_had_them_meanwhile(folder: str) -> None:
+    before = torch.get_num_threads()
+    try:
+        mine = Predictor(folder, device="cpu", threads=before + 1, config=FP32)
+        torch.set_num_threads(before)
+        mine.take_threads()
+        assert torch.get_num_threads() == before + 1
+    finally:
+        torch.set_num_threads(before)
+
+
 @pytest.mark.parametrize("batch_size", [1, 7, 64])
 def test_the_batch_size_does_not_matter(folder: str, predictor: Predictor, batch_size: int) -> None:
     images = [jpeg(seed) for seed in range(9)]

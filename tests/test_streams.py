@@ -1,13 +1,17 @@
 """Compressed tars: read from their beginning, once, and unpacked where they are packed."""
 
+import bz2
 import gzip
 import io
+import lzma
 import os
 import tarfile
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import IO
 
+import pyarrow as pa
 import pytest
 from broken_files import jpeg
 from packed import fill, rejected, rows, run
@@ -38,15 +42,35 @@ def samples(start: int, count: int) -> dict[str, bytes]:
     return found
 
 
+def zstd(data: bytes) -> bytes:
+    made = pa.BufferOutputStream()
+    with pa.CompressedOutputStream(made, "zstd") as stream:
+        stream.write(data)
+    return bytes(made.getvalue())
+
+
+CODECS: dict[str, Callable[[bytes], bytes]] = {
+    "tar.gz": gzip.compress,
+    "tgz": gzip.compress,
+    "tar.bz2": bz2.compress,
+    "tbz": bz2.compress,
+    "tbz2": bz2.compress,
+    "tar.xz": lzma.compress,
+    "txz": lzma.compress,
+    "tar.zst": zstd,
+    "tzst": zstd,
+}
+
+
 @pytest.mark.parametrize("scheme", ["", "file://"])
 def test_compressed_tars_are_those_they_were_made_of(tmp_path: Path, scheme: str) -> None:
     for folder in ("plain", "compressed"):
         (tmp_path / folder).mkdir()
-    for name, ending, start in (("a", "tar.gz", 0), ("b", "tgz", 10)):
-        data = tar(samples(start, 6))
-        (tmp_path / f"plain/{name}.tar").write_bytes(data)
-        two = gzip.compress(data[:3000]) + gzip.compress(data[3000:])  # as pigz and cat make it
-        (tmp_path / f"compressed/{name}.{ending}").write_bytes(two)
+    for n, (ending, packed) in enumerate(CODECS.items()):
+        data = tar(samples(10 * n, 6))
+        (tmp_path / f"plain/{n}.tar").write_bytes(data)
+        two = packed(data[:3000]) + packed(data[3000:])  # as pigz, pzstd and cat make it
+        (tmp_path / f"compressed/{n}.{ending}").write_bytes(two)
     (tmp_path / "compressed/notes.txt").write_text("x")
     plain = list_source(f"{scheme}{tmp_path}/plain")
     listing = list_source(f"{scheme}{tmp_path}/compressed")
@@ -105,6 +129,8 @@ def test_a_compressed_tar_that_is_cut_or_damaged_is_named(tmp_path: Path) -> Non
         "damaged.tar.gz": bytes(damaged),
         "plain.tar.gz": tar(samples(0, 1)),
         "text.tgz": gzip.compress(b"nothing" * 100),
+        **{f"some.{ending}": packed(tar(samples(0, 3)))[:-99] for ending, packed in CODECS.items()},
+        **{f"none.{ending}": b"nothing" * 100 for ending in CODECS},
     }
     for name, data in mistakes.items():
         (tmp_path / name).write_bytes(data)

@@ -442,6 +442,7 @@ def test_what_ray_train_wraps_is_found() -> None:
     )
 
 
+@pytest.mark.slow
 def test_a_task_does_not_count_what_it_holds_itself(ray_local: Any) -> None:
     """A run inside it would wait for that for ever."""
 
@@ -456,3 +457,19 @@ def test_a_task_does_not_count_what_it_holds_itself(ray_local: Any) -> None:
 
     assert present().cpus == 6
     assert ray_local.get(inside.remote()) == (4, 4)
+
+
+@pytest.mark.slow
+def test_a_worker_of_too_few_makes_room_for_all_and_counts_itself(ray_local: Any) -> None:
+    @ray_local.remote(num_cpus=2)  # type: ignore[untyped-decorator]
+    def leaves(count: int) -> bool:
+        import torch
+
+        from ns_ray.compute.resources import Workers
+        from ns_ray.training.loop import Moving
+
+        workers = Workers(count, cpus=2, gpus=0, loaders=0)
+        return Moving(workers, rank=0, world=1, device=torch.device("cpu")).due(True)
+
+    asked = [leaves.remote(count) for count in (1, 3, 4)]  # of six CPUs
+    assert ray_local.get(asked) == [False, True, False]

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from moto.server import ThreadedMotoServer
+from test_streams import CODECS, tar
 
 from ns_ray import store
 from ns_ray.commands import app
@@ -75,6 +76,14 @@ def test_a_compressed_file_is_written_and_read_as_it_is(server: str) -> None:
     store.write_bytes(uri, data)
     assert store.read_bytes(uri) == data
     assert [(item.key, item.label) for item in list_source(uri).items] == [("1.jpg", "cat")]
+
+
+@pytest.mark.parametrize("ending", CODECS)
+def test_a_compressed_tar_is_read_from_a_store(server: str, ending: str) -> None:
+    uri = f"s3://bucket/tars/set.{ending}?endpoint_override=http://{server}"
+    store.write_bytes(uri, CODECS[ending](tar({"1.jpg": b"image", "1.cls": b"cat"})))
+    (item,) = list_source(uri).items
+    assert (item.key, item.label, item.read()) == ("set/1", "cat", b"image")
 
 
 def test_a_folder_of_an_archive_may_have_options(server: str) -> None:

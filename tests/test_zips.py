@@ -137,6 +137,20 @@ def test_metadata_in_an_archive_tells_the_labels(tmp_path: Path, top: str) -> No
     assert len(list_source(f"{tmp_path}/q.zip/test").items) == 3
 
 
+@pytest.mark.parametrize("top", ["", "flowers/"])
+def test_metadata_without_labels_leaves_those_of_the_folders(tmp_path: Path, top: str) -> None:
+    table = b"file_name,author\ncat/a.jpg,me\n./dog/b.jpg,me\n"
+    members = {"cat/a.jpg": jpeg(0), "dog/b.jpg": jpeg(1), "dog/c.jpg": jpeg(2)}
+    some = {f"{top}{name}": d for name, d in (members | {"metadata.csv": table}).items()}
+    listing = listed(tmp_path / "p.zip", some)
+    assert labels(listing) == {f"p/{top}cat/a.jpg": "cat", f"p/{top}dog/b.jpg": "dog"}
+    said, left_out = listing.notes
+    assert said.endswith(
+        "columns file_name, author, which say no labels: the folders of its images do"
+    )
+    assert left_out == f"1 of 3 images are not in {top}metadata.csv, left out"
+
+
 def test_names_are_those_of_a_folder_whoever_wrote_them(tmp_path: Path) -> None:
     path = tmp_path / "a.zip"
     path.write_bytes(zipped({"set\\caf\u00e9\\1.jpg": jpeg(1), "set\\a\\": b""}, system=0))

@@ -6,6 +6,7 @@ from .models import Prediction as Prediction
 from .models import Predictions as Predictions
 from .models import load as load
 from .preparing import begun as begun
+from .preparing import listed as listed
 from .preparing import listing_of as listing_of
 from .preparing import mended as mended
 from .preparing import owning as owning

@@ -3,14 +3,14 @@
 import os
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow.compute as pc
 
 from ns_ray import store
 from ns_ray.api.arguments import not_twice, places, plain, section
 from ns_ray.api.caller import kept
-from ns_ray.api.preparing import mended, owning, ready_to_infer
+from ns_ray.api.preparing import listed, mended, owning, ready_to_infer
 from ns_ray.api.words import COMMAND, PYTHON, Words
 from ns_ray.config import (
     DataConfig,
@@ -35,6 +35,9 @@ from ns_ray.store import (
     open_corpus,
     published,
 )
+
+if TYPE_CHECKING:
+    from ns_ray.data import Listing
 
 Place = str | os.PathLike[str]
 FOREIGN_SHARDS = 100
@@ -107,10 +110,13 @@ def label_images(
         )
     models = [open_bundle(one) for one in bundles]
     check_same_classes(models)
+    data, resources = settings.data, settings.resources
+    images = listed(data, words)
+    _check_same(images, out, words)
     with (
         owning(out),
         ready_to_infer(
-            settings.data, settings.resources, out, labeled=False, models=len(models), words=words
+            images, data, resources, out, labeled=False, models=len(models), words=words
         ) as (pile, pool),
     ):
         from ns_ray.labeling import pseudo_label
@@ -132,6 +138,32 @@ def label_images(
     if labels.foreign:
         say(f"label: {_foreign_words(labels)}")
     return labels
+
+
+def _check_same(images: "Listing", out: str, words: Words) -> None:
+    """Refuse a folder that has what another stage made, or labels of other images: these would be
+    gone. Images are the same wherever they lie now, and so is a source that has changed.
+
+    Raises:
+        ConfigError: it has.
+    """
+    done, packed = published(out), published(store.join(out, "corpus"))
+    if done is None:
+        return
+    there = {"source": done.facts.get("corpus"), "fingerprint": done.inputs.get("corpus")}
+    there |= packed.inputs if packed else {}
+    has = f"the labels of {there['source']}"
+    if done.stage != "label":
+        has = f"what `{done.stage}` made"
+    elif there["fingerprint"] in (None, images.fingerprint):
+        return
+    elif absolute(str(there["source"])) == absolute(images.name):
+        say(f"{out}: {images.name} has changed since it was labeled, and is labeled again")
+        return
+    raise ConfigError(
+        f"{words.out}={out!r} has {has}; choose another folder for the labels of {images.name}, or "
+        "remove it"
+    )
 
 
 def _images_of_run(named: str, bundle: Bundle) -> tuple[Corpus, Corpus] | None:

@@ -10,7 +10,7 @@ from rich import box
 from rich.table import Table
 
 from ns_ray import store
-from ns_ray.api import owning, ready_to_infer
+from ns_ray.api import listed, owning, ready_to_infer
 from ns_ray.commands.completing import bundles
 from ns_ray.commands.options import Data, Debug, Json, Out, set_of
 from ns_ray.compute import Pool
@@ -67,8 +67,9 @@ def evaluate(
     robustness = settings.evaluate.robustness is not None
     with aside(json):
         with owning(place, "evaluation.json" if len(models) == 1 else "report.html"):
+            images = listed(settings.data)
             with ready_to_infer(
-                settings.data, settings.resources, place, labeled=True, ray=robustness
+                images, settings.data, settings.resources, place, labeled=True, ray=robustness
             ) as (corpus, pool):
                 scores = _scores(settings, models, names, corpus, pool, place, folders)
             for folder, found in zip(folders, scores, strict=True):

@@ -33,6 +33,9 @@ from ns_ray.store import Corpora, Corpus, RunLayout
 
 LONG = 2.0
 """Seconds of listing from which on a line tells how many it took."""
+TELLING = 50
+"""Validation images with which a third of students that are six points worse is refused; with
+twenty, one in twenty (docs/decisions/0008-accept-gate.md)."""
 
 __all__ = ["adopt", "ingest", "pack", "split", "together"]
 
@@ -143,6 +146,11 @@ def list_all(config: DataConfig, *, seed: int, pile: bool = True) -> Listings:
     else:
         validation = _scored(config.validation, "data.validation", labeled.classes)
     test = _scored(config.test, "data.test", labeled.classes) if config.test else None
+    if validation.rows < TELLING:
+        say(
+            f"data.validation: {validation.rows:,} images tell little: probabilities are roughly "
+            "calibrated, and only a student that falls apart is refused; a hundred tell more"
+        )
     unlabeled = _pile(config, rest) if pile else None
     found = Listings(train, unlabeled, validation, test)
     if (seconds := time.monotonic() - start) >= LONG:

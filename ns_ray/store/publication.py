@@ -11,7 +11,7 @@ import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import xxhash
@@ -127,24 +127,28 @@ def publish(
 ) -> Done:
     """Write `_DONE.json`, then remove the files of an earlier publication that it doesn't list.
 
+    Returns:
+        What `published` will read, so that a run that is repeated says the same.
+
     Raises:
         StageError: another process has taken over the folder.
     """
     check_owned(out)
     earlier = published(out)
-    listed = [name for name in files if name.endswith(".json")]
-    done = {
-        "stage": stage,
-        "fingerprint": fingerprint,
-        "files": files,
-        "facts": facts_from_here(out, facts),
-        "inputs": dict(inputs),
-        "seconds": round(seconds, 3),
-        "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "versions": versions(),
-        "checksums": {name: checksum(read_bytes(join(out, name))) for name in listed},
-    }
-    write_json(join(out, DONE), {**done, "checksum": _own(done)})
+    done = Done(
+        stage=stage,
+        fingerprint=fingerprint,
+        files=files,
+        facts=dict(facts),
+        seconds=round(seconds, 3),
+        checksums={
+            name: checksum(read_bytes(join(out, name))) for name in files if name.endswith(".json")
+        },
+        inputs=dict(inputs),
+        finished=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    )
+    raw = {**asdict(done), "facts": facts_from_here(out, facts), "versions": versions()}
+    write_json(join(out, DONE), {**raw, "checksum": _own(raw)})
     if earlier is not None:
         remove_files(out, sorted(set(earlier.files) - set(files)))
-    return Done(stage, fingerprint, files, dict(facts), seconds)
+    return done

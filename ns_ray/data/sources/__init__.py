@@ -1,11 +1,13 @@
 """Any image source as one listing: keys, labels, and where the bytes of each image are.
 
-    folder              a folder per class, or no labels at all; metadata.csv inside is honored
+    folder              a folder per class, or no labels at all; metadata.csv inside is honored:
+                        it says the labels, or where it has none, which images are meant
     table               CSV, TSV, JSON or its lines, also .gz, .bz2, .zst and .lz4; Parquet, Arrow
                         (also a folder of Hugging Face's save_to_disk) or Feather: paths or the
                         encoded images themselves;
                         labels in a column, or as folders of partitions: label=cat/0.parquet
-    WebDataset tars     key.jpg with key.cls, key.json or key.txt; also .tar.gz and .tgz
+    WebDataset tars     key.jpg with key.cls, key.json or key.txt; also .tar.gz,
+                        .tar.bz2, .tar.xz, .tar.zst and their short forms, such as .tgz
     zip archives        as folders: a folder per class, metadata.csv; photos.zip/train is one in it
     IDX files           train-images-idx3-ubyte with train-labels-idx1-ubyte, also .gz
     packed corpus       what `ns_ray.data.stage.pack` wrote
@@ -26,6 +28,7 @@ import pyarrow.compute as pc
 import pyarrow.fs as pafs
 
 from ns_ray import store
+from ns_ray.data.sources.cells import by_folder
 from ns_ray.data.sources.files import (
     IMAGE_ENDINGS,
     File,
@@ -169,7 +172,7 @@ def _files(source: str, infos: list[File], where: str) -> Listing:
         return replace(read(source, infos, where), parts=tuple(parts))
     if endings <= set(IMAGE_ENDINGS):
         return _images(source, base_of(infos), Walk(Files.of(infos)))
-    if others := endings & {".gz", ".bz2", ".xz", ".zst"}:
+    if others := endings & {".gz", ".bz2", ".xz", ".zst", ".lz4"}:
         raise DataError(
             f"{where}: files ending in {', '.join(sorted(others))} are not read; unpack them, or "
             f"make tars of their images, which may end in {', '.join(TAR_ENDINGS)}"
@@ -196,7 +199,7 @@ def _reader(endings: set[str]) -> Callable[[str, list[File], str], Listing] | No
 def _ending(path: str) -> str:
     """Of a name in lower case; of what is compressed, both."""
     name = store.bare(path).lower()
-    both = (one for one in (".tar.gz", *COMPRESSED_TEXTS) if name.endswith(one))
+    both = (one for one in (*TAR_ENDINGS, *COMPRESSED_TEXTS) if name.endswith(one))
     return next(both, os.path.splitext(name)[1])
 
 
@@ -204,15 +207,20 @@ def _folder(source: str, path: str, where: str) -> Listing:
     found = walk(path)
     if found.files.ending(".lance"):
         raise DataError(
-            f"{where} is a Lance table, which is not read; write it as Parquet, such as "
-            "pyarrow.dataset.write_dataset(lance.dataset(PATH).to_batches(), OUT, "
-            "schema=lance.dataset(PATH).schema, format='parquet')"
+            f"{where} is a Lance table, which is not read; write it as Parquet: "
+            "pyarrow.dataset.write_dataset(lance.dataset(PATH).scanner(batch_size=1000, "
+            "blob_handling='all_binary').to_reader(), OUT, format='parquet'); with data.id_column "
+            "the images of a pile then stay in that table"
         )
     start = len(path.rstrip("/")) + 1
     some_tables = found.files.ending((*TABLE_ENDINGS, *CODECS))
     top = {info.path[start:].lower(): info for info in some_tables}
     if named := [top[name] for name in METADATA if name in top]:
         listing = tables(source, named[:1], where)
+        if told := by_folder(listing.items, listing.columns, named[0].path):
+            items, note = told
+            notes = (*listing.notes, note)
+            listing = replace(listing, items=items, classes=classes_of(items), notes=notes)
         names = [os.path.basename(info.path) for info in named]
         more = [f"{name} is not read, {names[0]} is" for name in names[1:]]
         return replace(listing, notes=(*listing.notes, *more, *_not_in(listing, names[0], found)))

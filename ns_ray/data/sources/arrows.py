@@ -47,7 +47,7 @@ def arrow(info: File, base: str, where: str) -> Part:
     names = class_names(table.schema, info.path, where)
     column = image_column(table.schema, info.path, where)
     stored = encoded(table.schema.field(column).type)
-    label = label_column(table.schema)
+    label = label_column(table.schema, info.path)
     try:  # what is read of it leads nowhere outside
         table.select([column, *([label] if label else [])]).validate(full=True)
     except pa.ArrowException as error:

@@ -13,8 +13,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ns_ray import store
-from ns_ray.data.sources.items import TEXT, Items
-from ns_ray.data.sources.labels import LABEL_COLUMNS, column_named, labels_of, short
+from ns_ray.data.sources.files import PARTS
+from ns_ray.data.sources.items import COLUMNS, TEXT, Item, Items
+from ns_ray.data.sources.labels import LABEL_COLUMNS, PLURAL, column_named, labels_of, short
 from ns_ray.data.sources.texts import PATH_COLUMNS, check_once
 from ns_ray.errors import DataError
 
@@ -153,12 +154,47 @@ def row_labels(
     """
     if column is not None:
         return labels_of(values, names, f"{where}: column {column!r} of {table}")
+    own = partition(table)
+    if own is None:
+        return [None] * rows
+    own = "" if own == NO_PARTITION else unquote(own)
+    return labels_of([own], names, f"{where}: {table}") * rows
+
+
+def partition(table: str) -> str | None:
+    """What the folder of a partition says of the labels in a table, as it is written there; None
+    where there is no such folder."""
     for part in os.path.dirname(store.bare(table)).split("/"):
         name, _, value = part.partition("=")
         if value and name.lower() in LABEL_COLUMNS:
-            own = None if value == NO_PARTITION else unquote(value)
-            return labels_of([own], names, f"{where}: {table}") * rows
-    return [None] * rows
+            return value
+    return None
+
+
+def by_folder(
+    images: Sequence[Item], columns: Sequence[str], table: str, start: int = 0
+) -> tuple[Items, str] | None:
+    """Images of a folder whose table says no labels, with those that the folders in it say, as they
+    do without a table, and a note of that. None where not each is in one, there is one only, or
+    they are parts of a set.
+
+    Args:
+        columns: of the table; none where it says the labels.
+        start: where their paths in that folder begin in their keys.
+    """
+    found = Items.of(images)
+    labeled = found.table["label"].null_count < len(found)  # by the folder of a partition
+    if labeled or not columns or found.places is not None:
+        return None
+    inside = pc.utf8_slice_codeunits(found.table["key"], start)
+    below = pc.extract_regex(inside, r"^(?P<label>[^/:.][^/:]*)/")
+    labels = pc.struct_field(below, "label").cast(TEXT)
+    names = labels.unique().to_pylist()
+    if None in names or len(names) < 2 or {name.lower() for name in names} <= {*PARTS}:
+        return None
+    told = f"{os.path.basename(table)} has the columns {', '.join(columns)}, which say no labels"
+    items = Items(found.table.set_column(2, COLUMNS.field("label"), labels))
+    return items, f"{told}: the folders of its images do"
 
 
 def image_column(kind: pa.Schema, path: str, where: str) -> str:
@@ -176,14 +212,25 @@ def image_column(kind: pa.Schema, path: str, where: str) -> str:
     return own or need_paths(kind.names, path, where)
 
 
-def label_column(kind: pa.Schema) -> str | None:
-    """The column of labels: called so, or the only ClassLabel of Hugging Face's metadata."""
+def label_column(kind: pa.Schema, path: str) -> str | None:
+    """The column of labels of a table: called so, or the only ClassLabel of Hugging Face's
+    metadata, or PLURAL."""
     own = column_named(kind.names, LABEL_COLUMNS)
     if own is not None:
         return own
     features = _features(kind)
     classes = [name for name in kind.names if _feature(features, name).get("_type") == CLASSES]
-    return classes[0] if len(classes) == 1 else None
+    if classes:
+        return classes[0] if len(classes) == 1 else None
+    own = only_plural(kind.names, path)
+    whole = own is not None and pa.types.is_integer(encoded(kind.field(own).type))
+    return own if whole else None
+
+
+def only_plural(names: Sequence[str], path: str) -> str | None:
+    """The column PLURAL of a table, if there is one only and no folder says the labels."""
+    found = [name for name in names if name.strip().lower() == PLURAL]
+    return found[0] if len(found) == 1 and partition(path) is None else None
 
 
 def encoded(kind: pa.DataType) -> pa.DataType:
@@ -232,7 +279,7 @@ def class_names(kind: pa.Schema, path: str, where: str) -> list[str]:
     Raises:
         DataError: they are no different names.
     """
-    names = _names_of_labels(kind)
+    names = _names_of_labels(kind, path)
     if wrong := sorted(name for name in {*names} if names.count(name) > 1 or not name.strip()):
         raise DataError(
             f"{where}: {path} calls several of its classes {wrong[0]!r}, or one nothing; "
@@ -241,8 +288,8 @@ def class_names(kind: pa.Schema, path: str, where: str) -> list[str]:
     return names
 
 
-def _names_of_labels(kind: pa.Schema) -> list[str]:
-    column = label_column(kind)
+def _names_of_labels(kind: pa.Schema, path: str) -> list[str]:
+    column = label_column(kind, path)
     return [str(name) for name in _feature(_features(kind), column).get("names") or []]
 
 

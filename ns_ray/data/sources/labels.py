@@ -12,6 +12,9 @@ from typing import Any
 from ns_ray.errors import DataError
 
 LABEL_COLUMNS = ("label", "class")
+PLURAL = "labels"
+"""A column that is taken where nothing else says the labels and it holds whole numbers: others may
+name several classes of an image."""
 
 NOT_LABELED = frozenset(
     {"-1", "_unlabeled", "unlabeled", "unlabelled", "unknown", "undefined"}

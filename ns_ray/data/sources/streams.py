@@ -1,17 +1,30 @@
 """Files that are read from their beginning only: compressed ones, and archives of web servers."""
 
+import bz2
 import gzip
+import lzma
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import IO, cast
+from typing import IO, Any
+
+import pyarrow as pa
 
 from ns_ray import store
 from ns_ray.data.sources.members import Member
 
-COMPRESSED = (".gz", ".tgz")
-"""How the names of files end that are decompressed on the way."""
+_CODECS: dict[Callable[[Any], Any], tuple[str, ...]] = {
+    lambda stream: gzip.GzipFile(fileobj=stream): (".gz", ".tgz"),
+    bz2.BZ2File: (".bz2", ".tbz", ".tbz2"),
+    lzma.LZMAFile: (".xz", ".txz"),
+    lambda stream: pa.CompressedInputStream(stream, "zstd"): (".zst", ".tzst"),
+}
+INFLATED = {ending: inflated for inflated, endings in _CODECS.items() for ending in endings}
+"""How the names of files end that are decompressed on the way, and what does it."""
+COMPRESSED = (*INFLATED,)
+DAMAGED = (EOFError, gzip.BadGzipFile, zlib.error, lzma.LZMAError)
+"""What is wrong with a compressed file; of .bz2 and .zst it is an OSError without a number."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,15 +45,17 @@ def open_stream(path: str) -> Iterator[IO[bytes]]:
     """A file from its beginning, decompressed where its name ends like COMPRESSED.
 
     Raises:
-        OSError: it cannot be read. What reads it meets EOFError and zlib.error, too.
+        OSError: it cannot be read. What reads it meets DAMAGED, too.
     """
     fs, inner = store.filesystem(path)
     with fs.open_input_stream(inner, compression=None) as stream:
-        if store.bare(path).lower().endswith(COMPRESSED):
-            with gzip.GzipFile(fileobj=stream) as inflated:
-                yield cast(IO[bytes], inflated)
-        else:
+        name = store.bare(path).lower()
+        inflated = next((made for ending, made in INFLATED.items() if name.endswith(ending)), None)
+        if inflated is None:
             yield stream
+            return
+        with inflated(stream) as plain:
+            yield plain
 
 
 class Stream:
@@ -65,7 +80,7 @@ class Stream:
         try:
             skip(self._stream, place.start - self._at)
             data = self._stream.read(place.length)
-        except (EOFError, zlib.error) as error:
+        except DAMAGED as error:
             raise OSError(f"{place.path}: {error}") from None
         if len(data) < place.length:
             raise OSError(f"{place.path} is shorter than it was")

@@ -2,7 +2,8 @@
 
 import itertools
 import os
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -22,16 +23,19 @@ from ns_ray.data.sources.cells import (
     is_text,
     label_column,
     need_paths,
+    only_plural,
     path_items,
     placed,
     row_labels,
 )
 from ns_ray.data.sources.files import File, base_of, not_fetched, stamp
 from ns_ray.data.sources.items import Item, Items, Row, classes_of, repeated
-from ns_ray.data.sources.labels import LABEL_COLUMNS, check_joined, column_named
+from ns_ray.data.sources.labels import LABEL_COLUMNS, PLURAL, check_joined, column_named
 from ns_ray.data.sources.listing import Listing
 from ns_ray.data.sources.texts import text_columns, unpacked
 from ns_ray.errors import DataError, MissingSourceError
+
+WHOLE = re.compile(r" *-?\d+ *")
 
 
 def tables(source: str, infos: list[File], where: str) -> Listing:
@@ -59,6 +63,9 @@ def tables(source: str, infos: list[File], where: str) -> Listing:
     classes = tuple(n for n in names if n in used) if {*used} <= {*names} else used
     notes = tuple(note for part in parts for note in part.notes)
     columns = tuple(dict.fromkeys(name for part in parts for name in part.columns))
+    if not used and (many := column_named(columns, (PLURAL,))):
+        told = f"column {many!r} is not read, as it may hold several classes of an image"
+        notes = (*notes, f"{told}; call it `label` if it holds one")
     return Listing(source, items, classes, digest.hexdigest(), notes, columns=columns)
 
 
@@ -100,11 +107,18 @@ def text_part(path: str, data: bytes, base: str, where: str) -> Part:
     columns, encoding = text_columns(path, data, where)
     notes = () if encoding == "utf-8" else (f"{path} is read as {encoding}",)
     column = need_paths(list(columns), path, where)
-    label = column_named(list(columns), LABEL_COLUMNS)
+    label = column_named(list(columns), LABEL_COLUMNS) or _plural(columns, path)
     values = columns[label] if label else ()
     labels = row_labels(label, values, (), path, len(columns[column]), where)
     items = path_items(columns[column], labels, path, base, where)
     return Part(items, data, notes=notes, columns=() if label else tuple(columns))
+
+
+def _plural(columns: Mapping[str, Sequence[Any]], path: str) -> str | None:
+    """The column PLURAL of a text table, where it holds whole numbers."""
+    own = only_plural([*columns], path)
+    values = {str(value) for value in columns[own] if value is not None} if own else set()
+    return own if values and all(map(WHOLE.fullmatch, values)) else None
 
 
 def _parquet(info: File, base: str, where: str) -> Part:
@@ -121,7 +135,7 @@ def _parquet(info: File, base: str, where: str) -> Part:
         kind = file.schema_arrow
         names = class_names(kind, info.path, where)
         column = image_column(kind, info.path, where)
-        label = label_column(kind)
+        label = label_column(kind, info.path)
         stored = encoded(kind.field(column).type)
         mark = stamp([info], base).encode()
         if is_text(stored):
@@ -146,7 +160,7 @@ def _byte_items(
     `bytes` and `path` may have a path alone; where the first of these is not there, none is."""
     struct = pa.types.is_struct(encoded(file.schema_arrow.field(column).type))
     image = f"{column}.bytes" if struct else column
-    label = label_column(file.schema_arrow)
+    label = label_column(file.schema_arrow, info.path)
     prefix = store.bare(info.path)[len(base) :].strip("/")
     folder = os.path.dirname(store.bare(info.path))
     number = itertools.count()

@@ -1,11 +1,9 @@
-"""WebDataset tars, plain or gzipped: `key.jpg`, its label in `key.cls`, `key.json` or `key.txt`."""
+"""WebDataset tars, also compressed: `key.jpg`, its label in `key.cls`, `key.json` or `key.txt`."""
 
-import gzip
 import json
 import os
 import re
 import tarfile
-import zlib
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,10 +21,13 @@ from ns_ray.data.sources.files import (
 from ns_ray.data.sources.items import Item, Items, Range, classes_of
 from ns_ray.data.sources.labels import LABEL_COLUMNS, check_joined, column_named, labels_of
 from ns_ray.data.sources.listing import Listing
-from ns_ray.data.sources.streams import COMPRESSED, Streamed, open_stream
+from ns_ray.data.sources.streams import COMPRESSED, DAMAGED, Streamed, open_stream
 from ns_ray.errors import DataError
 
-TAR_ENDINGS = (".tar", ".tar.gz", ".tgz")
+TAR_ENDINGS = (
+    ".tar",
+    *(ending if ending.startswith(".t") else f".tar{ending}" for ending in COMPRESSED),
+)
 LABELS = (".cls", ".json", ".txt")
 READ = (*IMAGE_ENDINGS, *LABELS)
 
@@ -92,11 +93,15 @@ def _tar(info: File, base: str, where: str) -> _Tar:
     dot, which is what WebDataset calls a sample. `1.seg.png` beside `1.jpg` is no image of its own
     unless it has a label."""
     tar_name = readable(store.bare(info.path)[len(base) :].strip("/"))
-    tar_name = re.sub(r"\.(tar|tar\.gz|tgz)$", "", tar_name)
+    ending = next((one for one in TAR_ENDINGS if tar_name.endswith(one)), "")
+    tar_name = tar_name.removesuffix(ending)
     tar = _Tar()
     try:
         _read(info.path, tar)
-    except (tarfile.TarError, EOFError, gzip.BadGzipFile, zlib.error) as error:
+    except (tarfile.TarError, OSError, *DAMAGED) as error:
+        known = isinstance(error, (tarfile.TarError, *DAMAGED))
+        if isinstance(error, OSError) and not known and (error.errno or store.is_uri(info.path)):
+            raise  # of the disk or the network
         reason = pointer_at(info.path) or f"not a readable tar: {error}"
         raise DataError(f"{where}: {info.path} is {reason}") from None
     except _TwiceError as error:

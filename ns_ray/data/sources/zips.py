@@ -11,7 +11,7 @@ from itertools import pairwise
 from typing import IO, cast
 
 from ns_ray import store
-from ns_ray.data.sources.cells import Part
+from ns_ray.data.sources.cells import Part, by_folder
 from ns_ray.data.sources.files import (
     IMAGE_ENDINGS,
     File,
@@ -216,8 +216,11 @@ def _told(
         raise DataError(f"{where}: {table} in {info.path} cannot be read: {error}") from None
     root = store.bare(info.path)
     part = text_part(store.join(root, table), data, root, where)
+    start = len(posixpath.join(posixpath.dirname(table), ""))
+    told = by_folder(part.items, part.columns, table, start)
+    items, *notes = told or (part.items,)
     places, found, gone = dict(archive.images), [], list[str]()
-    for item in part.items:
+    for item in items:
         name = posixpath.normpath(item.key)
         if name in places:
             found.append(_item(info, prefix, name, item.label, places.pop(name)))
@@ -226,7 +229,7 @@ def _told(
         else:
             gone.append(item.key)
             found.append(replace(item, key=f"{prefix}/{name}"))
-    notes = [*part.notes, *(f"{name} is not read, {table} is" for name, _ in more)]
+    notes = [*part.notes, *notes, *(f"{name} is not read, {table} is" for name, _ in more)]
     if places:
         count = f"{len(places):,} of {len(archive.images):,}"
         notes.append(f"{count} images are not in {table}, left out")
