@@ -33,7 +33,7 @@ def a_run(folder: Path, **changes: Any) -> Path:
 @pytest.mark.trial
 def test_a_training_goes_on_with_fewer_workers_and_then_with_all_again(tmp_path: Path) -> None:
     """The node of a worker dies and none takes its place; later one comes."""
-    config = a_run(tmp_path)
+    config = a_run(tmp_path, **{"train.epochs": 60})
     with (
         cluster_of(2, 2, 1) as (cluster, nodes),
         driver_of([IMPATIENT, "--config", str(config)], cluster.address) as driver,
@@ -44,7 +44,7 @@ def test_a_training_goes_on_with_fewer_workers_and_then_with_all_again(tmp_path:
         driver.until(lambda line: "gen-00 train: going on with 1 of 2 workers" in line)
         cluster.add_node(num_cpus=2)
         driver.until(lambda line: "going on with 2 of 2 workers" in line)
-        driver.until(lambda line: "gen-00 train: 48 steps in" in line, 300)
+        driver.until(lambda line: "gen-00 train: 288 steps in" in line, 300)
     facts = json.loads((tmp_path / "runs/tiny/gen-00/bundle/ns_ray.json").read_text())
     assert [made["workers"] for made in facts["made_on"]] == [2, 1, 2]
 

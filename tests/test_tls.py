@@ -26,8 +26,9 @@ HERE = get_node_ip_address()
 """What Ray makes of 127.0.0.1, too."""
 
 
-def certified(folder: Path) -> dict[str, str]:
-    """A new CA, a certificate of it for the addresses of this machine, and what tells Ray so."""
+def certified(folder: Path, *addresses: str) -> dict[str, str]:
+    """A new CA, a certificate of it for the addresses of this machine, or for these, and what tells
+    Ray so."""
     folder.mkdir()
     authority, key = (
         ec.generate_private_key(ec.SECP256R1()),
@@ -37,7 +38,8 @@ def certified(folder: Path) -> dict[str, str]:
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, f"CA of {folder.name}")])
 
     def signed(public: ec.EllipticCurvePublicKey, subject: x509.Name, is_ca: bool) -> bytes:
-        names = [x509.IPAddress(ipaddress.ip_address(place)) for place in ("127.0.0.1", HERE)]
+        places = addresses or ("127.0.0.1", HERE)
+        names = [x509.IPAddress(ipaddress.ip_address(place)) for place in places]
         made = (
             x509.CertificateBuilder()
             .subject_name(subject)

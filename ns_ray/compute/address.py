@@ -4,6 +4,7 @@ import os
 import socket
 import ssl
 from contextlib import ExitStack
+from pathlib import Path
 
 from ns_ray.errors import ConfigError, StageError, first_line
 
@@ -15,6 +16,13 @@ GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 
 
 SETTINGS = 4
 """Type of the frame that servers begin with; it is the fourth byte."""
+
+OF_HEADS = ("/ray.rpc.NodeInfoGcsService/CheckAlive", "/ray.rpc.InternalKVGcsService/InternalKVGet")
+"""Calls that only the head of a Ray cluster knows (its GCS; Ray 2.60). One of them will do: names
+of Ray's own may change."""
+
+DIRECT = [("grpc.enable_http_proxy", 0)]
+"""As Ray's own channels: not through a proxy of the environment."""
 
 INSTEAD = "set it to HOST:PORT of `ray start --head` (6379), or unset it to work on this machine"
 
@@ -58,6 +66,11 @@ def check_address(address: str) -> None:
         raise StageError(
             f"{said}: what answers there is no Ray cluster, or wants TLS (RAY_USE_TLS); {INSTEAD}"
         )
+    if place == address and not _is_head(place):
+        raise StageError(
+            f"{said}: what answers there is no head of a Ray cluster, perhaps its port for Ray "
+            f"Client (10001) or another service; {INSTEAD}"
+        )
 
 
 def greeted(place: str) -> bool:
@@ -69,6 +82,11 @@ def greeted(place: str) -> bool:
     """
     host, _, port = place.rpartition(":")
     host, tls = host.strip("[]"), _tls()
+    if tls is not None:
+        from ray._private.services import resolve_ip_for_localhost
+
+        # Ray does that, too, and tries for minutes where the certificate lacks the address.
+        host = resolve_ip_for_localhost(host)
     with ExitStack() as closing:
         connection = closing.enter_context(
             socket.create_connection((host, int(port)), ANSWER_SECONDS)
@@ -80,6 +98,30 @@ def greeted(place: str) -> bool:
         while len(answer) < 4 and (more := connection.recv(4 - len(answer))):
             answer += more
     return len(answer) == 4 and answer[3] == SETTINGS
+
+
+def _is_head(place: str) -> bool:
+    """Whether one who speaks gRPC at HOST:PORT knows a call of Ray's GCS. Ray itself asks another
+    one for ever."""
+    import grpc
+
+    tls = _tls()
+    if tls is None:
+        channel = grpc.insecure_channel(place, options=DIRECT)
+    else:
+        certificate, key, authority = (Path(os.environ[name]).read_bytes() for name in TLS)
+        channel = grpc.secure_channel(
+            place, grpc.ssl_channel_credentials(authority, key, certificate), options=DIRECT
+        )
+    with channel:
+        for call in OF_HEADS:
+            try:
+                channel.unary_unary(call)(b"", timeout=ANSWER_SECONDS)
+            except grpc.RpcError as error:  # it may want a token, or not like the question
+                if error.code() == grpc.StatusCode.UNIMPLEMENTED:
+                    continue
+            return True
+    return False
 
 
 def _tls() -> ssl.SSLContext | None:

@@ -26,20 +26,24 @@ SAID_AGAIN = 60.0
 T = TypeVar("T")
 
 
-def present() -> Machine:
-    """What the nodes have that are alive and stay so, without what this process holds itself, if it
-    is a task or an actor of Ray: nobody else gets that while it waits for the others."""
+def present(*, own: bool = False) -> Machine:
+    """What the nodes have that are alive and stay so.
+
+    Args:
+        own: also what this process holds itself, if it is a task or an actor of Ray. A driver
+            leaves it out: nobody else gets that while it waits for the others.
+    """
     import ray
     from ray._private.state import state
 
     leaving = state.get_draining_nodes()
-    here, held = _held()
+    here, held = ("", {}) if own else _held()
     found = []
     for node in ray.nodes():
         if node["Alive"] and node["NodeID"] not in leaving:
-            own = held if node["NodeID"] == here else {}
+            mine = held if node["NodeID"] == here else {}
             cpus, gpus = (
-                int(node["Resources"].get(name, 0) - own.get(name, 0)) for name in ("CPU", "GPU")
+                int(node["Resources"].get(name, 0) - mine.get(name, 0)) for name in ("CPU", "GPU")
             )
             found.append(Node(cpus, gpus))
     return Machine.of(found)

@@ -139,7 +139,8 @@ class Moving:
                 return True
         if not checkpoint_due or self._world == self._workers.count:
             return False
-        room = self._rank == 0 and present().holds(self._workers.cpus, self._workers.gpus)
+        each = self._workers.cpus, self._workers.gpus
+        room = present(own=True).holds(*each) if self._rank == 0 else 0
         return bool(of_rank_0(float(room >= self._workers.count), self._world, self._device))
 
 
