@@ -19,8 +19,9 @@ PYTEST_ARGS ?=
 
 BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest
-# Two files at a time, those of Ray too: one works while the other waits for its cluster.
-PARALLEL := -n 2 --dist loadfile
+# Two files at a time, those of Ray too: one works while the other waits for its cluster. After a
+# crash pytest-xdist 3.8 with loadfile would start another worker and wait for it for ever.
+PARALLEL := -n 2 --dist loadfile --max-worker-restart=0
 NONE_CHOSEN := 5
 INSTALLED := $(VENV)/.installed
 
