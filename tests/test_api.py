@@ -19,11 +19,14 @@ from broken_files import jpeg
 from PIL import Image
 from safetensors.torch import load_file
 from tiny import COLORS, RUN, flat_folder, folder_per_class, given_teacher, png, user_environment
+from typer.testing import CliRunner
 
 import ns_ray
+from ns_ray.commands import app
 from ns_ray.config import RunConfig, config_hash
 from ns_ray.config.loading import load_config
 from ns_ray.errors import ConfigError, DataError
+from ns_ray.store import open_labels
 
 SETTINGS = {name: RUN[name] for name in ("students", "accept", "resources")}
 TRAIN = {**RUN["train"], "epochs": 2, "calibrate": False}
@@ -314,6 +317,7 @@ def test_predictions_are_rows_a_table_and_a_frame(teacher: str, tmp_path: Path) 
 MODES = ["1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "CMYK", "YCbCr", "HSV", "I", "F"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", MODES)
 def test_pil_images_of_every_mode_are_seen_as_their_files_are(
     teacher: str, tmp_path: Path, mode: str
@@ -434,6 +438,7 @@ def test_a_model_whose_folder_is_gone_says_which(teacher: str, tmp_path: Path) -
         model.predict(png("red", 1))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("without_ray")
 def test_labels_are_a_dataset_with_the_place_of_each_image(teacher: str, tmp_path: Path) -> None:
     flat_folder(tmp_path / "pile", 50)
@@ -454,6 +459,32 @@ def test_labels_are_a_dataset_with_the_place_of_each_image(teacher: str, tmp_pat
     assert (out / "_DONE.json").stat().st_mtime_ns == written
     with pytest.raises(ConfigError, match="unknown setting 'lable'"):
         ns_ray.label(teacher, tmp_path / "pile", out=out, lable={})
+
+
+@pytest.mark.usefixtures("without_ray")
+def test_labels_of_other_images_are_not_replaced(
+    teacher: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pile, out = tmp_path / "pile", tmp_path / "labels"
+    flat_folder(pile, 3)
+    flat_folder(tmp_path / "other", 4, start=9)
+    labels = ns_ray.label(teacher, pile, out=out)
+    with pytest.raises(ConfigError, match=rf"out='{out}' has the labels of {pile}; choose another"):
+        ns_ray.label(teacher, tmp_path / "other", out=out)
+    done = CliRunner().invoke(
+        app, ["label", "--bundle", teacher, "--data", f"{tmp_path}/other", "--out", teacher]
+    )
+    assert done.exit_code == 2
+    assert f"--out='{teacher}' has what `train` made" in done.stderr
+    assert open_labels(str(out)) == labels
+    assert open_labels(str(out)).dataset().count_rows() == 3
+    pile.rename(tmp_path / "moved")
+    assert ns_ray.label(teacher, tmp_path / "moved", out=out) == labels
+    (tmp_path / "moved").rename(pile)
+    flat_folder(pile, 1, start=20)
+    capsys.readouterr()
+    assert ns_ray.label(teacher, f"{pile}/", out=out).rows == 4
+    assert "pile/ has changed since it was labeled, and is labeled again" in capsys.readouterr().out
 
 
 def test_errors_name_the_arguments_of_python(teacher: str, tmp_path: Path) -> None:
@@ -514,7 +545,7 @@ if __name__ == "__main__":
     else:
         sys.exit("it was not interrupted")
 
-    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False)
+    ray.init("local", num_cpus=4, include_dashboard=False, log_to_driver=False)
 
     @ray.remote(num_cpus=1)
     def task():

@@ -80,6 +80,7 @@ def test_the_classifier_is_divided_by_it(tmp_path: Path) -> None:
     assert calibrate(model, labeled, CPU, pretrained=False) is None
 
 
+@pytest.mark.slow
 def test_the_bundle_that_a_training_leaves_has_it(tmp_path: Path) -> None:
     labeled = corpus(tmp_path)
     bundles = {}

@@ -29,6 +29,7 @@ def allocated(model: ModelConfig, train: TrainConfig, rows: int) -> int:
     return peak
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("again", [False, True])
 @pytest.mark.parametrize("optimizer", ["rmsproptf", "adamw"])
 def test_the_estimate_is_what_a_real_step_allocates(optimizer: str, again: bool) -> None:
@@ -38,6 +39,7 @@ def test_the_estimate_is_what_a_real_step_allocates(optimizer: str, again: bool)
     assert estimate.step_bytes == pytest.approx(allocated(MODEL, train, 16), rel=0.15)
 
 
+@pytest.mark.slow
 def test_what_saves_memory_is_seen_to_save_it() -> None:
     def step_bytes(rows: int = 32, bf16: bool = False, groups: int = 0, **settings: Any) -> int:
         train = TrainConfig.model_validate(settings)
@@ -91,6 +93,7 @@ def test_bytes_by_hand() -> None:
     assert one.bytes(cuda=True) - one.bytes(cuda=False) == cost.CUDA_BYTES
 
 
+@pytest.mark.slow
 def test_a_short_step_is_measured() -> None:
     train = TrainConfig()
     estimate = training_cost(MODEL, train, classes=10, rows=4, bf16=False)

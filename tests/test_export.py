@@ -65,6 +65,7 @@ def test_64_images_get_the_same_answer_everywhere(folder: Path, tmp_path: Path) 
         assert (other.argmax(axis=1) == evaluation.argmax(axis=1)).all()
 
 
+@pytest.mark.slow
 def test_the_file_takes_any_batch_and_the_rest_is_beside_it(folder: Path, tmp_path: Path) -> None:
     exported = exporting.export(str(folder), str(tmp_path / "deep" / "m.onnx"))
     assert exported.difference <= 1e-3
@@ -80,6 +81,7 @@ def test_the_file_takes_any_batch_and_the_rest_is_beside_it(folder: Path, tmp_pa
     assert facts["preprocess"]["color"] == "RGB"
 
 
+@pytest.mark.slow
 def test_a_file_whose_answers_differ_is_not_written(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -31,6 +31,7 @@ def corpora(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Corpus]:
     return {name: pack(str(place), out=str(folder / name)) for name, place in sources.items()}
 
 
+@pytest.mark.slow
 def test_it_learns_colors_from_three_images_each(
     corpora: dict[str, Corpus], tmp_path: Path
 ) -> None:

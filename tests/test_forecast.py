@@ -63,6 +63,7 @@ def test_prices_make_no_other_run(tmp_path: Path) -> None:
         parse(dump(plain), ["prices.cpu_hour=-1"])
 
 
+@pytest.mark.slow
 def test_a_plan_has_hours_room_and_money(tmp_path: Path) -> None:
     labeled, pile = folder_per_class(tmp_path / "l", 20), flat_folder(tmp_path / "p", 30)
     changes = {"data.labeled": str(labeled), "data.unlabeled": [str(pile)]}
@@ -83,6 +84,7 @@ def test_a_plan_has_hours_room_and_money(tmp_path: Path) -> None:
     assert "of disk besides the images" in ask("--images", "100", "--no-measure")
 
 
+@pytest.mark.slow
 def test_a_run_writes_its_plan_once(
     data: Corpora, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -140,6 +142,7 @@ def rows_of(root: Path) -> dict[str, list[str]]:
     return {row[0]: row[1:] for row in cells if row}
 
 
+@pytest.mark.slow
 def test_the_report_compares_the_plan_with_what_came(tmp_path: Path) -> None:
     root = write_run(tmp_path, prices={"cpu_hour": 36.0})
     result = json.loads((root / "result.json").read_text())
@@ -164,6 +167,7 @@ def test_the_report_compares_the_plan_with_what_came(tmp_path: Path) -> None:
     assert f", {36 * 2 * seconds / 3600:,.2f} USD spent" in page
 
 
+@pytest.mark.slow
 def test_a_report_without_a_plan_or_with_a_damaged_one_has_no_comparison(tmp_path: Path) -> None:
     root = write_run(tmp_path)
     assert rows_of(root) == {}

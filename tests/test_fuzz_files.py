@@ -45,6 +45,7 @@ def world(made: tuple[Path, Path]) -> Iterator[Path]:
     restore(kept, root)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", KINDS)
 def test_a_wrong_file_is_used_rightly_or_refused_in_a_line(
     made: tuple[Path, Path], name: str

@@ -91,6 +91,7 @@ def test_a_cluster_that_is_joined_is_told_and_a_local_one_is_not(
         monkeypatch.setattr(ray, name, lambda result=result, **_: result)
     monkeypatch.setattr(runtime, "stop_like_ctrl_c", lambda: None)
     monkeypatch.setattr(runtime, "joined", nullcontext)
+    monkeypatch.setattr(runtime, "check_address", lambda address: None)
     monkeypatch.setattr(capacity, "enough", lambda config: Machine(4, 0, local=False))
 
     @contextmanager

@@ -147,9 +147,8 @@ def test_make_bench_says_at_once_what_it_will_run_and_for_how_long(tmp_path: Pat
     python.write_text("#!/bin/sh\necho ran $3\n")
     python.chmod(0o755)
     (tmp_path / ".installed").touch()
-    done = subprocess.run(
-        ["make", "--silent", f"VENV={tmp_path}", "bench"], cwd=ROOT, capture_output=True, text=True
-    )
+    asked = ["make", "--silent", f"VENV={tmp_path}", f"BIN={tmp_path}/bin", "bench"]
+    done = subprocess.run(asked, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     said, _, rest = done.stdout.partition("ran ")
     first, *listed = said.splitlines()

@@ -33,6 +33,7 @@ def predict(folder: Path, *arguments: str) -> tuple[int, str]:
     return done.exit_code, done.output
 
 
+@pytest.mark.slow
 def test_csv_and_parquet_hold_the_same_rows(folder: Path, pile: Path, tmp_path: Path) -> None:
     for kind in ("csv", "parquet"):
         code, text = predict(
@@ -79,6 +80,7 @@ def test_a_packed_corpus_is_a_source_too(folder: Path, pile: Path, tmp_path: Pat
     assert "3 images, 0 could not be used" in text
 
 
+@pytest.mark.slow
 def test_json_is_in_the_words_of_the_server(folder: Path, pile: Path) -> None:
     code, text = predict(folder, str(pile), "--format", "json", "--top-k", "1")
     assert code == 0

@@ -68,6 +68,7 @@ def environment(hub: Hub, home: Path) -> dict[str, str]:
     }
 
 
+@pytest.mark.slow
 def test_a_pushed_model_is_what_timm_and_ns_ray_load(hub: Hub, run: Path, tmp_path: Path) -> None:
     environ = environment(hub, tmp_path / "home")
     (run / "model" / "notes.txt").write_text("mine")

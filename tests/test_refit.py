@@ -130,6 +130,7 @@ def test_two_corpora_become_one(tmp_path: Path) -> None:
     assert len(images) == both.rows
 
 
+@pytest.mark.slow
 def test_a_given_temperature_divides_the_logits(tmp_path: Path) -> None:
     labeled = pack(str(folder_per_class(tmp_path / "images", 6)), out=str(tmp_path / "corpus"))
     probs = {}

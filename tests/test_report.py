@@ -155,6 +155,7 @@ def test_the_verdict_is_a_question_and_an_answer(made: Path) -> None:
     assert findings.outcome(run) in plain(text_of(made))
 
 
+@pytest.mark.slow
 def test_the_report_says_what_computed_the_weights(tmp_path: Path) -> None:
     root = write_run(tmp_path)
 
@@ -448,6 +449,7 @@ def test_the_report_in_a_browser(made: Path, opened: Open, width: int, scheme: s
     page.close()
 
 
+@pytest.mark.slow
 def test_a_comparison_in_a_browser(made: Path, opened: Open, tmp_path: Path) -> None:
     other = write_run(tmp_path, "other", train={"epochs": 7})
     shutil.copy(other / "gen-00" / "evaluation.json", other / "gen-02" / "evaluation.json")

@@ -246,6 +246,7 @@ def test_workers_talk_over_the_interface_of_their_node_s_address() -> None:
     assert interface_of("203.0.113.9") is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("own", [None, "7"])
 def test_threads_wait_less_for_each_other_unless_the_user_says_how_long(own: str | None) -> None:
     code = "from ns_ray.compute import prepare; prepare(models=False); import torch"

@@ -227,6 +227,7 @@ def test_the_documents_work_without_a_network(browser: Browser, server: Server) 
     page.close()
 
 
+@pytest.mark.slow
 def test_the_server_does_what_its_document_says(server: Server) -> None:
     load_all_checks()
     # A document cannot say that bytes must be an image, so what fits it may still be refused.

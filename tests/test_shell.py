@@ -48,6 +48,7 @@ def call(here: Path, *arguments: str, **options: Any) -> subprocess.CompletedPro
 PREDICT = ["predict", "--bundle", "runs/birds", "pile"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arguments", [[*PREDICT, "--format", "csv"], PREDICT, STATUS])
 def test_a_reader_that_has_left_ends_a_command_quietly(here: Path, arguments: list[str]) -> None:
     read, write = os.pipe()
@@ -57,6 +58,7 @@ def test_a_reader_that_has_left_ends_a_command_quietly(here: Path, arguments: li
     assert (done.returncode, done.stderr) == (141, "")
 
 
+@pytest.mark.slow
 def test_the_first_line_of_many_is_enough(here: Path) -> None:
     """Two megabytes, and a reader of one line: the shell says what became of both."""
     for i in range(40):
@@ -75,6 +77,7 @@ def test_the_first_line_of_many_is_enough(here: Path) -> None:
     assert (done.stdout, done.stderr) == ("filename,rank,index,label,prob,error\n141 0\n", "")
 
 
+@pytest.mark.slow
 def test_tables_in_a_pipe_are_plain_and_whole(here: Path) -> None:
     done = call(here, *PREDICT, "--top-k", "2")
     assert done.returncode == 0, done.stderr
@@ -89,6 +92,7 @@ def test_tables_in_a_pipe_are_plain_and_whole(here: Path) -> None:
     assert table[2].startswith("gen-00 train    test_resnet  32  120,000 ")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arguments", [["--help"], ["predict", "--help"], ["plan", "--confg", "x"]])
 def test_help_and_usage_in_a_pipe_have_no_boxes(here: Path, arguments: list[str]) -> None:
     environ = {**user_environment(), "GITHUB_ACTIONS": "true"}  # typer takes that for a terminal
@@ -102,6 +106,7 @@ def test_help_and_usage_in_a_pipe_have_no_boxes(here: Path, arguments: list[str]
 ODD = "caf\xe9 \u2603"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("format", ["table", "json"])
 def test_letters_that_the_output_does_not_have_are_escaped(here: Path, format: str) -> None:
     (here / ODD).mkdir(exist_ok=True)
@@ -117,6 +122,7 @@ def test_letters_that_the_output_does_not_have_are_escaped(here: Path, format: s
         assert r"caf\xe9 \u2603" in done.stdout
 
 
+@pytest.mark.slow
 def test_a_command_works_without_streams(here: Path) -> None:
     """As a shell, or what starts services, may close them."""
     command = '"$0" predict --bundle runs/birds pile --format csv --out closed.csv <&- >&- 2>&-'
@@ -209,6 +215,7 @@ def offered(here: Path, *words: str) -> list[str]:
     return done.stdout.split()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "expected"),
     [

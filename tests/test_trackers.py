@@ -221,6 +221,7 @@ def test_a_run_that_goes_on_goes_on_at_its_trackers(
         assert [(row[f"{stage}/step"], row[name]) for row in told_wandb] == written
 
 
+@pytest.mark.slow
 def test_steps_that_are_done_again_are_not_told_again(tmp_path: Path, told_here: Path) -> None:
     settings, layout = made(tmp_path, trackers=["wandb"])
     for steps, ends in (((10, 20), RuntimeError), ((20, 30), None)):

@@ -1,6 +1,8 @@
 """Sources on web servers: tables, tars and images by their URLs, and servers that fail."""
 
+import bz2
 import gzip
+import lzma
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -11,7 +13,7 @@ import pytest
 from broken_files import jpeg
 from packed import fill, rows, run
 from test_idx import idx, numbers, pictures
-from test_streams import samples, tar
+from test_streams import samples, tar, zstd
 from web_server import Site, serving
 
 from ns_ray import store
@@ -74,16 +76,27 @@ def test_tables_and_tars_are_read_where_they_are(
         "/2.jpg": jpeg(2),
         "/a.tar": members,
         "/a.tgz": gzip.compress(members),
+        "/a.tbz2": bz2.compress(members),
+        "/a.tar.xz": lzma.compress(members),
+        "/a.tar.zst": zstd(members),
         "/train-images-idx3-ubyte.gz": gzip.compress(idx(pixels)),
         "/train-labels-idx1-ubyte": idx(numbers(4)),
     }
     # The first three ask whether it is there.
-    site.cut = {"/a.tar": [2000] * 5, "/a.tgz": [3000] * 4, "/d/t.parquet": [0] * 3 + [2000] * 2}
+    site.cut = {
+        "/a.tar": [2000] * 5,
+        "/a.tgz": [3000] * 4,
+        "/a.tar.zst": [3000] * 4,
+        "/d/t.parquet": [0] * 3 + [2000] * 2,
+    }
     expected = {
         "/d/t.parquet?download=true": [f"t.parquet/{i:08d}" for i in range(20)],
         "/d/t.csv": ["x/1.jpg", "../2.jpg"],
         "/a.tar": [f"a/{i:03d}" for i in range(6)],
         "/a.tgz": [f"a/{i:03d}" for i in range(6)],
+        "/a.tbz2": [f"a/{i:03d}" for i in range(6)],
+        "/a.tar.xz?download=1": [f"a/{i:03d}" for i in range(6)],
+        "/a.tar.zst": [f"a/{i:03d}" for i in range(6)],
         "/train-images-idx3-ubyte.gz": [f"train/{i:05d}" for i in range(4)],
         "/{2,d/x/1}.jpg": ["2.jpg", "d/x/1.jpg"],
         "/d/t.csv.gz?download=1": ["x/1.jpg", "../2.jpg"],
