@@ -394,3 +394,34 @@ def test_a_temporary_folder_too_deep_for_sockets_names_what_to_set(tmp_path: Pat
             [sys.executable, "-c", code], env=environ, capture_output=True, text=True, check=False
         )
         assert found in done.stdout + done.stderr
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.parametrize(("late", "ended"), [(2, "started"), (9, "a local Ray did not start or")])
+def test_a_ray_that_is_too_late_is_started_again(late: int, ended: str) -> None:
+    """On a busy machine: Ray's limits are no settings of it, and the next start is as good as
+    any."""
+    code = """
+import sys
+import ray
+init, late = ray.init, int(sys.argv[1])
+def starts(**arguments):
+    global late
+    late -= 1
+    if late >= 0:
+        raise Exception("The current node timed out during startup. This could happen")
+    return init(**arguments)
+ray.init = starts
+from ns_ray.compute import cluster
+from ns_ray.config import ResourcesConfig
+with cluster(ResourcesConfig()):
+    print("started")
+"""
+    command = [sys.executable, "-c", code, str(late)]
+    done = subprocess.run(
+        command, env=user_environment(), capture_output=True, text=True, check=False
+    )
+    said = done.stdout + done.stderr
+    assert said.count("did not start in time") == 2
+    assert ended in said

@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import tenacity
+
 from ns_ray.compute import capacity, resources
 from ns_ray.compute.address import INSTEAD, check_address
 from ns_ray.compute.environment import WORKER_ENVIRONMENT, stop_like_ctrl_c
@@ -19,12 +21,20 @@ from ns_ray.compute.quiet import quiet
 from ns_ray.compute.resources import Machine
 from ns_ray.config import ResourcesConfig
 from ns_ray.errors import StageError, first_line
+from ns_ray.log import say
 
 DRIVERS = ("/dev/nvidiactl", "/proc/driver/nvidia", "/dev/dxg")
 """What is there where CUDA may be."""
 
 OBJECT_STORE = 2 * 2**30
 """Most bytes of the object store of a local cluster. Encoded images of a few chunks fit easily."""
+
+TOO_LATE = ".*timed out during startup"
+"""What Ray says where a node's agents took over 15 s to start, or the node 30 s, which are no
+settings of it (Ray 2.60; https://github.com/ray-project/ray/issues/65983)."""
+
+STARTS = 3
+"""How often a Ray of our own is started that is too late."""
 
 
 @contextmanager
@@ -128,15 +138,21 @@ def local_cluster(cpus: int, log_file: str) -> Iterator[None]:
 
 
 def _init(what: str, **arguments: Any) -> None:
-    """Start or join a cluster.
+    """Start or join a cluster. One that does not start in time is started again.
 
     Raises:
         StageError: it doesn't answer; Ray raises plain exceptions of many kinds for that.
     """
     import ray
 
+    patient = tenacity.retry(
+        retry=tenacity.retry_if_exception_message(match=TOO_LATE),
+        stop=tenacity.stop_after_attempt(STARTS),
+        before_sleep=lambda _: say(f"{what} did not start in time: is the machine busy? Again"),
+        reraise=True,
+    )
     try:
-        ray.init(log_to_driver=False, logging_level="ERROR", **arguments)
+        patient(ray.init)(log_to_driver=False, logging_level="ERROR", **arguments)
     except Exception as error:
         instead = "" if "address" in arguments else f"; {INSTEAD}"
         if "AF_UNIX path" in str(error):
