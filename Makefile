@@ -85,7 +85,7 @@ audit: $(INSTALLED)
 
 bench: $(INSTALLED)
 	@printf '%s\n' "$$SHORT_BENCHMARKS" | awk '{ all += $$1; lines = lines "  " $$0 "\n" } \
-	  END { printf "short benchmarks, about %d minutes on two cores; minutes of each:\n%s", all, lines }'
+	  END { printf "short benchmarks, about %d minutes on two cores with bf16; minutes of each:\n%s", all, lines }'
 	$(BIN)/python -m pip install --disable-pip-version-check --quiet --editable '.[bench]'
 	@printf '%s\n' "$$SHORT_BENCHMARKS" | while read -r minutes name options; do \
 	  echo "== $$name $$options, about $$minutes minutes"; \

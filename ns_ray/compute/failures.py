@@ -83,12 +83,12 @@ def ours(error: BaseException, doing: str) -> NsRayError:
 def _said(error: BaseException) -> str:
     """The first line of what an error says. Where an actor has died, with its class and Ray's
     reason, which stand below, among other names of the actor."""
-    lines = str(error).strip().splitlines()
-    reason = next((line for line in lines[1:] if not line.startswith("\t")), "")
-    kind = next((line.strip() for line in lines[1:] if "class_name: " in line), "")
-    if type(error).__name__ != "ActorDiedError" or not (reason and kind):
-        return first_line(error)
-    return f"{kind.removeprefix('class_name: ')}: {reason}"
+    told = str(error).strip().splitlines()[1:]
+    kinds = [line.split(": ")[1] for line in told if line.startswith("\tclass_name: ")]
+    reasons = [line for line in told if not line.startswith("\t")]
+    if type(error).__name__ == "ActorDiedError" and kinds and reasons:
+        return f"{kinds[0]}: {reasons[0]}"
+    return first_line(error)
 
 
 _GONE = {
