@@ -80,7 +80,7 @@ def parts(run: str, threads: int) -> dict[str, float]:
     from timm.utils import ModelEmaV3
 
     from ns_ray.compute import keep_memory
-    from ns_ray.config import load_recipe, train_config
+    from ns_ray.config import Images, chosen_in, load_recipe, settle, train_config
     from ns_ray.data import Augment, decode
     from ns_ray.model import Predictor, build_noised, precision_for
     from ns_ray.store import open_corpus
@@ -88,14 +88,18 @@ def parts(run: str, threads: int) -> dict[str, float]:
 
     keep_memory()
     torch.set_num_threads(threads)
-    config = load_recipe("digits", [])
     corpora = {n: open_corpus(f"{run}/corpora/{n}") for n in ("labeled", "unlabeled", "test")}
     tables = {
         name: [image.as_py() for _, table in corpus.scan(["image"]) for image in table["image"]]
         for name, corpus in corpora.items()
     }
+    # What the run chose for its images: steps, noise and the number of teachers.
+    chosen = chosen_in(Path(run, "config.yaml").read_bytes())
+    counts = Images(len(tables["labeled"]), len(tables["unlabeled"]))
+    config, _ = settle(load_recipe("digits", []), counts, chosen)
+    teachers = config.label.teachers or 1
     seconds = {"steps": 0.0, "batches": 0.0, "labeling and scoring": 0.0}
-    trainings = [(config.teacher, False), *((s, True) for s in config.students)]
+    trainings = [(config.teacher, False)] * teachers + [(s, True) for s in config.students]
     for model_config, pseudo in [*trainings, (config.students[-1], False)]:
         train = train_config(config.train, model_config)
         images = train.batch_size * (1 + (int(train.unlabeled_ratio) if pseudo else 0))
@@ -132,7 +136,7 @@ def parts(run: str, threads: int) -> dict[str, float]:
         each = (time.perf_counter() - start) / len(some)
         seconds["batches"] += each * images * count / threads
     predictor = Predictor(f"{run}/model", images=1)
-    scored = [tables["unlabeled"]] * 2 + [tables["test"]] * 4 + [tables["labeled"]] * 4
+    scored = [tables["unlabeled"]] * (teachers + 1) + [tables["test"]] * 4
     predictor.predict(scored[0][:64])
     start = time.perf_counter()
     for images_ in scored:
