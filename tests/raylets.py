@@ -16,6 +16,7 @@ from typing import Any
 
 import yaml
 from conftest import RAY, free_ports
+from starting import in_time
 
 LISTS = (
     "initialization_commands",
@@ -49,9 +50,9 @@ def cluster_of(*cpus: int) -> Iterator[tuple[Any, list[Any]]]:
     from ray.cluster_utils import Cluster
 
     head = {"num_cpus": 0, "include_dashboard": False, "_system_config": QUICK, **STORE}
-    cluster = Cluster(initialize_head=True, head_node_args=head)
+    cluster = in_time(Cluster, initialize_head=True, head_node_args=head)
     try:
-        yield cluster, [cluster.add_node(num_cpus=count, **STORE) for count in cpus]
+        yield cluster, [in_time(cluster.add_node, num_cpus=count, **STORE) for count in cpus]
     finally:
         cluster.shutdown()
 

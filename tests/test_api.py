@@ -525,6 +525,7 @@ NOTEBOOK = """
 import os, shutil, signal, sys, threading, time
 from pathlib import Path
 import ray
+from starting import in_time
 from test_api import train
 
 if __name__ == "__main__":
@@ -545,7 +546,7 @@ if __name__ == "__main__":
     else:
         sys.exit("it was not interrupted")
 
-    ray.init("local", num_cpus=4, include_dashboard=False, log_to_driver=False)
+    in_time(ray.init, "local", num_cpus=4, include_dashboard=False, log_to_driver=False)
 
     @ray.remote(num_cpus=1)
     def task():

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from raylets import autoscaling_head, cluster_of, driver_of
+from starting import in_time
 from tiny import flat_folder, folder_per_class, write_config
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
@@ -42,7 +43,7 @@ def test_a_training_goes_on_with_fewer_workers_and_then_with_all_again(tmp_path:
         driver.until_there(tmp_path, "runs/tiny/gen-00/checkpoints/*/last*.pt")
         cluster.remove_node(nodes[0], allow_graceful=False)
         driver.until(lambda line: "gen-00 train: going on with 1 of 2 workers" in line)
-        cluster.add_node(num_cpus=2)
+        in_time(cluster.add_node, num_cpus=2)
         driver.until(lambda line: "going on with 2 of 2 workers" in line)
         driver.until(lambda line: "gen-00 train: 288 steps in" in line, 300)
     facts = json.loads((tmp_path / "runs/tiny/gen-00/bundle/ns_ray.json").read_text())
@@ -82,7 +83,7 @@ def test_a_cluster_without_an_autoscaler_is_waited_for_within_bounds() -> None:
             {**two, "max_wait": "90s"},
         ) as driver:
             driver.until(lambda line: "waiting for nodes, at most 90s" in line)
-            cluster.add_node(num_cpus=1)
+            in_time(cluster.add_node, num_cpus=1)
             assert driver.ended() == 0, driver.text
         gpu, actor, *more = [line for line in driver.lines if "INFO" not in line]
         assert gpu.startswith("error: 1 training workers with 1 GPUs each, but there are 0 GPUs")

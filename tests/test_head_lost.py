@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from raylets import QUICK, STORE, Driver, driver_of
+from starting import in_time
 from tiny import flat_folder, folder_per_class, write_config
 
 from ns_ray.store.labels import open_labels
@@ -36,10 +37,10 @@ def headed() -> Iterator[Any]:
     from ray.cluster_utils import Cluster
 
     head = {"num_cpus": 0, "include_dashboard": False, "_system_config": QUICK, **STORE}
-    cluster = Cluster(initialize_head=True, head_node_args=head)
+    cluster = in_time(Cluster, initialize_head=True, head_node_args=head)
     try:
         for last in (2, 3):
-            cluster.add_node(num_cpus=2, node_ip_address=f"127.0.0.{last}", **STORE)
+            in_time(cluster.add_node, num_cpus=2, node_ip_address=f"127.0.0.{last}", **STORE)
         yield cluster
     finally:
         cluster.shutdown()

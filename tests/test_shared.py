@@ -16,6 +16,7 @@ from ray.cluster_utils import Cluster
 from ns_ray.compute import Machine
 from ns_ray.errors import ConfigError
 from ns_ray.planning import check_shared
+from starting import in_time
 from typer.testing import CliRunner
 from ns_ray.commands import app
 
@@ -23,9 +24,9 @@ driver, other, mounted, pile = sys.argv[1:]
 cluster, said = Cluster(), []
 for folder in (driver, other):
     os.chdir(folder)
-    cluster.add_node(num_cpus=1, include_dashboard=False, object_store_memory=100 * 2**20)
+    in_time(cluster.add_node, num_cpus=1, include_dashboard=False, object_store_memory=100 * 2**20)
 os.chdir(driver)
-ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
+in_time(ray.init, address=cluster.address, log_to_driver=False, logging_level="ERROR")
 for storage in (mounted, "/proc/self/cwd/runs"):
     try:
         check_shared(Machine(cpus=2, gpus=0, local=False), storage, "storage")
@@ -49,7 +50,7 @@ def test_a_disk_of_one_node_is_told_from_a_shared_folder(tmp_path: Path) -> None
     pile = flat_folder(tmp_path / "pile", 4)
     ran = subprocess.run(
         [sys.executable, "-c", PROGRAM, *map(str, [*folders, pile])],
-        env=user_environment(),
+        env={**user_environment(), "PYTHONPATH": str(Path(__file__).parent)},
         capture_output=True,
         text=True,
         check=False,

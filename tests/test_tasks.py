@@ -160,6 +160,7 @@ INTERRUPTED = """
 import os, signal, sys, time
 from pathlib import Path
 import ray
+from starting import in_time
 from ns_ray.compute import tasks
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in a shell's background
@@ -174,7 +175,7 @@ def calls():
         asked.append(n)
         yield (n,)
 
-ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+in_time(ray.init, address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
 try:
     for _ in tasks.each(work, calls(), here=False, doing="x"):
         pass
@@ -188,7 +189,8 @@ except KeyboardInterrupt:
 def test_after_an_interrupt_nothing_more_is_begun(tmp_path: Path) -> None:
     """In a process of its own: within Ray's code a signal may end one that has done much else."""
     command = [sys.executable, "-c", INTERRUPTED, str(tmp_path)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
+    process = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True)
     until_begun(str(tmp_path), 2)
     process.send_signal(signal.SIGINT)
     asked, _ = process.communicate(timeout=120)

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 import psutil
 from raylets import STORE, Driver
+from starting import in_time
 
 STOPPED_SECONDS = 6.0
 """Longer than a frozen node is borne (see `raylets.QUICK`); a worker is."""
@@ -84,7 +85,7 @@ class Scene:
     def _come(self) -> None:
         while self.wanted:
             self.wanted -= 1
-            self.nodes.append(self.cluster.add_node(num_cpus=self.cpus, **STORE))
+            self.nodes.append(in_time(self.cluster.add_node, num_cpus=self.cpus, **STORE))
 
     def do(self, faults: Sequence[str]) -> list[str]:
         """Do some of FAULTS at the same moment; whom they hit."""
