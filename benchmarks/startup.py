@@ -21,7 +21,6 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from machine import machine
 
@@ -59,8 +58,8 @@ def first_step() -> float:
         )
 
 
-def whole_digits(storage: str) -> tuple[float, dict[str, Any]]:
-    """Seconds of a whole run from its first log line on, and its result."""
+def whole_digits(storage: str) -> float:
+    """Seconds of a whole run from its first log line on."""
     command = [sys.executable, "-u", "-m", "ns_ray.run", "--set", f"storage={storage}"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
@@ -68,8 +67,7 @@ def whole_digits(storage: str) -> tuple[float, dict[str, Any]]:
     start = time.perf_counter()
     process.stdout.read()
     process.wait()
-    seconds = time.perf_counter() - start
-    return seconds, json.loads(Path(storage, "digits", "result.json").read_text())
+    return time.perf_counter() - start
 
 
 def parts(run: str, threads: int) -> dict[str, float]:
@@ -174,10 +172,13 @@ def main() -> None:
             corpus = pack(folder, out=f"{work}/corpus", classes=(), rows_per_shard=64).path
         labels = [first_label(bundle, corpus) for _ in range(args.rounds)]
         steps = [first_step() for _ in range(args.rounds)]
-        seconds, _ = whole_digits(work)
-        command = [sys.executable, __file__, "--parts", f"{work}/digits"]
-        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-        bare: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+        wholes, bares = [], []
+        for turn in range(args.rounds):  # in turn: a machine has slower minutes
+            storage = f"{work}/{turn}"
+            wholes.append(whole_digits(storage))
+            command = [sys.executable, __file__, "--parts", f"{storage}/digits"]
+            done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+            bares.append(json.loads(done.stdout.splitlines()[-1]))
 
     print(f"\nMachine: {machine()}; median of {args.rounds}\n")
     print("| | seconds |\n|---|---:|")
@@ -185,11 +186,14 @@ def main() -> None:
         spread = f"{min(values):.1f} to {max(values):.1f}"
         print(f"| command to {title} ({spread}) | {statistics.median(values):.1f} |")
     print("\n| digits, after start-up | seconds | against its parts |\n|---|---:|---:|")
-    for title, value in bare.items():
-        print(f"| {title} | {value:.1f} | |")
-    total = sum(bare.values())
-    print(f"| its parts together | {total:.1f} | 1.00 |")
-    print(f"| the whole run | {seconds:.1f} | {seconds / total:.2f} |")
+    for title in bares[0]:
+        print(f"| {title} | {statistics.median(bare[title] for bare in bares):.1f} | |")
+    together = [sum(bare.values()) for bare in bares]
+    ratios = [whole / parts for whole, parts in zip(wholes, together, strict=True)]
+    print(f"| its parts together | {statistics.median(together):.1f} | 1.00 |")
+    spread = f"{min(ratios):.2f} to {max(ratios):.2f}"
+    print(f"| the whole run ({spread}) | {statistics.median(wholes):.1f} ", end="")
+    print(f"| {statistics.median(ratios):.2f} |")
 
 
 if __name__ == "__main__":
