@@ -6,6 +6,7 @@
 #   make check    format, lint, types, architecture, packaging
 #   make coverage all tests, and the lines of ns_ray that they run
 #   make audit    known vulnerabilities of what is installed
+#   make oldest   the tests without Ray on the oldest packages that pyproject.toml allows
 #   make bench    the short benchmarks      make schema  write the documents that follow from the source
 #   make site     the documents as pages, in build/site
 #
@@ -26,7 +27,7 @@ NONE_CHOSEN := 5
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test trials coverage fast check audit bench schema site clean
+.PHONY: help install demo test trials coverage fast check audit oldest bench schema site clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -82,6 +83,21 @@ audit: $(INSTALLED)
 	  2>/dev/null && test -x $(AUDIT)/bin/pip-audit; then \
 	  $(AUDIT)/bin/pip-audit --no-deps --disable-pip -r $(AUDIT)/installed.txt; \
 	else echo 'pypi.org or pip-audit cannot be reached; what is installed:' && cat $(AUDIT)/installed.txt; fi
+
+# In an environment of its own. Left out: what looks at the source, which new packages judge; words
+# of Typer and of huggingface_hub and a rounding of Pillow's that are of newer ones.
+OLDEST := build/oldest
+NOT_OF_THE_OLDEST := $(addprefix --ignore=tests/test_,architecture.py packaging.py documents.py schema_published.py)
+oldest:
+	@mkdir -p $(OLDEST)
+	test -x $(OLDEST)/bin/uv || { $(PYTHON) -m venv $(OLDEST) && \
+	  $(OLDEST)/bin/pip install --disable-pip-version-check --quiet 'uv>=0.5' 'setuptools>=77'; }
+	$(OLDEST)/bin/uv pip compile --quiet --resolution lowest-direct --extra dev \
+	  --python $(OLDEST)/bin/python pyproject.toml --output-file $(OLDEST)/requirements.txt
+	$(OLDEST)/bin/pip install --disable-pip-version-check --quiet --no-deps -r $(OLDEST)/requirements.txt
+	$(OLDEST)/bin/pip install --disable-pip-version-check --quiet --no-deps --editable .
+	$(OLDEST)/bin/python -m pytest $(PARALLEL) -W default::DeprecationWarning $(NOT_OF_THE_OLDEST) \
+	  -m 'not ray and not trial' -k 'not Input and not crop_alone and not hub_that_is_not_there' $(PYTEST_ARGS)
 
 bench: $(INSTALLED)
 	@printf '%s\n' "$$SHORT_BENCHMARKS" | awk '{ all += $$1; lines = lines "  " $$0 "\n" } \

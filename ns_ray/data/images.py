@@ -24,7 +24,7 @@ HEIC = find_spec("pillow_heif") is not None
 
 FORMATS = (
     *("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM"),
-    *(("AVIF",) if features.check("avif") else ()),  # Pillow 11.3, and not every build of it
+    *(("AVIF",) if features.check("avif") else ()),  # not every build of Pillow has it
     *(("HEIF",) if HEIC else ()),
 )
 """What is opened. Pillow's other readers are never offered a byte."""

@@ -98,7 +98,7 @@ def on_the_hub(name: str) -> tuple[str, int]:
     try:
         config, architecture, _ = load_model_config_from_hf(name.removeprefix(HUB))
         return str(architecture), int(config["num_classes"])
-    except OSError as error:
+    except (OSError, RuntimeError) as error:  # the latter from huggingface_hub 1.x, of its retries
         raise ConfigError(
             f"pretrained={name} cannot be had ({first_line(error)}); see that it is there, that "
             "HF_TOKEN may read it, and that the Hub (HF_ENDPOINT) can be reached"
