@@ -113,9 +113,9 @@ define SHORT_BENCHMARKS
 5 label_speed --images 1024 --plain-images 192 --rounds 1
 2 train_speed --epochs 1 --rounds 1
 2 train_speed --size 224 --images 256 --rounds 1
-4 startup --rounds 1
+3 startup --rounds 1
 3 label_scale --rows 4096
-3 selection_scale --rows 1,2,4
+2 selection_scale --rows 1,2
 3 serve --seconds 2
 endef
 export SHORT_BENCHMARKS
