@@ -149,6 +149,24 @@ def test_batch_norms_keep_the_statistics_of_pretraining_or_do_not(
     assert learnt == {False}
 
 
+def test_a_start_goes_without_the_prior_that_training_adds(tmp_path: Path) -> None:
+    """Or a fitted classifier that takes the place of the model would find no rare class."""
+    folder = folder_per_class(tmp_path / "labeled", 6)
+    for path in sorted((folder / "red").iterdir())[1:]:
+        path.unlink()
+    (folder / "violet").mkdir()
+    corpus = pack(str(folder), out=str(tmp_path / "corpus"), classes=(*sorted(COLORS), "violet"))
+    assert corpus.class_counts[-1] == 0
+    model, device = build(ModelConfig(model="test_resnet", image_size=32), 4), torch.device("cpu")
+    images, logits = torch.rand(5, 3, 32, 32), []
+    prior = torch.tensor(corpus.class_counts).clamp(min=1).log()
+    for added in (None, prior):
+        head.start_head(model, corpus, device, added)
+        logits.append(model.eval()(images))
+    torch.testing.assert_close(logits[1][:, :3] + prior[:3], logits[0][:, :3])
+    assert (logits[1][:, 3] < logits[1].amax(dim=1)).all()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("lr", "alone"), [(1e-9, False), (30.0, True)])
 def test_a_fine_tuning_that_does_harm_is_not_the_model(

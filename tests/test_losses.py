@@ -115,6 +115,11 @@ def test_a_class_without_images_has_a_prior_all_the_same() -> None:
     assert log_prior([1, 3, 0, 4]).exp().tolist() == pytest.approx([1 / 9, 3 / 9, 1 / 9, 4 / 9])
 
 
+def test_no_class_is_rarer_in_a_selection_than_among_labeled_images() -> None:
+    found = log_prior([100, 100, 0, 50], at_least=[20, 0, 2, 5]).exp()
+    assert found.tolist() == pytest.approx([100 / 260, 100 / 260, 10 / 260, 50 / 260])
+
+
 def test_the_mean_is_not_written_into_the_settings_and_the_sum_is() -> None:
     """What was trained before there was a sum keeps its fingerprint."""
     assert "loss" not in TrainConfig().model_dump(mode="json")

@@ -184,10 +184,11 @@ def selection(tmp_path: Path) -> str:
 def test_logits_are_adjusted_by_the_classes_of_their_stream(selection: str, tau: float) -> None:
     seen, _ = forward(learner({}, selection=selection, logit_adjustment=tau, label_smoothing=0.0))
     assert seen.logits.grad is not None
-    # Of a network that says nothing the loss hears the prior; a class without images has one.
+    # Of a network that says nothing the loss hears the prior; a class without images has one, and
+    # none is rarer beside the most frequent in the selection than among the labeled images.
     labeled, pseudo = (
         torch.tensor(counts) ** tau / (torch.tensor(counts) ** tau).sum()
-        for counts in ([1, 2, 1, 4, 1], COPIES)
+        for counts in ([1, 2, 1, 4, 1], [15, 30, 15, 60, 60])
     )
     rows, weight = torch.nn.functional.one_hot, 3.0
     labeled = (labeled - rows(LABELS, CLASSES)) / 4 / (1 + weight)

@@ -70,7 +70,8 @@ class TrainConfig(Settings):
     adds tau * log(share of the class) to the logits, so predictions, which go without, take all
     classes for equally frequent. Shares are those of the labeled classes for labeled images and
     those of the selection, copies counted, for pseudo-labeled ones: balanced ones change nothing.
-    Together with `class_weights` it corrects twice. 0: off."""
+    There none counts as rarer than among the labeled images: one that the teacher does not find
+    would be seen everywhere. Together with `class_weights` it corrects twice. 0: off."""
     ema_decay: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.999
     """Decay of the averaged weights, ramped as min(decay, t / (9 + t)) at step t."""
     clip_grad: float | None = Field(default=None, gt=0)

@@ -59,13 +59,17 @@ class Head:
         return f"the classifier starts as logistic regression on the labeled images{right}"
 
 
-def start_head(model: nn.Module, corpus: Corpus, device: torch.device) -> Head | None:
+def start_head(
+    model: nn.Module, corpus: Corpus, device: torch.device, prior: torch.Tensor | None = None
+) -> Head | None:
     """Fit a model's classifier on its features of a corpus, and put it in.
 
     Args:
         model: of timm, on the device; its classifier may be anything.
         corpus: labeled images.
         device: where the features are computed, in fp32.
+        prior: float32 [classes], what training adds to the logits of labeled images: the model's
+            own are the fitted ones without it. None: nothing.
 
     Returns:
         What was fitted; None, and the model as it was, where the images are many or the classifier
@@ -82,6 +86,9 @@ def start_head(model: nn.Module, corpus: Corpus, device: torch.device) -> Head |
         classifier.weight.copy_(torch.from_numpy(head.weight))
         if classifier.bias is not None:
             classifier.bias.copy_(torch.from_numpy(head.bias))
+            if prior is not None:  # a class without images stays below all others
+                has_images = torch.tensor(corpus.class_counts, device=prior.device) > 0
+                classifier.bias.sub_(torch.where(has_images, prior, prior.max()))
     return head
 
 

@@ -39,7 +39,7 @@ from ns_ray.model import (
 from ns_ray.store import Corpus, Count, Seconds, holding, open_corpus, open_selection
 from ns_ray.training.calibration import calibrate, divide
 from ns_ray.training.checkpoints import Checkpoints
-from ns_ray.training.head import clearly_better, start_head
+from ns_ray.training.head import Head, clearly_better, start_head
 from ns_ray.training.job import Job
 from ns_ray.training.loader import DeviceBatch
 from ns_ray.training.losses import balanced_weights, dense, log_prior, mixed_loss
@@ -116,17 +116,20 @@ class Learner:
             self._weights = balanced_weights(corpus.class_counts).to(device)
         self._priors: list[torch.Tensor] = []
         if train.logit_adjustment:
-            counts = [corpus.class_counts]
+            labeled = corpus.class_counts
+            priors = [log_prior(labeled)]
             if job.selection is not None:
-                counts.append(open_selection(job.selection).class_counts)
-            self._priors = [train.logit_adjustment * log_prior(c).to(device) for c in counts]
+                # A class that the teacher did not find in the pile may well be there.
+                found = open_selection(job.selection).class_counts
+                priors.append(log_prior(found, at_least=labeled))
+            self._priors = [train.logit_adjustment * prior.to(device) for prior in priors]
 
     def start_head(self) -> str | None:
         """Give pretrained weights a fitted classifier, before the first step; a line for people
         where that was done."""
         if not self._fresh_head:
             return None
-        head = start_head(self.model, self._corpus, self._device)
+        head = self._fitted(self.model)
         if head is None:
             return None
         self.ema.set(self.model)
@@ -327,8 +330,12 @@ class Learner:
         torch.manual_seed(self._job.seed)
         noise, classes = self._train.noise, len(self._corpus.classes)
         model = build_noised(self._config, noise, classes)[0].to(self._device)
-        found = start_head(model, self._corpus, self._device)
-        return model.eval() if found else None
+        return model.eval() if self._fitted(model) else None
+
+    def _fitted(self, model: nn.Module) -> Head | None:
+        """`start_head`, its logits without the prior that is added to those of labeled images."""
+        prior = self._priors[0] if self._priors else None
+        return start_head(model, self._corpus, self._device, prior)
 
 
 def make_optimizer(model: nn.Module, train: TrainConfig, device: torch.device) -> Optimizer:

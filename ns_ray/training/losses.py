@@ -72,10 +72,21 @@ def balanced_weights(counts: Sequence[int]) -> torch.Tensor:
     return torch.where(images > 0, weights, 0.0)
 
 
-def log_prior(counts: Sequence[int]) -> torch.Tensor:
-    """float32 [classes]: the logarithm of the share of each class; one without images counts as if
-    it had one."""
+def log_prior(counts: Sequence[int], at_least: Sequence[int] | None = None) -> torch.Tensor:
+    """The logarithm of the share of each class.
+
+    Args:
+        counts: images of each class; one that has none counts as if it had one.
+        at_least: other images of these classes. No class counts for less, beside the most frequent
+            one, than it does among these.
+
+    Returns:
+        float32 [classes].
+    """
     images = torch.tensor(counts, dtype=torch.float32).clamp(min=1.0)
+    if at_least is not None:
+        others = torch.tensor(at_least, dtype=torch.float32).clamp(min=1.0)
+        images = torch.maximum(images, others * (images.max() / others.max()))
     return (images / images.sum()).log()
 
 
