@@ -1,5 +1,6 @@
 """The classifier that a pretrained model starts with: logistic regression on frozen features."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -165,6 +166,18 @@ def test_a_start_goes_without_the_prior_that_training_adds(tmp_path: Path) -> No
         logits.append(model.eval()(images))
     torch.testing.assert_close(logits[1][:, :3] + prior[:3], logits[0][:, :3])
     assert (logits[1][:, 3] < logits[1].amax(dim=1)).all()
+
+
+def test_models_that_take_classes_for_alike_are_compared_on_uneven_images_with_the_prior(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    labels = np.array([0] * 8 + [1] * 2)
+    rows = {"one": [[1, 0]] * 8 + [[0, 0.5]] * 2, "other": [[0, 0.5]] * 8 + [[0, 3]] * 2}
+    found = {name: np.array(logits, np.float32) for name, logits in rows.items()}
+    monkeypatch.setattr(head, "forward", lambda model, *_: (found[model], labels))
+    better: Any = partial(head.clearly_better, "one", "other", None, torch.device("cpu"))
+    assert better()
+    assert not better(torch.tensor([0.8, 0.2]).log())
 
 
 @pytest.mark.slow

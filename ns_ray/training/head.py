@@ -92,17 +92,26 @@ def start_head(
     return head
 
 
-def clearly_better(one: nn.Module, other: nn.Module, corpus: Corpus, device: torch.device) -> bool:
+def clearly_better(
+    one: nn.Module,
+    other: nn.Module,
+    corpus: Corpus,
+    device: torch.device,
+    prior: torch.Tensor | None = None,
+) -> bool:
     """Whether a paired exact test on labeled images that neither has seen prefers the one model.
 
     Args:
         one, other: of timm, on the device.
         corpus: the images.
         device: where they are looked at.
+        prior: float32 [classes], added to the logits of both: the images are as uneven as the
+            labeled ones, and the models take all classes for alike. None: nothing.
     """
-    right = []
+    right, added = [], 0.0 if prior is None else prior.cpu().numpy()
     for model in (one, other):
         logits, labels = forward(model, corpus, device, model)
+        logits = logits + added
         right.append(logits.argmax(axis=1) == labels)
     gained, differ = int((right[0] & ~right[1]).sum()), int((right[0] != right[1]).sum())
     if not differ:

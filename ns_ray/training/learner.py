@@ -302,7 +302,9 @@ class Learner:
         if self._job.validation is not None:
             held_out = open_corpus(self._job.validation)
             alone = self._head_alone() if self._job.selection is None else None
-            if alone is not None and clearly_better(alone, model, held_out, self._device):
+            if alone is not None and clearly_better(
+                alone, model, held_out, self._device, self._prior
+            ):
                 model, said = alone, HEAD_ALONE
                 facts = {**facts, "head_alone": True}
             temperature = calibrate(model, held_out, self._device, pretrained=self._fresh_head)
@@ -334,8 +336,12 @@ class Learner:
 
     def _fitted(self, model: nn.Module) -> Head | None:
         """`start_head`, its logits without the prior that is added to those of labeled images."""
-        prior = self._priors[0] if self._priors else None
-        return start_head(model, self._corpus, self._device, prior)
+        return start_head(model, self._corpus, self._device, self._prior)
+
+    @property
+    def _prior(self) -> torch.Tensor | None:
+        """What is added to the logits of labeled images."""
+        return self._priors[0] if self._priors else None
 
 
 def make_optimizer(model: nn.Module, train: TrainConfig, device: torch.device) -> Optimizer:
