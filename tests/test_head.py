@@ -1,6 +1,5 @@
 """The classifier that a pretrained model starts with: logistic regression on frozen features."""
 
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -175,9 +174,9 @@ def test_models_that_take_classes_for_alike_are_compared_on_uneven_images_with_t
     rows = {"one": [[1, 0]] * 8 + [[0, 0.5]] * 2, "other": [[0, 0.5]] * 8 + [[0, 3]] * 2}
     found = {name: np.array(logits, np.float32) for name, logits in rows.items()}
     monkeypatch.setattr(head, "forward", lambda model, *_: (found[model], labels))
-    better: Any = partial(head.clearly_better, "one", "other", None, torch.device("cpu"))
-    assert better()
-    assert not better(torch.tensor([0.8, 0.2]).log())
+    compared: list[Any] = ["one", "other", None, torch.device("cpu")]
+    assert head.clearly_better(*compared)
+    assert not head.clearly_better(*compared, torch.tensor([0.8, 0.2]).log())
 
 
 @pytest.mark.slow
