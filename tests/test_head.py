@@ -176,7 +176,8 @@ def test_models_that_take_classes_for_alike_are_compared_on_uneven_images_with_t
     monkeypatch.setattr(head, "forward", lambda model, *_: (found[model], labels))
     compared: list[Any] = ["one", "other", None, torch.device("cpu")]
     assert head.clearly_better(*compared)
-    assert not head.clearly_better(*compared, torch.tensor([0.8, 0.2]).log())
+    compared.append(torch.tensor([0.8, 0.2]).log())
+    assert not head.clearly_better(*compared)
 
 
 @pytest.mark.slow
